@@ -1,0 +1,8 @@
+"""tinygen: a reverse-mode autograd over NumPy and CuPy arrays, and generative models built on it."""
+
+from tinygen import ops
+from tinygen.gradcheck import gradcheck
+from tinygen.tensor import Tensor, grad, no_grad
+
+__version__ = "0.1.0"
+__all__ = ["Tensor", "grad", "gradcheck", "no_grad", "ops"]

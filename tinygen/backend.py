@@ -1,0 +1,58 @@
+"""NumPy or CuPy: the one file that knows there are two kinds of arrays.
+
+Everything else asks ``xp(array)`` for the module whose functions take that array and writes one code for both.
+CuPy is imported when an array first goes to the device, never before.
+"""
+
+import sys
+
+import numpy
+
+
+def xp(*arrays):
+    """The module, ``numpy`` or ``cupy``, that the arrays belong to. NumPy scalars go with either.
+
+    Raises ValueError where some are on the host and some on the device.
+    """
+    host = device = False
+    for array in arrays:
+        if isinstance(array, numpy.ndarray):
+            host = True
+        elif not isinstance(array, numpy.generic):
+            device = True
+    if host and device:
+        raise ValueError("one array is on the cpu, another on cuda: move model and inputs with .to(device)")
+    return sys.modules["cupy"] if device else numpy
+
+
+def device_of(array) -> str:
+    """``"cpu"`` or ``"cuda"``."""
+    return "cpu" if xp(array) is numpy else "cuda"
+
+
+def to_device(array, device: str):
+    """``array`` on ``device`` (``"cpu"`` or ``"cuda"``); itself where it is there already.
+
+    Raises ValueError for another device name, RuntimeError where CuPy or a CUDA device is missing.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, needs 'cpu' or 'cuda'")
+    if device == "cpu":
+        return to_host(array)
+    try:
+        import cupy
+    except ImportError:
+        raise RuntimeError(
+            "device='cuda' needs CuPy: pip install 'tinygen[cuda13]' (or 'tinygen[cuda12]' for a CUDA 12 driver)"
+        ) from None
+    if not cupy.is_available():
+        raise RuntimeError(
+            "device='cuda': CuPy is installed but finds no CUDA device; check the driver and that the extra "
+            "(tinygen[cuda12] or tinygen[cuda13]) matches it, or use device='cpu'"
+        )
+    return cupy.asarray(array)
+
+
+def to_host(array) -> numpy.ndarray:
+    """``array`` as a NumPy array (from a device: a copy, which waits for the device)."""
+    return numpy.asarray(array if xp(array) is numpy else array.get())

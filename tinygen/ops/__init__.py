@@ -1,0 +1,68 @@
+"""Every differentiable operation, one family a file, and the operators of Tensor."""
+
+from tinygen.ops.conv import conv2d, conv_filter_grad, conv_transpose2d
+from tinygen.ops.elementwise import (
+    abs,
+    add,
+    astype,
+    clip,
+    div,
+    dropout,
+    elu,
+    exp,
+    expm1,
+    leaky_relu,
+    log,
+    log1p,
+    maximum,
+    mul,
+    neg,
+    pow,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
+from tinygen.ops.losses import bce_with_logits, softmax_cross_entropy
+from tinygen.ops.lstm import lstm_loop, lstm_scan
+from tinygen.ops.matmul import matmul
+from tinygen.ops.reduce import log_softmax, logsumexp, max, mean, softmax, sum, var
+from tinygen.ops.shape import (
+    broadcast_to,
+    concatenate,
+    flip,
+    getitem,
+    pad,
+    reshape,
+    skew,
+    split,
+    stack,
+    sum_to,
+    transpose,
+    unskew,
+)
+from tinygen.tensor import Tensor
+
+Tensor.__add__ = add
+Tensor.__radd__ = lambda x, y: add(y, x)
+Tensor.__sub__ = sub
+Tensor.__rsub__ = lambda x, y: sub(y, x)
+Tensor.__mul__ = mul
+Tensor.__rmul__ = lambda x, y: mul(y, x)
+Tensor.__truediv__ = div
+Tensor.__rtruediv__ = lambda x, y: div(y, x)
+Tensor.__pow__ = pow
+Tensor.__rpow__ = lambda x, y: pow(y, x)
+Tensor.__matmul__ = matmul
+Tensor.__rmatmul__ = lambda x, y: matmul(y, x)
+Tensor.__neg__ = neg
+Tensor.__abs__ = abs
+Tensor.__getitem__ = getitem
+Tensor.T = property(transpose)
+for _op in (sum, mean, reshape, transpose, exp, log, astype):
+    setattr(Tensor, _op.__name__, _op)
+
+__all__ = [name for name, value in globals().items() if callable(value) and name.islower() and name[0] != "_"]

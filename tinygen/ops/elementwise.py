@@ -1,0 +1,365 @@
+"""Elementwise operations, with NumPy's broadcasting. Derivatives at kinks follow PyTorch (relu'(0) = 0, and so on)."""
+
+import numpy as np
+
+from tinygen.backend import to_device, xp
+from tinygen.ops.shape import sum_to
+from tinygen.tensor import Op, Tensor
+
+
+class Binary(Op):
+    """An operation on two broadcast inputs. ``dx`` and ``dy`` give the gradient before the broadcast is undone."""
+
+    def backward(self, gy):
+        x, y = self.inputs
+        return (
+            sum_to(self.dx(gy, x, y), x.shape) if x.requires_grad else None,
+            sum_to(self.dy(gy, x, y), y.shape) if y.requires_grad else None,
+        )
+
+
+class Add(Binary):
+    def forward(self, x, y):
+        return x + y
+
+    def dx(self, gy, x, y):
+        return gy
+
+    def dy(self, gy, x, y):
+        return gy
+
+
+class Sub(Binary):
+    def forward(self, x, y):
+        return x - y
+
+    def dx(self, gy, x, y):
+        return gy
+
+    def dy(self, gy, x, y):
+        return -gy
+
+
+class Mul(Binary):
+    def forward(self, x, y):
+        return x * y
+
+    def dx(self, gy, x, y):
+        return gy * y
+
+    def dy(self, gy, x, y):
+        return gy * x
+
+
+class Div(Binary):
+    def forward(self, x, y):
+        return x / y
+
+    def dx(self, gy, x, y):
+        return gy / y
+
+    def dy(self, gy, x, y):
+        return -gy * self.output / y
+
+
+class Pow(Binary):
+    def forward(self, x, y):
+        return x**y
+
+    def dx(self, gy, x, y):
+        # y x^(y-1), where y = 0 is written 0 x^1: finite at x = 0.
+        return gy * (y * x ** where(y.data == 0, 1, y - 1))
+
+    def dy(self, gy, x, y):
+        # x^y log x, where 0^y log 0 is its limit, 0.
+        return gy * (self.output * log(where(x.data == 0, 1, x)))
+
+
+class Maximum(Binary):
+    def forward(self, x, y):
+        return xp(x, y).maximum(x, y)
+
+    def dx(self, gy, x, y):
+        return gy * _share(x, y)
+
+    def dy(self, gy, x, y):
+        return gy * _share(y, x)
+
+
+def _share(x, y):
+    """1 where x is larger, 1/2 where equal."""
+    half = x.dtype.type(0.5)
+    return Tensor((x > y) * half + (x >= y) * half)
+
+
+class Where(Op):
+    def __init__(self, condition):
+        self.condition = condition
+
+    def forward(self, x, y):
+        return xp(self.condition, x, y).where(self.condition, x, y)[()]  # a scalar stays one: both devices take it
+
+    def backward(self, gy):
+        x, y = self.inputs
+        return (
+            sum_to(where(self.condition, gy, 0), x.shape) if x.requires_grad else None,
+            sum_to(where(self.condition, 0, gy), y.shape) if y.requires_grad else None,
+        )
+
+
+class Neg(Op):
+    def forward(self, x):
+        return -x
+
+    def backward(self, gy):
+        return -gy
+
+
+class Exp(Op):
+    def forward(self, x):
+        return xp(x).exp(x)
+
+    def backward(self, gy):
+        return gy * self.output
+
+
+class Log(Op):
+    def forward(self, x):
+        return xp(x).log(x)
+
+    def backward(self, gy):
+        return gy / self.inputs[0]
+
+
+class Log1p(Op):
+    def forward(self, x):
+        return xp(x).log1p(x)
+
+    def backward(self, gy):
+        return gy / (1 + self.inputs[0])
+
+
+class Expm1(Op):
+    def forward(self, x):
+        return xp(x).expm1(x)
+
+    def backward(self, gy):
+        return gy * (self.output + 1)
+
+
+class Sqrt(Op):
+    def forward(self, x):
+        return xp(x).sqrt(x)
+
+    def backward(self, gy):
+        return gy / (2 * self.output)
+
+
+class Abs(Op):
+    def forward(self, x):
+        return xp(x).abs(x)
+
+    def backward(self, gy):
+        x = self.inputs[0].data
+        return gy * Tensor(xp(x).sign(x))
+
+
+class Tanh(Op):
+    def forward(self, x):
+        return xp(x).tanh(x)
+
+    def backward(self, gy):
+        y = self.output
+        return gy * (1 - y * y)
+
+
+class Sigmoid(Op):
+    def forward(self, x):
+        # Limiting -x where exp would overflow changes nothing: 1 / (1 + exp(large)) is 0 to the last bit or denormal.
+        return 1 / (1 + xp(x).exp(xp(x).minimum(-x, 88 if x.dtype == np.float32 else 709)))
+
+    def backward(self, gy):
+        y = self.output
+        return gy * (y * (1 - y))
+
+
+class Softplus(Op):
+    """log(1 + exp(x))"""
+
+    def forward(self, x):
+        return xp(x).maximum(x, 0) + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
+
+    def backward(self, gy):
+        return gy * sigmoid(self.inputs[0])
+
+
+class Relu(Op):
+    def forward(self, x):
+        return xp(x).maximum(x, 0)
+
+    def backward(self, gy):
+        return gy * Tensor(self.result > 0)
+
+
+class LeakyRelu(Op):
+    def __init__(self, slope):
+        self.slope = slope
+
+    def forward(self, x):
+        return xp(x).where(x > 0, x, x * self.slope)
+
+    def backward(self, gy):
+        return where(self.inputs[0].data > 0, gy, gy * self.slope)
+
+
+class Elu(Op):
+    """x where positive, exp(x) - 1 elsewhere."""
+
+    def forward(self, x):
+        return xp(x).where(x > 0, x, xp(x).expm1(xp(x).minimum(x, 0)))
+
+    def backward(self, gy):
+        return gy * where(self.inputs[0].data > 0, 1, self.output + 1)
+
+
+class Clip(Op):
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def forward(self, x):
+        return xp(x).clip(x, self.low, self.high)
+
+    def backward(self, gy):
+        x = self.inputs[0].data
+        return gy * Tensor((x >= self.low) & (x <= self.high))
+
+
+class Astype(Op):
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.astype(self.dtype)
+
+    def backward(self, gy):
+        return astype(gy, self.inputs[0].dtype)
+
+
+def add(x, y) -> Tensor:
+    """x + y"""
+    return Add()(x, y)
+
+
+def sub(x, y) -> Tensor:
+    """x - y"""
+    return Sub()(x, y)
+
+
+def mul(x, y) -> Tensor:
+    """x * y"""
+    return Mul()(x, y)
+
+
+def div(x, y) -> Tensor:
+    """x / y"""
+    return Div()(x, y)
+
+
+def pow(x, y) -> Tensor:
+    """x ** y, differentiable in both (in y where x >= 0)"""
+    return Pow()(x, y)
+
+
+def maximum(x, y) -> Tensor:
+    """The larger of each pair; ties share the gradient equally."""
+    return Maximum()(x, y)
+
+
+def where(condition, x, y) -> Tensor:
+    """x where ``condition`` (a boolean array) holds, y elsewhere."""
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        x = Tensor(x)
+    return Where(condition.data if isinstance(condition, Tensor) else condition)(x, y)
+
+
+def neg(x) -> Tensor:
+    """-x"""
+    return Neg()(x)
+
+
+def exp(x) -> Tensor:
+    """e to the x"""
+    return Exp()(x)
+
+
+def log(x) -> Tensor:
+    """natural logarithm"""
+    return Log()(x)
+
+
+def log1p(x) -> Tensor:
+    """log(1 + x), exact near 0"""
+    return Log1p()(x)
+
+
+def expm1(x) -> Tensor:
+    """exp(x) - 1, exact near 0"""
+    return Expm1()(x)
+
+
+def sqrt(x) -> Tensor:
+    """square root"""
+    return Sqrt()(x)
+
+
+def abs(x) -> Tensor:
+    """absolute value; derivative 0 at 0"""
+    return Abs()(x)
+
+
+def tanh(x) -> Tensor:
+    """hyperbolic tangent"""
+    return Tanh()(x)
+
+
+def sigmoid(x) -> Tensor:
+    """1 / (1 + exp(-x)), without overflow"""
+    return Sigmoid()(x)
+
+
+def softplus(x) -> Tensor:
+    """log(1 + exp(x)), without overflow"""
+    return Softplus()(x)
+
+
+def relu(x) -> Tensor:
+    """max(x, 0); derivative 0 at 0"""
+    return Relu()(x)
+
+
+def leaky_relu(x, slope: float = 0.01) -> Tensor:
+    """x where positive, slope * x elsewhere"""
+    return LeakyRelu(slope)(x)
+
+
+def elu(x) -> Tensor:
+    """x where positive, exp(x) - 1 elsewhere"""
+    return Elu()(x)
+
+
+def clip(x, low: float, high: float) -> Tensor:
+    """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside"""
+    return Clip(low, high)(x)
+
+
+def astype(x, dtype) -> Tensor:
+    """x in another floating dtype"""
+    return Astype(dtype)(x)
+
+
+def dropout(x, p: float, rng) -> Tensor:
+    """Zero each value with probability p and divide the others by 1 - p (Srivastava et al. 2014, inverted)."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p is {p}, needs 0 <= p < 1")
+    kept = rng.random(x.shape, np.float32) >= p
+    return x * Tensor(to_device(kept.astype(x.dtype) / x.dtype.type(1 - p), x.device))

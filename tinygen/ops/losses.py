@@ -1,0 +1,59 @@
+"""Stable losses on logits: one value an element, in nats; summing and averaging is left to the caller."""
+
+from tinygen.backend import xp
+from tinygen.ops.elementwise import Binary, sigmoid
+from tinygen.ops.reduce import softmax
+from tinygen.tensor import Op, Tensor
+
+
+class BceWithLogits(Binary):
+    def forward(self, x, t):
+        return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
+
+    def dx(self, gy, x, t):
+        return gy * (sigmoid(x) - t)
+
+    def dy(self, gy, x, t):
+        return -gy * x
+
+
+class SoftmaxCrossEntropy(Op):
+    def __init__(self, labels, axis):
+        self.axis = axis
+        self.labels = xp(labels).expand_dims(labels, axis)  # one class each, lined up with the logits
+
+    def forward(self, x):
+        shifted = x - x.max(axis=self.axis, keepdims=True)
+        picked = xp(x).take_along_axis(shifted, self.labels, axis=self.axis)
+        return (xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True)) - picked).squeeze(self.axis)
+
+    def backward(self, gy):
+        x = self.inputs[0]
+        shape = [1] * x.ndim
+        shape[self.axis] = x.shape[self.axis]
+        one_hot = self.labels == xp(x.data).arange(x.shape[self.axis]).reshape(shape)
+        gy = gy.reshape(self.labels.shape)
+        return gy * (softmax(x, self.axis) - Tensor(one_hot))
+
+
+def bce_with_logits(logits, targets) -> Tensor:
+    """-log Bernoulli(targets | sigmoid(logits)) = softplus(x) - x t, elementwise: finite at any finite logit."""
+    return BceWithLogits()(logits, targets)
+
+
+def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
+    """-log softmax(logits)[label]: logits with K classes along ``axis``, integer labels without that axis.
+
+    Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host (a device is not waited for).
+    """
+    labels = labels.data if isinstance(labels, Tensor) else labels
+    axis %= logits.ndim
+    expected = logits.shape[:axis] + logits.shape[axis + 1 :]
+    if labels.shape != expected or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"softmax_cross_entropy: labels {labels.shape} {labels.dtype}, needs integers {expected} "
+            f"for logits {logits.shape} with classes along axis {axis}"
+        )
+    if xp(labels).__name__ == "numpy" and labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[axis]:
+        raise ValueError(f"softmax_cross_entropy: labels {labels.min()}..{labels.max()}, needs 0..{logits.shape[axis] - 1}")
+    return SoftmaxCrossEntropy(labels.astype("int64"), axis)(logits)

@@ -1,0 +1,165 @@
+"""One recurrence for three layers: an LSTM over steps, whose state is a line of cells.
+
+    a_t = gates_t + W * h_{t-1}             W: taps along the line, zero beyond its ends
+    i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of the four parts of a_t
+    c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)
+
+    line of length 1, taps (0,)       the plain LSTM
+    taps (-1, 0, 1)                   the Row LSTM: steps are rows, the line is a row
+    taps (-1, 0)                      the Diagonal BiLSTM on a skewed image: steps are diagonals, the line is a column
+
+Arrays are laid out (step, channel, line, image): each step is then one matrix product, (4h, taps * h) times
+(taps * h, line * image), a shift along the line moves whole runs of images, and the four gates are contiguous blocks.
+"""
+
+from tinygen.backend import xp
+from tinygen.ops.elementwise import sigmoid, tanh
+from tinygen.ops.shape import concatenate, pad, stack
+from tinygen.tensor import Op, Tensor, grad, recording
+
+
+class LstmScan(Op):
+    def __init__(self, taps):
+        self.taps = taps
+
+    def forward(self, gates, w, h0, c0):
+        steps, _, line, images = gates.shape
+        n = h0.shape[0]
+        m = xp(gates, w, h0, c0)
+        matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)  # (4h, taps * h)
+        hs, cs = (m.empty((steps, n, line, images), gates.dtype) for _ in range(2))
+        self.activations = m.empty((steps, 4, n, line, images), gates.dtype)
+        h, c = h0, c0
+        for t in range(steps):
+            seen = _shifted(h, self.taps).reshape(-1, line * images)
+            a = self.activations[t].reshape(4 * n, line * images)
+            m.matmul(matrix, seen, out=a)
+            a = a.reshape(4 * n, line, images)
+            a += gates[t]
+            _sigmoid(a[: 2 * n])
+            m.tanh(a[2 * n : 3 * n], out=a[2 * n : 3 * n])
+            _sigmoid(a[3 * n :])
+            i, f, g, o = self.activations[t]
+            m.multiply(f, c, out=cs[t])
+            c = cs[t]
+            c += i * g
+            m.tanh(c, out=hs[t])
+            h = hs[t]
+            h *= o
+        return hs, cs
+
+    def backward(self, ghs, gcs):
+        if recording():
+            return self._backward_composed(ghs, gcs)
+        return tuple(Tensor(g) for g in self._backward_arrays(*(None if t is None else t.data for t in (ghs, gcs))))
+
+    def _backward_composed(self, ghs, gcs):
+        """To be differentiated again: the derivative of the textbook loop."""
+        pairs = [(y, gy) for y, gy in zip(lstm_loop(*self.inputs, self.taps), (ghs, gcs)) if gy is not None]
+        wanted = [x for x in self.inputs if x.requires_grad]
+        found = iter(grad([y for y, _ in pairs], wanted, [gy for _, gy in pairs], create_graph=True))
+        return tuple(next(found) if x.requires_grad else None for x in self.inputs)
+
+    def _backward_arrays(self, ghs, gcs):
+        _, w, h0, c0 = (x.data for x in self.inputs)
+        hs, cs = self.result
+        m = xp(w)
+        steps, n, line, images = hs.shape
+        matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)
+        gates = m.empty((steps, 4, n, line, images), hs.dtype)
+        gmatrix = m.zeros_like(matrix)
+        gh, gc = m.zeros_like(h0), m.zeros_like(c0)
+        for t in reversed(range(steps)):
+            i, f, g, o = self.activations[t]
+            gi, gf, gg, go = gates[t]
+            h_before, c_before = (hs[t - 1], cs[t - 1]) if t else (h0, c0)
+            if ghs is not None:
+                gh += ghs[t]
+            if gcs is not None:
+                gc += gcs[t]
+            tanh_c = m.tanh(cs[t])
+            gc += gh * o * (1 - tanh_c * tanh_c)
+            m.multiply(gh * tanh_c, o * (1 - o), out=go)
+            m.multiply(gc * g, i * (1 - i), out=gi)
+            m.multiply(gc * c_before, f * (1 - f), out=gf)
+            m.multiply(gc * i, 1 - g * g, out=gg)
+            gc *= f
+            ga = gates[t].reshape(4 * n, line * images)
+            gmatrix += ga @ _shifted(h_before, self.taps).reshape(-1, line * images).T
+            gh = _unshifted((matrix.T @ ga).reshape(len(self.taps), n, line, images), self.taps)
+        gw = gmatrix.reshape(4 * n, len(self.taps), n).transpose(0, 2, 1)
+        return gates.reshape(steps, 4 * n, line, images), gw, gh, gc
+
+
+def _sigmoid(a):
+    """In place, through tanh, which does not overflow: sigmoid(a) = (1 + tanh(a / 2)) / 2."""
+    a *= 0.5
+    xp(a).tanh(a, out=a)
+    a *= 0.5
+    a += 0.5
+
+
+def _shifted(h, taps):
+    """(h, line, images) -> (taps, h, line, images): what each tap sees."""
+    if taps == (0,):
+        return h
+    n, line, images = h.shape
+    seen = xp(h).zeros((len(taps), n, line, images), h.dtype)
+    for k, tap in enumerate(taps):
+        here, there = _overlap(tap, line)
+        seen[k, :, here] = h[:, there]
+    return seen
+
+
+def _unshifted(g, taps):
+    """The derivative of ``_shifted``."""
+    if taps == (0,):
+        return g[0]
+    total = xp(g).zeros(g.shape[1:], g.dtype)
+    for k, tap in enumerate(taps):
+        here, there = _overlap(tap, g.shape[2])
+        total[:, there] += g[k, :, here]
+    return total
+
+
+def _overlap(tap, line):
+    """Positions on the line, and those ``tap`` further along, where both exist."""
+    here = slice(max(0, -tap), max(0, line - max(0, tap)))
+    return here, slice(max(0, tap), max(0, line - max(0, -tap)))
+
+
+def lstm_loop(gates, w, h0, c0, taps=(0,)) -> tuple[Tensor, Tensor]:
+    """What ``lstm_scan`` computes, as the textbook writes it: its oracle, and its derivatives beyond the first."""
+    n, line, images = h0.shape
+    reach = max(abs(tap) for tap in taps)
+    h, c, hs, cs = h0, c0, [], []
+    for t in range(gates.shape[0]):
+        wide = pad(h, ((0, 0), (reach, reach), (0, 0)))
+        a = gates[t]
+        for k, tap in enumerate(taps):
+            seen = wide[:, reach + tap : reach + tap + line]
+            a = a + (w[:, :, k] @ seen.reshape(n, line * images)).reshape(4 * n, line, images)
+        i, f, g, o = (sigmoid(a[:n]), sigmoid(a[n : 2 * n]), tanh(a[2 * n : 3 * n]), sigmoid(a[3 * n :]))
+        c = f * c + i * g
+        h = o * tanh(c)
+        hs.append(h)
+        cs.append(c)
+    return stack(hs), stack(cs)
+
+
+def lstm_scan(gates, w, h0, c0, taps: tuple[int, ...] = (0,)) -> tuple[Tensor, Tensor]:
+    """An LSTM over a line of cells, fused: all its states and cells.
+
+    gates (T, 4h, line, N): input to state with the bias, in the order i, f, g, o; w (4h, h, taps): state to state;
+    h0, c0 (h, line, N): before the first step; ``taps``: which neighbours along the line a cell sees.
+    Result: h and c after each step, both (T, h, line, N). Raises ValueError where shapes do not fit.
+    Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
+    """
+    n = h0.shape[0]
+    expected = {"gates": (*gates.shape[:1], 4 * n, *h0.shape[1:]), "w": (4 * n, n, len(taps)), "c0": h0.shape}
+    for name, x in (("gates", gates), ("w", w), ("c0", c0)):
+        if x.shape != expected[name]:
+            raise ValueError(f"lstm_scan: {name} has shape {x.shape}, needs {expected[name]} for h0 {h0.shape}")
+    if gates.shape[0] == 0:
+        raise ValueError("lstm_scan: gates has no steps")
+    return LstmScan(tuple(taps))(gates, w, h0, c0)

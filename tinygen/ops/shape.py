@@ -1,0 +1,256 @@
+"""Operations that move values without changing them. Each one's derivative moves them back (and sums where copied)."""
+
+from tinygen.backend import to_device, xp
+from tinygen.tensor import Op, Tensor
+
+
+class Reshape(Op):
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x):
+        return x.reshape(self.shape)
+
+    def backward(self, gy):
+        return reshape(gy, self.inputs[0].shape)
+
+
+class Transpose(Op):
+    def __init__(self, axes):
+        self.axes = axes
+
+    def forward(self, x):
+        return x.transpose(self.axes)
+
+    def backward(self, gy):
+        inverse = sorted(range(len(self.axes)), key=lambda i: self.axes[i])
+        return transpose(gy, inverse)
+
+
+class BroadcastTo(Op):
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x):
+        return xp(x).broadcast_to(x, self.shape)
+
+    def backward(self, gy):
+        return sum_to(gy, self.inputs[0].shape)
+
+
+class SumTo(Op):
+    """The derivative of broadcasting: sums over the axes that broadcasting added or stretched."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x):
+        added = x.ndim - len(self.shape)
+        axes = tuple(i for i in range(x.ndim) if i < added or self.shape[i - added] != x.shape[i])
+        return x.sum(axis=axes, keepdims=True).reshape(self.shape)
+
+    def backward(self, gy):
+        return broadcast_to(gy, self.inputs[0].shape)
+
+
+class GetItem(Op):
+    def __init__(self, index):
+        self.index = index
+
+    def forward(self, x):
+        return x[self.index]
+
+    def backward(self, gy):
+        return Scatter(self.index, self.inputs[0].shape)(gy)
+
+
+class Scatter(Op):
+    """The derivative of indexing: zeros of ``shape`` with x added at ``index`` (repeated indices add up)."""
+
+    def __init__(self, index, shape):
+        self.index, self.shape = index, shape
+
+    def forward(self, x):
+        y = xp(x).zeros(self.shape, x.dtype)
+        if all(hasattr(i, "start") or i is None or i is Ellipsis or isinstance(i, int) for i in _tuple(self.index)):
+            y[self.index] = x  # slices and integers reach each element once
+        else:
+            xp(x).add.at(y, self.index, x)
+        return y
+
+    def backward(self, gy):
+        return gy[self.index]
+
+
+class Concatenate(Op):
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, *xs):
+        return xp(*xs).concatenate(xs, axis=self.axis)
+
+    def backward(self, gy):
+        ends = [0]
+        for x in self.inputs:
+            ends.append(ends[-1] + x.shape[self.axis])
+        return tuple(_slice(gy, self.axis, start, stop) for start, stop in zip(ends, ends[1:]))
+
+
+class Pad(Op):
+    def __init__(self, widths):
+        self.widths = widths
+
+    def forward(self, x):
+        y = xp(x).zeros([before + n + after for n, (before, after) in zip(x.shape, self.widths)], x.dtype)
+        y[self._inside(x)] = x
+        return y
+
+    def backward(self, gy):
+        return gy[self._inside(self.inputs[0])]
+
+    def _inside(self, x):
+        return tuple(slice(before, before + n) for n, (before, after) in zip(x.shape, self.widths))
+
+
+class Flip(Op):
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, x):
+        return xp(x).flip(x, self.axis)
+
+    def backward(self, gy):
+        return flip(gy, self.axis)
+
+
+class Skew(Op):
+    """Row r moves right by r, so that a diagonal becomes a column: H x W -> H x (W + H - 1), zeros elsewhere."""
+
+    def __init__(self, row, column):
+        self.row, self.column = row, column
+
+    def forward(self, x):
+        shape = list(x.shape)
+        shape[self.column] += shape[self.row] - 1
+        y = xp(x).zeros(shape, x.dtype)
+        for out, row, _ in _rows(y, x, self.row, self.column):
+            out[...] = row
+        return y
+
+    def backward(self, gy):
+        return Unskew(self.row, self.column)(gy)
+
+
+class Unskew(Op):
+    def __init__(self, row, column):
+        self.row, self.column = row, column
+
+    def forward(self, y):
+        shape = list(y.shape)
+        shape[self.column] -= shape[self.row] - 1
+        x = xp(y).empty(shape, y.dtype)
+        for row, out, _ in _rows(y, x, self.row, self.column):
+            out[...] = row
+        return x
+
+    def backward(self, gx):
+        return Skew(self.row, self.column)(gx)
+
+
+def _rows(skewed, straight, row, column):
+    """Views of each row: its place in the skewed array and in the straight one."""
+    skewed, straight = (xp(a).moveaxis(a, (row, column), (0, 1)) for a in (skewed, straight))
+    for r in range(straight.shape[0]):
+        yield skewed[r, r : r + straight.shape[1]], straight[r], r
+
+
+def _tuple(index):
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _slice(x, axis, start, stop):
+    return x[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def reshape(x, *shape) -> Tensor:
+    """x with another shape, given as one tuple or as numbers; one entry may be -1."""
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    return Reshape(tuple(shape))(x)
+
+
+def transpose(x, *axes) -> Tensor:
+    """x with its axes in another order (reversed where none is given)."""
+    axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+    return Transpose(tuple(a % x.ndim for a in axes or reversed(range(x.ndim))))(x)
+
+
+def broadcast_to(x, shape) -> Tensor:
+    """x repeated to ``shape`` by NumPy's rule."""
+    return x if x.shape == tuple(shape) else BroadcastTo(tuple(shape))(x)
+
+
+def sum_to(x, shape) -> Tensor:
+    """x summed to ``shape``: the derivative of broadcast_to."""
+    return x if x.shape == tuple(shape) else SumTo(tuple(shape))(x)
+
+
+def getitem(x, index) -> Tensor:
+    """``x[index]``: slices, integers, None, ..., boolean or integer arrays (host index arrays go to x's device)."""
+    index = tuple(i.data if isinstance(i, Tensor) else i for i in _tuple(index))
+    index = tuple(to_device(i, x.device) if hasattr(i, "dtype") and i.ndim else i for i in index)
+    return GetItem(index)(x)
+
+
+def concatenate(xs, axis: int = 0) -> Tensor:
+    """Tensors of equal shape except along ``axis``, one after the other."""
+    xs = list(xs)
+    if not xs:
+        raise ValueError("concatenate: needs at least one Tensor")
+    return Concatenate(axis % xs[0].ndim)(*xs)
+
+
+def stack(xs, axis: int = 0) -> Tensor:
+    """Tensors of one shape along a new axis."""
+    xs = list(xs)
+    if not xs:
+        raise ValueError("stack: needs at least one Tensor")
+    axis %= xs[0].ndim + 1
+    return concatenate([x.reshape(x.shape[:axis] + (1,) + x.shape[axis:]) for x in xs], axis)
+
+
+def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
+    """As ``numpy.split``: into ``sections`` equal parts, or cut before each of the indices in a list."""
+    axis %= x.ndim
+    size = x.shape[axis]
+    if isinstance(sections, int):
+        if sections < 1 or size % sections:
+            raise ValueError(f"split: axis {axis} has {size} entries, which {sections} parts do not divide")
+        sections = range(size // sections, size, size // sections)
+    return [_slice(x, axis, start, stop) for start, stop in zip([0, *sections], [*sections, size])]
+
+
+def pad(x, widths) -> Tensor:
+    """x between zeros; ``widths``: one ``(before, after)`` for each axis."""
+    if len(widths) != x.ndim or any(len(w) != 2 or min(w) < 0 for w in widths):
+        raise ValueError(f"pad: widths {widths!r} needs one (before, after), not negative, for each of {x.ndim} axes")
+    return Pad([tuple(w) for w in widths])(x)
+
+
+def flip(x, axis: int | tuple[int, ...]) -> Tensor:
+    """x backwards along one axis or several."""
+    return Flip(axis)(x)
+
+
+def skew(x, row: int = -2, column: int = -1) -> Tensor:
+    """Row r moved right by r: the diagonals of H x W become the columns of H x (W + H - 1); zeros elsewhere.
+
+    ``row`` and ``column`` name the two axes. Source: van den Oord et al. 2016, section 3.2.
+    """
+    return Skew(row % x.ndim, column % x.ndim)(x)
+
+
+def unskew(x, row: int = -2, column: int = -1) -> Tensor:
+    """The inverse of ``skew``; what skewing left empty is dropped."""
+    if x.shape[column] < x.shape[row]:
+        raise ValueError(f"unskew: {x.shape[row]} rows skewed need at least as many columns, x has {x.shape[column]}")
+    return Unskew(row % x.ndim, column % x.ndim)(x)

@@ -1,0 +1,336 @@
+"""Reverse-mode automatic differentiation: Tensor, Op, grad(), no_grad().
+
+A Tensor is an array plus the Op that made it. An Op remembers its input Tensors; following them backwards from a
+result visits every step of its computation. ``grad`` does that in the reverse of the order in which the steps were made
+and applies the chain rule at each. An Op's backward is written in Tensor operations, so a derivative is a computation
+like any other and can be differentiated again.
+"""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from tinygen import backend
+
+_order = itertools.count()  # every recorded Op gets the next number: an Op's inputs always have smaller ones
+
+
+class _Recording(threading.local):
+    on = True
+
+
+_recording = _Recording()  # for each thread
+
+
+class no_grad(contextlib.ContextDecorator):
+    """Nothing computed inside records how it was computed: ``with no_grad():`` or ``@no_grad()``."""
+
+    def __enter__(self):
+        self._before = (*getattr(self, "_before", ()), _recording.on)  # a stack: one object may be entered again
+        _recording.on = False
+
+    def __exit__(self, *exception):
+        *self._before, _recording.on = self._before
+
+
+def recording() -> bool:
+    """Whether steps are recorded here: not under no_grad, nor in a derivative without create_graph."""
+    return _recording.on
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    ``Tensor(data, requires_grad=False)`` makes a leaf. ``data`` is a NumPy or CuPy array, used as it is, or a number
+    or nested list (floats become float32). ``requires_grad`` needs a floating dtype.
+
+    Attributes: ``data`` the array; ``grad`` the gradient that ``backward`` left on a leaf, or None.
+    Comparisons give plain boolean arrays; assignment to a part is refused.
+    """
+
+    __slots__ = ("__weakref__", "_index", "_op", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # so that ndarray * Tensor is left to Tensor.__rmul__
+    __hash__ = object.__hash__
+
+    def __init__(self, data, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor: data is a Tensor already; use it, or its .detach()")
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            if data.dtype == np.float64:
+                data = data.astype(np.float32)
+        if data.dtype.kind not in "fiub":
+            raise TypeError(f"Tensor: data has dtype {data.dtype}, needs real numbers")
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"Tensor: requires_grad needs a floating dtype, data has {data.dtype}")
+        self.data = data
+        self.grad = None
+        self.requires_grad = requires_grad
+        self._op = None
+        self._index = 0
+
+    # -- what it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+        return backend.device_of(self.data)
+
+    def __repr__(self):
+        made = f", made by {type(self._op).__name__}" if self._op else ", requires_grad" if self.requires_grad else ""
+        values = np.array2string(self.numpy(), threshold=20, precision=4, separator=", ", prefix="Tensor(")
+        return f"Tensor({values}, shape {self.shape}, {self.dtype} on {self.device}{made})"
+
+    # -- out of the graph
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array (a copy only from another device), outside the graph."""
+        return backend.to_host(self.data)
+
+    def item(self) -> float:
+        """The value of a one-element Tensor as a Python number (waits for the device)."""
+        return self.data.item()
+
+    def detach(self) -> "Tensor":
+        """The same array as a constant: gradients stop here."""
+        return Tensor(self.data)
+
+    def to(self, device: str) -> "Tensor":
+        """A constant Tensor with the values on ``device``, ``"cpu"`` or ``"cuda"``."""
+        return Tensor(backend.to_device(self.data, device))
+
+    def __array__(self, dtype=None, copy=None):
+        if self.requires_grad:
+            raise TypeError("a Tensor that requires grad does not turn into an array by itself: use .numpy()")
+        return np.array(self.data, dtype=dtype)
+
+    __float__ = item
+
+    def __bool__(self):
+        return bool(self.data)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __lt__(self, other):
+        return self.data < _array(other)
+
+    def __le__(self, other):
+        return self.data <= _array(other)
+
+    def __gt__(self, other):
+        return self.data > _array(other)
+
+    def __ge__(self, other):
+        return self.data >= _array(other)
+
+    def __eq__(self, other):
+        return self.data == _array(other)
+
+    def __ne__(self, other):
+        return self.data != _array(other)
+
+    def __setitem__(self, index, value):
+        raise TypeError(
+            "a Tensor's values cannot be assigned in place, since earlier steps may need them for their derivatives: "
+            "build a new one with ops.where, ops.concatenate or ops.pad, or write to .data of a leaf outside the graph"
+        )
+
+    # -- derivatives
+
+    def backward(self) -> None:
+        """Add the derivative of this one-element Tensor to ``.grad`` of every leaf that requires grad.
+
+        A second call adds the same derivatives again; only leaves are touched. Set ``leaf.grad = None`` to start anew.
+        Raises ValueError where there is nothing to differentiate or the Tensor has more than one element.
+        """
+        gradients = _reverse([self], [None], create_graph=False)
+        for leaf, g in gradients.leaves():
+            leaf.grad = Tensor(g.data.copy() if leaf.grad is None else leaf.grad.data + g.data)
+
+
+# The operators (+, -, *, /, **, @, [], .sum, .reshape, ...) are attached by tinygen.ops, which defines them.
+
+
+def _array(other):
+    return other.data if isinstance(other, Tensor) else other
+
+
+class Op:
+    """One step of a computation. A subclass defines
+
+    ``forward(*arrays) -> array`` (or a tuple of arrays) on arrays, and
+    ``backward(*gradients) -> gradient or tuple`` on Tensors: from the gradient for each output (None for an output that
+    nobody used) to that for each input (anything for one that needs none). ``self.inputs`` and ``self.output`` are
+    there as Tensors, connected to the graph.
+
+    Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``. An instance is used once.
+    """
+
+    def __call__(self, *inputs):
+        like = next((x for x in inputs if isinstance(x, Tensor)), None)
+        inputs = tuple(x if isinstance(x, Tensor) else _constant(x, like) for x in inputs)
+        result = self.forward(*[x.data for x in inputs])
+        record = _recording.on and any(x.requires_grad for x in inputs)
+        if record:
+            self.inputs, self.result, self.order = inputs, result, next(_order)
+        if isinstance(result, tuple):
+            return tuple(self._output(i) if record else Tensor(y) for i, y in enumerate(result))
+        return self._output(0) if record else Tensor(result)
+
+    def _output(self, index: int) -> Tensor:
+        tensor = Tensor(self.result[index] if isinstance(self.result, tuple) else self.result)
+        tensor.requires_grad, tensor._op, tensor._index = True, self, index
+        return tensor
+
+    @property
+    def output(self) -> Tensor:
+        """The result, connected: made on demand, since storing it would tie Op and Tensor into a reference cycle."""
+        return self._output(0)
+
+
+def _constant(value, like: Tensor | None) -> Tensor:
+    """A number takes the dtype of the Tensor it meets and lives on both devices (as a NumPy scalar)."""
+    if like is not None and like.dtype.kind == "f" and np.ndim(value) == 0 and not hasattr(value, "get"):
+        return Tensor(like.dtype.type(value))
+    if like is not None and isinstance(value, list | tuple):
+        dtype = like.dtype if like.dtype.kind == "f" else None
+        return Tensor(backend.to_device(np.asarray(value, dtype), like.device))
+    return Tensor(value)
+
+
+class _Gradients:
+    """Gradients summed by value: an Op's output, however many Tensor objects stand for it, or a leaf."""
+
+    def __init__(self, in_place: bool):
+        self.in_place, self._sums, self._owned = in_place, {}, set()
+
+    @staticmethod
+    def key(tensor: Tensor):
+        return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
+
+    def add(self, tensor: Tensor, g: Tensor) -> None:
+        key = self.key(tensor)
+        if key not in self._sums:
+            self._sums[key] = (tensor, g)
+        elif key in self._owned:  # a sum that was made here: nobody else sees it change
+            self._sums[key][1].data += g.data
+        else:
+            self._sums[key] = (tensor, self._sums[key][1] + g)
+            if self.in_place and self._sums[key][1].ndim:
+                self._owned.add(key)
+
+    def get(self, key) -> Tensor | None:
+        return self._sums[key][1] if key in self._sums else None
+
+    def leaves(self):
+        return [pair for pair in self._sums.values() if pair[0]._op is None]
+
+    def drop(self, key) -> None:
+        self._sums.pop(key, None)
+
+
+def _reverse(outputs, grad_outputs, create_graph, wanted=None) -> _Gradients:
+    """The chain rule from outputs back to the ``wanted`` Tensors, or to all leaves."""
+    gradients = _Gradients(in_place=not create_graph)
+    for i, (y, gy) in enumerate(zip(outputs, grad_outputs, strict=True)):
+        if not y.requires_grad:
+            raise ValueError(f"outputs[{i}] depends on nothing that requires grad (or was computed under no_grad)")
+        if gy is None:
+            if y.size != 1:
+                raise ValueError(f"outputs[{i}] has shape {y.shape}: give grad_outputs, or reduce it to one number")
+            gy = Tensor(backend.xp(y.data).ones_like(y.data))
+        gy = gy if isinstance(gy, Tensor) else _constant(gy, y)
+        if gy.shape != y.shape:
+            raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
+        gradients.add(y, gy)
+
+    ops, todo = {}, [y._op for y in outputs]
+    while todo:  # a loop, not a recursion: a chain of 100,000 steps is fine
+        op = todo.pop()
+        if op is not None and op.order not in ops:
+            ops[op.order] = op
+            todo += [x._op for x in op.inputs]
+
+    # Ops that lead to a wanted Tensor; the others' inputs get no gradient.
+    wanted = None if wanted is None else {_Gradients.key(x) for x in wanted}
+    leads = set()
+
+    def needed(x):
+        return wanted is None or _Gradients.key(x) in wanted or (x._op is not None and x._op.order in leads)
+
+    for order in sorted(ops):
+        if any(needed(x) for x in ops[order].inputs):
+            leads.add(order)
+
+    with contextlib.nullcontext() if create_graph else no_grad():
+        for order in sorted(leads, reverse=True):
+            op = ops[order]
+            keys = [(id(op), i) for i in range(len(op.result) if isinstance(op.result, tuple) else 1)]
+            gys = [gradients.get(key) for key in keys]
+            if all(gy is None for gy in gys):
+                continue
+            gxs = op.backward(*gys)
+            for x, gx in zip(op.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
+                if not x.requires_grad or not needed(x):
+                    continue
+                if gx is None or gx.shape != x.shape:
+                    got = None if gx is None else gx.shape
+                    raise ValueError(f"{type(op).__name__}.backward gave {got} for an input of shape {x.shape}")
+                gradients.add(x, gx if gx.dtype == x.dtype else gx.astype(x.dtype))
+            for key in keys:
+                if wanted is None or key not in wanted:
+                    gradients.drop(key)  # its sum is complete and passed on: free the memory
+    return gradients
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs=None,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """Gradients of ``sum_i <grad_outputs[i], outputs[i]>`` with respect to each of ``inputs``, as a tuple.
+
+    ``grad_outputs``: one array or Tensor for each output, of its shape; may be left out (or None) for outputs of one
+    element. ``create_graph``: record the derivative's own computation, so that it can be differentiated again.
+    Nothing is stored in ``.grad``; the graph stays as it is, so a second call gives the same.
+    Raises ValueError for an input that none of the outputs depends on: there is no silent zero.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif not isinstance(grad_outputs, list | tuple):
+        grad_outputs = [grad_outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad_outputs has {len(grad_outputs)} entries, outputs {len(outputs)}")
+    gradients = _reverse(outputs, grad_outputs, create_graph, inputs)
+    result = [gradients.get(_Gradients.key(x)) for x in inputs]
+    for i, (x, g) in enumerate(zip(inputs, result)):
+        if g is None:
+            why = "is not part of the outputs' computation" if x.requires_grad else "does not require grad"
+            raise ValueError(f"inputs[{i}] (shape {x.shape}) {why}: it has no derivative")
+    return tuple(result)
