@@ -1,0 +1,20 @@
+"""Layers: they own parameters and call ops."""
+
+from tinygen.nn.conv import Conv2d, MaskedConv2d, UpConv2d
+from tinygen.nn.linear import Dropout, Linear
+from tinygen.nn.module import Module, Parameter, Sequential
+from tinygen.nn.recurrent import LSTM, DiagonalBiLSTM, RowLSTM
+
+__all__ = [
+    "LSTM",
+    "Conv2d",
+    "DiagonalBiLSTM",
+    "Dropout",
+    "Linear",
+    "MaskedConv2d",
+    "Module",
+    "Parameter",
+    "RowLSTM",
+    "Sequential",
+    "UpConv2d",
+]

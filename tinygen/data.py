@@ -1,0 +1,199 @@
+"""Real images as uint8 arrays: the embedded digits, MNIST, CIFAR-10; and three ways to make grey pixels binary.
+
+MNIST and CIFAR-10 are looked for in the folder that the environment variable TINYGEN_DATA names, then in the cache
+(``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``), else downloaded into it (needs ``pip install 'tinygen[data]'``).
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import tarfile
+import tempfile
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# sha256 of the uncompressed content: the gzip wrappers differ from mirror to mirror, the content does not.
+_MNIST = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+_MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+
+_CIFAR_ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published on the data set's page
+_CIFAR_BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+_CIFAR_RECORDS = 10_000  # a batch; a record is 1 byte of label, then 3 * 32 * 32 bytes of pixels
+_CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+
+
+class Dataset(NamedTuple):
+    """Images uint8 (N, C, H, W), values 0..255; labels uint8 (N,), values 0..9."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def digits() -> Dataset:
+    """4,500 + 500 MNIST digits (N, 1, 28, 28) that ship with tinygen, 450 + 50 a class (see assets/DIGITS.md).
+
+    Both parts are from MNIST's training set: for trying things out, not for a number beside a paper's.
+    """
+    with np.load(Path(__file__).parent / "assets" / "digits.npz") as arrays:
+        return Dataset(*(arrays[field] for field in Dataset._fields))
+
+
+def mnist() -> Dataset:
+    """MNIST (LeCun, Cortes & Burges): 60,000 + 10,000 grey images (N, 1, 28, 28), from its IDX files, gzip or not.
+
+    Raises FileNotFoundError where a file is neither found nor downloaded, ValueError where its content is not MNIST's.
+    """
+    arrays = []
+    for name, sha256 in _MNIST.items():
+        places = [f"mnist/{name}.gz", f"mnist/{name}", f"{name}.gz", name]
+        arrays.append(_load(places, _MNIST_MIRRORS, partial(read_idx, sha256=sha256)))
+    train_images, train_labels, test_images, test_labels = arrays
+    return Dataset(train_images[:, None], train_labels, test_images[:, None], test_labels)
+
+
+def cifar10() -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images (N, 3, 32, 32), from its binary version.
+
+    Reads ``cifar-10-binary.tar.gz`` or the folder ``cifar-10-batches-bin`` inside it, never the pickled version.
+    Raises FileNotFoundError where they are neither found nor downloaded, ValueError where the content is not CIFAR-10's
+    (the archive is held to its published md5; files outside it, which have none, to their sizes and labels).
+    """
+    places = ["cifar-10-binary.tar.gz", "cifar-10-batches-bin/data_batch_1.bin", "data_batch_1.bin"]
+    images, labels = zip(*_load(places, _CIFAR_MIRRORS, _read_cifar))
+    return Dataset(np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5])
+
+
+def read_idx(path, sha256: str | None = None) -> np.ndarray:
+    """The uint8 array, of any shape, in an IDX file of unsigned bytes, gzip or not.
+
+    Layout: bytes 0, 0, 8 (the type), number of dimensions, each dimension as a big-endian uint32, then the values.
+    Raises ValueError for a corrupt gzip, another ``sha256`` (unzipped), another magic number, missing or extra bytes.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: got a corrupt or truncated gzip file ({error}), needs a whole one") from None
+    if sha256:
+        _check_hash(content, "sha256", sha256, path)
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path}: starts with bytes {content[:4].hex(' ')}, needs 00 00 08 (IDX of unsigned bytes)")
+    header = 4 + 4 * content[3]
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
+    size = header + math.prod(shape)
+    if len(content) != size:
+        raise ValueError(f"{path}: has {len(content)} bytes, needs {size} for shape {shape}")
+    return np.frombuffer(content, np.uint8)[header:].reshape(shape).copy()  # a copy can be written to
+
+
+def binarize_static(images, seed: int) -> np.ndarray:
+    """Each pixel drawn once, 1 with probability grey / 255: a fixed binary data set. uint8, any shape, to uint8 {0, 1}.
+
+    The same seed and images give the same pixels. The protocol of Larochelle & Murray (2011), after Salakhutdinov &
+    Murray (2008); the file they published is another draw, so likelihoods are comparable with theirs, not equal.
+    Raises TypeError where ``images`` is not uint8 or ``seed`` not an integer.
+    """
+    if not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"binarize_static: seed is {seed!r}, needs an integer, or the pixels would not be fixed")
+    return _draw(_grey(images, "binarize_static"), np.random.default_rng(seed))
+
+
+def binarize_dynamic(images, rng: np.random.Generator) -> np.ndarray:
+    """As ``binarize_static``, but drawn anew at every call: call it once an epoch (Salakhutdinov & Murray 2008)."""
+    return _draw(_grey(images, "binarize_dynamic"), rng)
+
+
+def binarize_threshold(images, threshold: float = 0.5) -> np.ndarray:
+    """1 where grey / 255 > threshold, else 0: other data than drawn pixels, with other likelihoods. Shapes as above.
+
+    Raises TypeError where ``images`` is not uint8, ValueError for a threshold outside 0..1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"binarize_threshold: threshold is {threshold}, needs 0..1 (a fraction of full grey 255)")
+    return (np.arange(256) / 255 > threshold).astype(np.uint8)[_grey(images, "binarize_threshold")]
+
+
+def _grey(images, function):
+    found = getattr(images, "dtype", type(images).__name__)
+    if found != np.uint8:
+        raise TypeError(f"{function}: images is {found}, needs a uint8 array of grey values 0..255")
+    return images
+
+
+def _draw(images, rng):
+    # An integer uniform on 0..254 lies below a grey value v with probability v / 255 exactly, 0 and 255 included.
+    return (rng.integers(0, 255, size=images.shape, dtype=np.uint8) < images).astype(np.uint8)
+
+
+def _load(places, mirrors, read):
+    """``read(path)`` of the first of ``places`` that a folder has; else of ``places[0]``, downloaded into the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinygen"
+    given = os.environ.get("TINYGEN_DATA")
+    folders = [Path(given).expanduser(), cache] if given else [cache]
+    for path in (folder / place for folder in folders for place in places):
+        if path.is_file():
+            return read(path)
+    target, failures = cache / places[0], []
+    try:
+        import pooch
+    except ImportError:
+        mirrors, failures = (), ["pooch is missing: pip install 'tinygen[data]'"]
+    for mirror in mirrors:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+                part = Path(temporary) / target.name
+                pooch.HTTPDownloader(progressbar=True)(mirror + target.name, str(part), None)
+                result = read(part)  # raises where the content is wrong, so that only a good file gets its name
+                os.replace(part, target)
+                return result
+        except (OSError, ValueError) as error:
+            failures.append(f"{mirror}: {error}")
+    raise FileNotFoundError(
+        f"{target.name} is neither in {' nor in '.join(map(str, folders))}, nor could it be downloaded "
+        f"({'; '.join(failures)}): put it at {target}, or in the folder that TINYGEN_DATA names"
+    )
+
+
+def _check_hash(content, algorithm, expected, path):
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise ValueError(f"{path}: {algorithm} of the content is {found}, needs {expected}; delete or replace the file")
+
+
+def _read_cifar(path):
+    """Six pairs (images, labels), from the archive or from the folder of a first batch."""
+    if path.name == "data_batch_1.bin":
+        return [_cifar_batch((path.parent / name).read_bytes(), path.parent / name) for name in _CIFAR_BATCHES]
+    content = path.read_bytes()
+    _check_hash(content, "md5", _CIFAR_ARCHIVE_MD5, path)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        members = [f"cifar-10-batches-bin/{name}" for name in _CIFAR_BATCHES]
+        return [_cifar_batch(archive.extractfile(member).read(), path / member) for member in members]
+
+
+def _cifar_batch(content, path):
+    if len(content) != _CIFAR_RECORDS * 3073:
+        raise ValueError(f"{path}: has {len(content)} bytes, needs {_CIFAR_RECORDS * 3073}")
+    records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+    labels = records[:, 0].copy()
+    if labels.max() > 9:
+        raise ValueError(f"{path}: has label {labels.max()}, needs labels 0..9")
+    return records[:, 1:].reshape(-1, 3, 32, 32).copy(), labels

@@ -1,0 +1,97 @@
+"""Gaussian, Bernoulli, Categorical: log-probabilities in nats, one value an element; sums are left to the caller."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.backend import to_device, xp
+from tinygen.tensor import Tensor
+
+LOG_VAR_LIMIT = 40.0  # log-variances are limited to +-40: standard deviations from 2e-9 to 5e8
+
+
+@dataclass
+class Gaussian:
+    """Independent Gaussians with ``mean`` and ``log_var`` (log of the variance), Tensors of one shape or broadcast.
+
+    ``log_var`` is limited to +-40, beyond which float32 would overflow: there its gradient is zero.
+    """
+
+    mean: Tensor
+    log_var: Tensor
+
+    def __post_init__(self):
+        self.mean, self.log_var = (t if isinstance(t, Tensor) else Tensor(t) for t in (self.mean, self.log_var))
+        self.log_var = ops.clip(self.log_var, -LOG_VAR_LIMIT, LOG_VAR_LIMIT)
+
+    def rsample(self, rng: np.random.Generator) -> Tensor:
+        """A draw that gradients pass through: mean + exp(log_var / 2) eps with eps standard normal.
+
+        The noise comes from the host's ``rng`` on every device, so that runs on both can be compared.
+        Source: Kingma and Welling 2014, section 2.4.
+        """
+        shape = np.broadcast_shapes(self.mean.shape, self.log_var.shape)
+        dtype = self.mean.dtype
+        eps = to_device(rng.standard_normal(shape, dtype), self.mean.device)
+        return self.mean + (self.log_var * 0.5).exp() * Tensor(eps)
+
+    def log_prob(self, x) -> Tensor:
+        """log density of each element, in nats."""
+        return -0.5 * ((x - self.mean) ** 2 * (-self.log_var).exp() + self.log_var + math.log(2 * math.pi))
+
+    def kl(self, other: "Gaussian | None" = None) -> Tensor:
+        """KL(self || other) of each element, in nats; ``other`` is the standard normal where not given.
+
+        Source: Kingma and Welling 2014, appendix B; there negated and summed.
+        """
+        if other is None:
+            return 0.5 * (self.mean**2 + self.log_var.exp() - 1 - self.log_var)
+        difference = self.log_var - other.log_var
+        squares = (self.mean - other.mean) ** 2 * (-other.log_var).exp()
+        return 0.5 * (squares + difference.exp() - 1 - difference)
+
+
+@dataclass
+class Bernoulli:
+    """Independent pixels that are 1 with probability sigmoid(``logits``)."""
+
+    logits: Tensor
+
+    def log_prob(self, x) -> Tensor:
+        """log probability of each element of x, 0 or 1, in nats; finite at any finite logit."""
+        return -ops.bce_with_logits(self.logits, x)
+
+    def sample(self, rng: np.random.Generator):
+        """A draw, 0 or 1, as an array of the logits' dtype."""
+        return self.at(to_device(rng.random(self.logits.shape), self.logits.device))
+
+    def at(self, u):
+        """The draw that belongs to uniform numbers ``u``: 1 where u < sigmoid(logits)."""
+        return (u < ops.sigmoid(self.logits.detach()).data).astype(self.logits.dtype)
+
+
+@dataclass
+class Categorical:
+    """One of K classes along ``axis``, with probabilities softmax(``logits``)."""
+
+    logits: Tensor
+    axis: int = 1
+
+    def log_prob(self, x) -> Tensor:
+        """log probability of classes x (integers; the logits' shape without ``axis``), in nats."""
+        return -ops.softmax_cross_entropy(self.logits, x, self.axis)
+
+    def sample(self, rng: np.random.Generator):
+        """Drawn classes as an int64 array."""
+        shape = list(self.logits.shape)
+        del shape[self.axis]
+        return self.at(to_device(rng.random(shape), self.logits.device))
+
+    def at(self, u):
+        """The classes that belong to uniform numbers ``u``: where u falls among the cumulated probabilities."""
+        logits = self.logits.data
+        p = ops.softmax(self.logits.detach(), self.axis).data
+        below = xp(logits).cumsum(p, axis=self.axis) <= xp(logits).expand_dims(u, self.axis)
+        return xp(logits).minimum(below.sum(axis=self.axis), logits.shape[self.axis] - 1)  # rounding: sum p < 1

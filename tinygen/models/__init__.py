@@ -1,0 +1,9 @@
+"""The models, one a page."""
+
+from tinygen.models.autoencoder import Autoencoder
+from tinygen.models.images import bits_per_dim
+from tinygen.models.pixelcnn import PixelCNN
+from tinygen.models.pixelrnn import PixelRNN
+from tinygen.models.vae import VAE
+
+__all__ = ["VAE", "Autoencoder", "PixelCNN", "PixelRNN", "bits_per_dim"]

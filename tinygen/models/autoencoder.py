@@ -1,0 +1,84 @@
+"""The lecture's autoencoder: features without labels, by reconstructing the image through a narrow code."""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.models.images import check_images, check_shape
+from tinygen.nn import Conv2d, Linear, Module, UpConv2d
+from tinygen.tensor import Tensor
+
+CHANNELS = (16, 32, 64, 64)  # after each of the four convolutions, each of which halves height and width
+
+
+def sizes(image_shape) -> list[tuple[int, int]]:
+    """Height and width of the image and after each convolution: halved, rounded up."""
+    steps = [tuple(image_shape[1:])]
+    for _ in CHANNELS:
+        steps.append(tuple((n + 1) // 2 for n in steps[-1]))
+    return steps
+
+
+class Encoder(Module):
+    """Four convolutions of stride 2 with ReLU, then a linear layer: (N, C, H, W) -> (N, outputs)."""
+
+    def __init__(self, image_shape, outputs, *, rng):
+        channels = (image_shape[0], *CHANNELS)
+        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in zip(channels, CHANNELS)]
+        height, width = sizes(image_shape)[-1]
+        self.out = Linear(CHANNELS[-1] * height * width, outputs, rng=rng)
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = ops.relu(conv(x))
+        return self.out(x.reshape(x.shape[0], -1))
+
+
+class Decoder(Module):
+    """The mirror image: a linear layer, then four upconvolutions: (N, inputs) -> (N, C, H, W), unbounded."""
+
+    def __init__(self, image_shape, inputs, *, rng):
+        self.sizes = sizes(image_shape)
+        height, width = self.sizes[-1]
+        channels = (*reversed(CHANNELS), image_shape[0])
+        self.into = Linear(inputs, CHANNELS[-1] * height * width, rng=rng, gain=2.0)
+        self.ups = [
+            UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in zip(channels, channels[1:])
+        ]
+
+    def forward(self, z):
+        h = ops.relu(self.into(z)).reshape(z.shape[0], CHANNELS[-1], *self.sizes[-1])
+        for i, up in enumerate(self.ups):
+            h = up(h if i == 0 else ops.relu(h), self.sizes[-2 - i])
+        return h
+
+
+class Autoencoder(Module):
+    """Four convolutions down to a code, four upconvolutions up, squared error.
+
+    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code. Images are real numbers, best in [0, 1].
+    """
+
+    unit = "squared error per image"
+
+    def __init__(self, image_shape=(1, 28, 28), code: int = 32, *, rng: np.random.Generator):
+        self.image_shape = check_shape(image_shape)
+        self.encoder = Encoder(self.image_shape, code, rng=rng)
+        self.decoder = Decoder(self.image_shape, code, rng=rng)
+
+    def encode(self, x) -> Tensor:
+        """(N, C, H, W) -> (N, code)"""
+        x = check_images(x, self.image_shape)
+        return self.encoder(Tensor(x.astype(self.encoder.out.bias.dtype)))
+
+    def decode(self, code) -> Tensor:
+        """(N, code) -> (N, C, H, W)"""
+        return self.decoder(code)
+
+    def reconstruct(self, x) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)"""
+        return self.decode(self.encode(x))
+
+    def loss(self, x, rng=None) -> Tensor:
+        """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
+        x = check_images(x, self.image_shape)
+        return ((self.reconstruct(x) - Tensor(x.astype(self.encoder.out.bias.dtype))) ** 2).sum() / x.shape[0]

@@ -1,0 +1,107 @@
+"""What PixelCNN and PixelRNN share: the likelihood by the chain rule, and sampling one pixel after the other.
+
+    log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
+
+A subclass describes its network once, in ``network(x, apply)``: with ``apply`` calling a layer on whole images that is the
+likelihood, all pixels at once; with a ``PixelCache`` it is the same network at one pixel, for sampling.
+"""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.backend import to_device, xp
+from tinygen.distributions import Bernoulli, Categorical
+from tinygen.models.images import check_images, check_shape
+from tinygen.models.pixel_cache import PixelCache
+from tinygen.nn import Module
+from tinygen.tensor import Tensor, no_grad
+
+
+class Autoregressive(Module):
+    """Images (N, C, H, W) of whole numbers 0 .. levels - 1."""
+
+    unit = "nats per image"  # of the loss
+
+    def __init__(self, image_shape, levels):
+        self.image_shape = check_shape(image_shape)
+        if levels < 2:
+            raise ValueError(f"levels: got {levels}, needs at least 2")
+        self.levels = levels
+        self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
+
+    def network(self, x, apply) -> Tensor:
+        """From scaled images to C * outputs channels, the colours' blocks in order; ``apply(layer, h)`` evaluates a layer."""
+        raise NotImplementedError
+
+    def logits(self, x) -> Tensor:
+        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
+        x = check_images(x, self.image_shape, self.levels)
+        n, (c, h, w) = x.shape[0], self.image_shape
+        y = self.network(Tensor(self._scaled(x)), lambda layer, h: layer(h))
+        return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
+
+    def log_prob(self, x) -> Tensor:
+        """(N, C, H, W) -> (N,): log p(x) in nats, exact.
+
+        Raises ValueError for another shape, an empty batch, or (on the host) values that are not 0 .. levels - 1.
+        """
+        x = check_images(x, self.image_shape, self.levels)
+        return self._distribution(self.logits(x), axis=1).log_prob(self._values(x)).sum((1, 2, 3))
+
+    def loss(self, x, rng=None) -> Tensor:
+        """Mean of -log p(x) in nats per image; ``rng`` is not needed."""
+        return -self.log_prob(x).mean()
+
+    def _scaled(self, x):
+        """Values from -1 to 1, so that the zeros around the image are none of them, in the parameters' dtype."""
+        return x.astype(self.parameters()[0].dtype) * (2 / (self.levels - 1)) - 1
+
+    def _distribution(self, logits, axis):
+        """Of the values, given logits with the K outputs along ``axis``."""
+        if self.levels > 2:
+            return Categorical(logits, axis)
+        return Bernoulli(logits.reshape(logits.shape[:axis] + logits.shape[axis + 1 :]))
+
+    def _values(self, x):
+        """x as the distribution wants it: floats for a Bernoulli, classes for a Categorical."""
+        return x.astype(self.parameters()[0].dtype if self.levels == 2 else np.int64)
+
+    @no_grad()
+    def sample(self, n: int, rng: np.random.Generator, given=None, mask=None):
+        """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
+
+        ``given`` (n, C, H, W) with a boolean ``mask`` that broadcasts to it: values to keep where the mask holds; each
+        other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
+        Raises ValueError for n < 1, or where only one of ``given`` and ``mask`` is there or does not fit.
+        """
+        if n < 1:
+            raise ValueError(f"n: got {n}, needs at least 1")
+        if (given is None) != (mask is None):
+            raise ValueError("sample: given and mask go together: the values, and where to keep them")
+        shape, device = (n, *self.image_shape), self.device
+        u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
+        x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)
+        keep = None
+        if given is not None:
+            given = check_images(given, self.image_shape, self.levels)
+            if given.shape != shape:
+                raise ValueError(f"given: has shape {given.shape}, needs {shape}")
+            try:
+                keep = to_device(np.broadcast_to(mask, shape).astype(bool), device)
+            except ValueError:
+                raise ValueError(f"mask: has shape {np.shape(mask)}, needs to broadcast to {shape}") from None
+            x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
+        cache = PixelCache(n, self.image_shape, self.parameters()[0].data)
+        c, height, width = self.image_shape
+        for row in range(height):
+            for column in range(width):
+                cache.at(row, column)
+                for colour in range(c):
+                    y = self.network(Tensor(self._scaled(x[:, :, row, column]).T), cache)  # each colour sees those before
+                    logits = y.reshape(c, self.outputs, n)[colour]
+                    drawn = self._distribution(logits, axis=0).at(u[:, colour, row, column])
+                    if keep is not None:
+                        drawn = xp(u).where(keep[:, colour, row, column], x[:, colour, row, column], drawn)
+                    x[:, colour, row, column] = drawn
+                cache.input(self._scaled(x[:, :, row, column]).T)
+        return x

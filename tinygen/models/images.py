@@ -1,0 +1,41 @@
+"""What all models ask of their images, and the unit that makes likelihoods of different images comparable."""
+
+import math
+
+import numpy as np
+
+from tinygen.backend import xp
+from tinygen.tensor import Tensor
+
+
+def check_shape(image_shape) -> tuple[int, int, int]:
+    """(C, H, W) as a tuple. Raises ValueError unless these are three numbers of at least 1."""
+    shape = tuple(image_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"image_shape: got {image_shape!r}, needs (channels, height, width), each at least 1")
+    return shape
+
+
+def check_images(x, image_shape, levels: int | None = None):
+    """The array of a batch x of images (N, C, H, W).
+
+    With ``levels`` its values must be whole numbers 0 .. levels - 1. Values are looked at on the host only: on a
+    device that would make every step wait. Raises ValueError for another shape, an empty batch, or other values.
+    """
+    x = x.data if isinstance(x, Tensor) else x if hasattr(x, "dtype") else np.asarray(x)
+    if x.ndim != 4 or x.shape[1:] != image_shape:
+        raise ValueError(f"images: got shape {x.shape}, needs (N, {', '.join(map(str, image_shape))})")
+    if x.shape[0] == 0:
+        raise ValueError("images: the batch is empty")
+    if xp(x) is np:
+        low, high = x.min(), x.max()
+        if not np.isfinite(low + high * 1.0):
+            raise ValueError("images: some values are not finite")
+        if levels is not None and (low < 0 or high > levels - 1 or (x.dtype.kind == "f" and (x != np.floor(x)).any())):
+            raise ValueError(f"images: values from {low} to {high}, needs whole numbers 0 .. {levels - 1}")
+    return x
+
+
+def bits_per_dim(nats, image_shape):
+    """nats per image -> bits per dimension (colour value of a pixel): nats / (C H W ln 2)."""
+    return nats / (math.prod(image_shape) * math.log(2))

@@ -1,0 +1,145 @@
+"""The layers of PixelCNN and PixelRNN at one pixel, with what later pixels will need of it kept.
+
+Sampling draws H * W pixels one after the other; running the network on the whole image for each repeats almost all of its
+work H * W times. Here each layer is evaluated only at the new pixel. Activations are *columns* (channels, N), images last, so
+that a row of neighbouring columns, laid out (position, channels, N), is without any copying the right-hand side of one
+matrix product: all taps of a kernel's row at once.
+"""
+
+from tinygen.backend import xp
+from tinygen.nn.conv import MaskedConv2d
+from tinygen.nn.recurrent import DiagonalBiLSTM, RowLSTM, input_weights
+from tinygen.ops.elementwise import Sigmoid
+from tinygen.tensor import Tensor
+
+
+class PixelCache:
+    """``cache.at(row, column)``, then ``cache(layer, column Tensor)`` for each layer in the network's order."""
+
+    def __init__(self, n: int, image_shape, like):
+        self.n, (_, self.height, self.width) = n, image_shape
+        self.like = like  # an array of the dtype and on the device wanted
+        self.layers = {}
+        self.first = None
+
+    def at(self, row: int, column: int) -> None:
+        """The pixel that comes next. Pixels come in raster order; one may be evaluated several times (R, G, B)."""
+        self.row, self.column = row, column
+
+    def __call__(self, layer, h: Tensor) -> Tensor:
+        if layer not in self.layers:
+            kind = {MaskedConv2d: ConvPixel, RowLSTM: RowPixel, DiagonalBiLSTM: DiagonalPixel}[type(layer)]
+            self.layers[layer] = kind(layer, self)
+            self.first = self.first or self.layers[layer]
+        return Tensor(self.layers[layer](h.data, self.row, self.column))
+
+    def input(self, column) -> None:
+        """The pixel's final values: the first layer, whose mask hid them so far, will see them from the next one on."""
+        self.first.store(column, self.row, self.column)
+
+    def zeros(self, *shape):
+        return xp(self.like).zeros((*shape, self.n), self.like.dtype)
+
+
+class ConvPixel:
+    """A masked convolution: its inputs are kept, zero around the image."""
+
+    def __init__(self, layer, cache, weight=None, bias=None):
+        weight = layer.masked_weight() if weight is None else weight
+        bias = layer.bias if bias is None else bias
+        self.bias = bias.data[:, None]
+        self.above, self.left = layer.padding
+        # For each row of the kernel: where its kept taps start, how many, and their weights (out, taps * in)
+        self.rows = []
+        for i, kept in enumerate(layer.mask):
+            if kept.any():
+                taps = int(kept.sum())  # the kept taps of a row come first
+                matrix = weight.data[:, :, i, :taps].transpose(0, 2, 1).reshape(weight.shape[0], -1)
+                self.rows.append((i, taps, matrix))
+        self.pointwise = layer.mask.size == 1
+        if not self.pointwise:
+            shape = cache.height + self.above, cache.width + 2 * self.left, weight.shape[1]
+            self.inputs = cache.zeros(*shape)
+
+    def store(self, h, row, column):
+        if not self.pointwise:
+            self.inputs[row + self.above, column + self.left] = h
+
+    def __call__(self, h, row, column):
+        if self.pointwise:
+            return self.rows[0][2] @ h + self.bias
+        self.store(h, row, column)
+        y = self.bias
+        for i, taps, matrix in self.rows:
+            y = y + matrix @ self.inputs[row + i, column : column + taps].reshape(matrix.shape[1], -1)
+        return y
+
+
+class RowPixel:
+    """A Row LSTM: the states of the row above and of this one are kept."""
+
+    def __init__(self, layer, cache):
+        self.input = ConvPixel(layer.input, cache, *input_weights(layer))
+        self.matrix = _state_matrix(layer)
+        hidden = layer.h0.size
+        self.h = cache.zeros(2, cache.width + 2, hidden)  # this row's and the other's in turn, zero at both ends
+        self.c = cache.zeros(2, cache.width, hidden)
+        self.h[1, 1:-1] = layer.h0.data[:, None]
+        self.c[1] = layer.c0.data[:, None]
+
+    def __call__(self, x, row, column):
+        now, before = row % 2, (row + 1) % 2
+        a = self.input(x, row, column) + self.matrix @ self.h[before, column : column + 3].reshape(self.matrix.shape[1], -1)
+        h, c = _cell(a, self.c[before, column])
+        self.h[now, column + 1], self.c[now, column] = h, c
+        return h
+
+
+class DiagonalPixel:
+    """A Diagonal BiLSTM. From the left: the states to the left and above are kept.
+
+    From the right: a pixel's state needs its whole row, but is first asked for one row further down. So when a row
+    begins, the row above is scanned from the right: again one pixel's work a pixel.
+    """
+
+    def __init__(self, layer, cache):
+        self.left, self.right = ((*input_weights(d), _state_matrix(d)) for d in (layer.left, layer.right))
+        _, hidden, _ = layer.left.weight_state.shape
+        self.h_left = cache.zeros(2, cache.width + 1, hidden)  # this row's and the other's in turn, zero at the left end
+        self.c_left = cache.zeros(2, cache.width + 1, hidden)
+        self.inputs = cache.zeros(cache.width, layer.left.input.weight.shape[1])
+        self.h_right = cache.zeros(cache.width, hidden)  # of the row above, once scanned
+        self.scanned = 0
+
+    def __call__(self, x, row, column):
+        if row != self.scanned:
+            h = c = xp(x).zeros_like(self.h_right[0])
+            for j in reversed(range(len(self.inputs))):
+                h, c = self._step(self.right, self.inputs[j], self.h_right[j], h, c)
+                self.h_right[j] = h
+            self.scanned = row
+        self.inputs[column] = x
+        now, before = row % 2, (row + 1) % 2
+        above, beside = self.h_left[before, column + 1], self.h_left[now, column]
+        h, c = self._step(self.left, x, above, beside, self.c_left[now, column])
+        self.h_left[now, column + 1], self.c_left[now, column + 1] = h, c
+        return h + self.h_right[column]
+
+    def _step(self, weights, x, above, beside, c):
+        weight, bias, matrix = weights
+        a = weight.data[:, :, 0, 0] @ x + bias.data[:, None] + matrix @ xp(x).concatenate([above, beside])
+        return _cell(a, c)
+
+
+def _state_matrix(layer):
+    """(4h, h, taps) -> (4h, taps * h)"""
+    w = layer.weight_state.data
+    return w.transpose(0, 2, 1).reshape(w.shape[0], -1)
+
+
+def _cell(a, c):
+    """One LSTM step: gates (4h, N) and cell (h, N) -> state and cell."""
+    sigmoid = Sigmoid().forward
+    i, f, g, o = a.reshape(4, *c.shape)
+    c = sigmoid(f) * c + sigmoid(i) * xp(a).tanh(g)
+    return sigmoid(o) * xp(a).tanh(c), c

@@ -1,0 +1,47 @@
+"""PixelRNN: the chain rule over pixels with LSTMs that scan the image (van den Oord et al. 2016, sections 3.1 to 3.3)."""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.models.autoregressive import Autoregressive
+from tinygen.nn import DiagonalBiLSTM, MaskedConv2d, Module, RowLSTM
+
+KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
+
+
+class PixelRNN(Autoregressive):
+    """7x7 mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), logits.
+
+    ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W), C = 1 or 3;
+    ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many.
+    With C = 3 the width is a multiple of 3. As in PixelCNN the residual branches and the logits start at zero.
+    """
+
+    def __init__(self, kind="row", image_shape=(1, 28, 28), levels=2, width=16, layers=7, *, rng: np.random.Generator):
+        super().__init__(image_shape, levels)
+        if kind not in KINDS:
+            raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
+        groups = self.image_shape[0]
+        stream = 2 * width
+        self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
+        self.layers = [ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(layers)]
+        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, gain=2.0)
+        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, gain=0.0)
+
+    def network(self, x, apply):
+        h = apply(self.first, x)
+        for layer in self.layers:
+            h = layer(h, apply)
+        h = apply(self.hidden, ops.relu(h))
+        return apply(self.last, ops.relu(h))
+
+
+class ResidualLSTM(Module):
+    """h + (LSTM over the image 2h -> h, 1x1 h -> 2h) (figure 5, right)."""
+
+    def __init__(self, kind, width, groups, *, rng):
+        self.lstm = kind(2 * width, width, groups, rng=rng)
+        self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, gain=0.0)
+
+    def forward(self, h, apply):
+        return h + apply(self.up, apply(self.lstm, h))

@@ -1,0 +1,108 @@
+"""Convolution layers on images (N, C, H, W): plain, masked, and up."""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.backend import to_device
+from tinygen.nn import init
+from tinygen.nn.module import Module
+from tinygen.tensor import Tensor
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class Conv2d(Module):
+    """Convolution: (N, in_channels, H, W) -> (N, out_channels, P, Q); weight (out, in, kh, kw) as in PyTorch.
+
+    ``kernel_size``, ``stride``, ``padding``: an integer or (vertical, horizontal).
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
+        kernel_size = _pair(kernel_size)
+        self.stride, self.padding = stride, padding
+        fan_in = in_channels * kernel_size[0] * kernel_size[1]
+        self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, gain)
+        self.bias = init.zeros(out_channels)
+
+    def forward(self, x):
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def describe(self):
+        return f"stride={self.stride}, padding={self.padding}"
+
+
+class UpConv2d(Conv2d):
+    """Transposed convolution, from a small image to a larger one; weight (in, out, kh, kw) as in PyTorch.
+
+    ``forward(x, size)``: the height and width to reach; several sizes lead to the same small image where stride > 1.
+    Raises ValueError for a size that a convolution with these settings does not map to x's.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
+        super().__init__(out_channels, in_channels, kernel_size, stride, padding, rng=rng, gain=gain)
+        self.weight.data *= np.float32(np.sqrt(out_channels * np.prod(_pair(stride)) / in_channels))  # its own fan-in
+        self.bias = init.zeros(out_channels)
+
+    def forward(self, x, size=None):
+        smallest = [
+            (n - 1) * s - 2 * p + k
+            for n, s, p, k in zip(x.shape[2:], _pair(self.stride), _pair(self.padding), self.weight.shape[2:])
+        ]
+        extra = (0, 0) if size is None else tuple(n - m for n, m in zip(size, smallest))
+        if any(not 0 <= e < s for e, s in zip(extra, _pair(self.stride))):
+            raise ValueError(f"UpConv2d: from x {x.shape} it reaches {tuple(smallest)} and up to stride - 1 more, not {size}")
+        return ops.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding, extra)
+
+
+class MaskedConv2d(Module):
+    """Convolution that keeps height and width and sees only what comes before in raster order.
+
+    An output pixel sees the rows above and, in its own row, what lies left. Of its own position, mask ``"A"`` shows only
+    earlier colour groups and ``"B"`` its own group too. ``groups`` cuts input and output channels into that many blocks in
+    the order of the colours: 1 for grey images (A hides the centre), 3 for R, G, B.
+    Weights that the mask forbids are zero and stay zero. Kernel sizes are odd.
+    Raises ValueError for an even kernel, an unknown mask, or channels that ``groups`` does not divide.
+    Source: van den Oord et al. 2016, section 3.4, figure 2.
+    """
+
+    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, gain: float = 1.0):
+        kh, kw = kernel_size = _pair(kernel_size)
+        if mask not in ("A", "B"):
+            raise ValueError(f"MaskedConv2d: mask is {mask!r}, needs 'A' or 'B'")
+        if kh % 2 == 0 or kw % 2 == 0:
+            raise ValueError(f"MaskedConv2d: kernel_size is {kernel_size}, needs odd numbers")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both")
+        self.kind, self.padding = mask, (kh // 2, kw // 2)
+        kept = np.zeros((out_channels, in_channels, kh, kw), bool)
+        kept[:, :, : kh // 2] = True  # rows above
+        kept[:, :, kh // 2, : kw // 2] = True  # left in the same row
+        of_output, of_input = (np.arange(n) * groups // n for n in (out_channels, in_channels))
+        earlier = of_output[:, None] > of_input if mask == "A" else of_output[:, None] >= of_input
+        kept[:, :, kh // 2, kw // 2] = earlier
+        self.mask = kept.any((0, 1))  # (kh, kw): taps that the convolution visits
+        if not self.mask.any():
+            self.mask[kh // 2, kw // 2] = True  # 1x1 with mask A and one group sees nothing: only its bias acts
+        # Only with several groups does a visited tap have forbidden weights.
+        self.channel_mask = None if (kept == self.mask).all() else kept.astype(np.float32)
+        fan_in = max(1, kept[-1].sum())
+        self.weight = init.he(rng, kept.shape, fan_in, gain)
+        self.weight.data *= kept
+        self.bias = init.zeros(out_channels)
+
+    def to(self, device):
+        if self.channel_mask is not None:
+            self.channel_mask = to_device(self.channel_mask, device)
+        return super().to(device)
+
+    def masked_weight(self) -> Tensor:
+        """The weights with what the mask forbids at a visited tap set to zero: (out, in, kh, kw)."""
+        return self.weight if self.channel_mask is None else self.weight * self.channel_mask
+
+    def forward(self, x):
+        return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask)
+
+    def describe(self):
+        return f"mask {self.kind}"

@@ -1,0 +1,18 @@
+"""First values of parameters. Everything is float32 and drawn from the ``rng`` given."""
+
+import numpy as np
+
+from tinygen.nn.module import Parameter
+
+
+def he(rng: np.random.Generator, shape, fan_in: int, gain: float = 2.0) -> Parameter:
+    """Normal with variance gain / fan_in: 2 keeps the scale through ReLU (He et al. 2015, equation 10), 1 through none.
+
+    ``fan_in``: how many inputs each output sums (of a masked convolution only the kept ones).
+    """
+    return Parameter(rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(gain / fan_in)))
+
+
+def zeros(shape) -> Parameter:
+    """All zero."""
+    return Parameter(np.zeros(shape, np.float32))

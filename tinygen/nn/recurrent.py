@@ -1,0 +1,122 @@
+"""Recurrent layers: the LSTM on sequences, and the two that scan an image, all on ``ops.lstm_scan``."""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.backend import xp
+from tinygen.nn import init
+from tinygen.nn.conv import MaskedConv2d
+from tinygen.nn.module import Module
+from tinygen.tensor import Tensor
+
+
+class LSTM(Module):
+    """A batch of sequences: (N, T, in_features) -> (N, T, hidden), and the last state.
+
+    Weights as in PyTorch: input (4h, in) and state (4h, h), gates in the order i, f, g, o; one bias (4h,), whose forget
+    part starts at 1 so that the cell remembers at first (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, in_features: int, hidden: int, *, rng: np.random.Generator):
+        self.weight_input = init.he(rng, (4 * hidden, in_features), in_features, gain=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden), hidden, gain=1.0)
+        self.bias = init.zeros(4 * hidden)
+        self.bias.data[hidden : 2 * hidden] = 1
+
+    def forward(self, x, state: tuple[Tensor, Tensor] | None = None):
+        """``state``: (h, c), each (N, hidden), zero where not given. Returns (outputs, (h, c) after the last step)."""
+        if x.ndim != 3 or x.shape[2] != self.weight_input.shape[1]:
+            raise ValueError(f"LSTM: x has shape {x.shape}, needs (N, T, {self.weight_input.shape[1]})")
+        (images, steps, _), hidden = x.shape, self.weight_state.shape[1]
+        gates = self.weight_input @ x.transpose(1, 2, 0) + self.bias.reshape(-1, 1)  # (T, 4h, N)
+        h0, c0 = (s.T.reshape(hidden, 1, images) for s in state) if state else (_zeros(hidden, 1, images, x),) * 2
+        weight = self.weight_state.reshape(4 * hidden, hidden, 1)
+        h, c = ops.lstm_scan(gates.reshape(steps, 4 * hidden, 1, images), weight, h0, c0)
+        return h.reshape(steps, hidden, images).transpose(2, 0, 1), tuple(s[-1].reshape(hidden, images).T for s in (h, c))
+
+
+class RowLSTM(Module):
+    """Scans an image row by row: (N, channels, H, W) -> (N, hidden, H, W).
+
+    Input to state: a masked 1 x 3 convolution along the row (mask B). State to state: a 1 x 3 convolution over the row
+    above, so that a pixel sees a triangle above it. The state before the first row is learned.
+    Source: van den Oord et al. 2016, section 3.1.
+    """
+
+    taps = (-1, 0, 1)
+
+    def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
+        self.input = MaskedConv2d("B", channels, 4 * hidden, (1, 3), groups, rng=rng)
+        self.groups = groups
+        self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, gain=1.0)
+        self.h0, self.c0 = init.zeros(hidden), init.zeros(hidden)
+
+    def forward(self, x):
+        hidden = self.h0.size
+        weight, bias = input_weights(self)
+        # (N, C, H, W) -> (H, C, W, N): rows become the steps, and the 1 x 3 convolution along W one of 3 x 1
+        gates = ops.conv2d(
+            x.transpose(2, 1, 3, 0), weight.transpose(0, 1, 3, 2), bias, padding=(1, 0), mask=self.input.mask.T
+        )
+        line = (hidden, x.shape[3], x.shape[0])
+        h0, c0 = (ops.broadcast_to(s.reshape(hidden, 1, 1), line) for s in (self.h0, self.c0))
+        h, _ = ops.lstm_scan(gates, self.weight_state, h0, c0, self.taps)
+        return h.transpose(3, 1, 0, 2)
+
+
+class DiagonalBiLSTM(Module):
+    """Scans an image along its diagonals from both upper corners: (N, channels, H, W) -> (N, hidden, H, W).
+
+    Each direction: a 1x1 convolution from input to state; from state to state the left neighbour and the one above,
+    a 2-tap convolution on the skewed image. The direction from the right is shifted down by one row before it is added,
+    so that it sees nothing that comes later; together the two see every earlier pixel.
+    Source: van den Oord et al. 2016, section 3.2, figure 3.
+    """
+
+    def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
+        self.left = DiagonalLSTM(channels, hidden, groups, rng=rng)
+        self.right = DiagonalLSTM(channels, hidden, groups, rng=rng)
+
+    def forward(self, x):
+        x = x.transpose(2, 1, 3, 0)  # (H, C, W, N)
+        right = ops.flip(self.right(ops.flip(x, 2)), 2)
+        h = self.left(x) + ops.pad(right[:-1], ((1, 0), (0, 0), (0, 0), (0, 0)))
+        return h.transpose(3, 1, 0, 2)
+
+
+class DiagonalLSTM(Module):
+    """One direction of the above, from the upper left: (H, channels, W, N) -> (H, hidden, W, N)."""
+
+    taps = (-1, 0)
+
+    def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
+        self.input = MaskedConv2d("B", channels, 4 * hidden, 1, groups, rng=rng)
+        self.groups = groups
+        self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, gain=1.0)
+
+    def forward(self, x):
+        (height, _, _, images), hidden = x.shape, self.weight_state.shape[1]
+        gates = ops.conv2d(x, *input_weights(self))
+        # Skewed after the bias: left of the image gates are zero, and so are the states (g = tanh 0).
+        gates = ops.skew(gates, row=0, column=2).transpose(2, 1, 0, 3)  # (W + H - 1, 4h, H, N)
+        zero = _zeros(hidden, height, images, x)
+        h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps)
+        return ops.unskew(h.transpose(2, 1, 0, 3), row=0, column=2)
+
+
+def input_weights(layer) -> tuple[Tensor, Tensor]:
+    """Weight and bias from input to gates, in the order of the gates.
+
+    The masked convolution orders its output by colour group, (group, gate, channel); the scan wants (gate, group, channel).
+    """
+
+    def by_gate(w):
+        parts = w.reshape(layer.groups, 4, -1, *w.shape[1:])
+        return parts.transpose(1, 0, *range(2, parts.ndim)).reshape(w.shape)
+
+    weight, bias = layer.input.masked_weight(), layer.input.bias
+    return (weight, bias) if layer.groups == 1 else (by_gate(weight), by_gate(bias))
+
+
+def _zeros(hidden, line, images, like) -> Tensor:
+    return Tensor(xp(like.data).zeros((hidden, line, images), like.dtype))

@@ -1,0 +1,144 @@
+"""Optimizers with PyTorch's formulas, a learning-rate schedule, and the averaging of weights."""
+
+import math
+
+import numpy as np
+
+from tinygen import backend
+from tinygen.backend import xp
+
+
+class Optimizer:
+    """``step()`` moves each parameter against its ``.grad`` at the rate ``lr``.
+
+    ``slots`` names the running averages that a subclass keeps of each parameter, arrays like it, starting at zero.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, parameters, lr: float):
+        self.parameters, self.lr, self.steps = list(parameters), lr, 0
+        if not self.parameters:
+            raise ValueError(f"{type(self).__name__}: parameters is empty")
+        if not lr > 0:
+            raise ValueError(f"{type(self).__name__}: lr is {lr}, needs to be positive")
+        self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
+
+    def step(self) -> None:
+        """One update of every parameter. Raises ValueError where a gradient is missing, and changes nothing."""
+        if missing := [i for i, p in enumerate(self.parameters) if p.grad is None]:
+            raise ValueError(f"{type(self).__name__}.step: parameters {missing} have no gradient: call backward first")
+        self.steps += 1
+        for p, state in zip(self.parameters, self.state):
+            p.data -= self.update(p.grad.data, **state)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def update(self, g, **state):
+        """What to subtract for gradient g; changes the arrays of ``state`` in place."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of the running averages and the number of steps, on the host."""
+        state = {f"{i}.{s}": np.array(backend.to_host(a)) for i, d in enumerate(self.state) for s, a in d.items()}
+        return {"steps": np.array(self.steps), **state}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from ``state_dict()``. Raises ValueError where it belongs to other parameters or another optimizer."""
+        own = self.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: np.shape(v) for k, v in state.items()}:
+            raise ValueError(f"{type(self).__name__}.load_state_dict: the state is of other parameters or another optimizer")
+        self.steps = int(state["steps"])
+        for i, d in enumerate(self.state):
+            for s, a in d.items():
+                a[...] = backend.to_device(np.asarray(state[f"{i}.{s}"], a.dtype), backend.device_of(a))
+
+
+class SGD(Optimizer):
+    """v <- momentum v + g;  p <- p - lr v"""
+
+    slots = ("velocity",)
+
+    def __init__(self, parameters, lr: float, momentum: float = 0.0):
+        super().__init__(parameters, lr)
+        self.momentum = momentum
+
+    def update(self, g, velocity):
+        velocity *= self.momentum
+        velocity += g
+        return self.lr * velocity
+
+
+class RMSProp(Optimizer):
+    """s <- alpha s + (1 - alpha) g^2;  p <- p - lr g / (sqrt(s) + eps)  (Hinton's lecture 6e)"""
+
+    slots = ("square",)
+
+    def __init__(self, parameters, lr: float, alpha: float = 0.99, eps: float = 1e-8):
+        super().__init__(parameters, lr)
+        self.alpha, self.eps = alpha, eps
+
+    def update(self, g, square):
+        square *= self.alpha
+        square += (1 - self.alpha) * g * g
+        return self.lr * g / (xp(g).sqrt(square) + self.eps)
+
+
+class Adam(Optimizer):
+    """m, v <- averages of g and g^2, each divided by its bias;  p <- p - lr m / (sqrt(v) + eps)
+
+    Source: Kingma and Ba 2015, algorithm 1.
+    """
+
+    slots = ("mean", "square")
+
+    def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        super().__init__(parameters, lr)
+        self.betas, self.eps = betas, eps
+
+    def update(self, g, mean, square):
+        b1, b2 = self.betas
+        mean *= b1
+        mean += (1 - b1) * g
+        square *= b2
+        square += (1 - b2) * g * g
+        bias1, bias2 = 1 - b1**self.steps, 1 - b2**self.steps
+        return (self.lr / bias1) * mean / (xp(g).sqrt(square) * bias2**-0.5 + self.eps)
+
+
+def cosine(done: float, warmup: float = 0.02) -> float:
+    """The learning rate's factor when the fraction ``done`` of training is over.
+
+    Up from 0 within ``warmup``, then down to 0 along half a cosine (Loshchilov and Hutter 2017).
+    """
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+class Average:
+    """An exponential average of weights, which generalizes better than the last ones (Polyak and Juditsky 1992).
+
+    After step t the weights enter with 1 - min(decay, t / (t + 10)): early on the average follows them closely.
+    """
+
+    def __init__(self, parameters, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"averaging: decay is {decay}, needs to be between 0 and 1")
+        self.parameters, self.decay, self.steps = list(parameters), decay, 0
+        self.values = [p.data.copy() for p in self.parameters]
+
+    def step(self) -> None:
+        """Take in the present weights."""
+        self.steps += 1
+        weight = 1 - min(self.decay, self.steps / (self.steps + 10))
+        for p, value in zip(self.parameters, self.values):
+            value += weight * (p.data - value)
+
+    def swap(self) -> None:
+        """Exchange the parameters' values with the averages; the second call takes it back."""
+        for i, p in enumerate(self.parameters):
+            p.data, self.values[i] = self.values[i], p.data
