@@ -1,0 +1,361 @@
+"""fit(): train a model on images, with shards, progress, validation, averaging, checkpoints and resume.
+
+All randomness of a run follows from one seed and the number of the step (and of the shard within it), so going on from a
+checkpoint needs no generator's state, and the result depends neither on interruptions nor on the number of workers.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from tinygen.backend import to_device, xp
+from tinygen.nn import Module
+from tinygen.optim import Average, Optimizer
+from tinygen.tensor import Tensor, grad, no_grad
+
+SHARD = 16  # images a CPU worker takes at once: few enough for its cache, enough to keep NumPy's calls large
+SAVE_SECONDS = 60  # between checkpoints
+CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
+
+
+def fit(
+    model: Module,
+    images: np.ndarray,
+    *,
+    steps: int,
+    optimizer: Optimizer,
+    rng: np.random.Generator,
+    batch_size: int = 64,
+    prepare: Callable | None = None,
+    schedule: Callable[[float], float] | None = None,
+    clip_norm: float | None = None,
+    averaging: float | None = None,
+    validation: np.ndarray | None = None,
+    validate_every: int = 500,
+    checkpoint: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Minimize ``model.loss`` on ``images`` (N, C, H, W), a NumPy array, for ``steps`` minibatches in shuffled epochs.
+
+    ``prepare(images, rng)``: applied to each part of a batch, e.g. ``data.binarize_dynamic``.
+    ``schedule(done)``: factor on the optimizer's learning rate when the fraction ``done`` of the steps is over.
+    ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
+    which validation uses and the model has at the end. ``validation``: images whose mean loss is taken every
+    ``validate_every`` steps and at the end, with the same noise each time.
+    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it;
+    the parameters end bit-identical to those of a run that was not interrupted.
+    ``workers``: threads (default: the cores this process may use). A minibatch is cut into shards of a fixed size whose
+    gradients are added in their order, so that the result does not depend on it.
+
+    Returns the record, a list of ``{"step", "seconds", "train", "validation"}``, losses in ``model.unit``.
+    Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
+    ValueError for an empty set of images, or for a file that is not a checkpoint of this model and optimizer.
+    """
+    if len(images) == 0:
+        raise ValueError("images: the set is empty")
+    if batch_size < 1 or steps < 0:
+        raise ValueError(f"fit: batch_size is {batch_size} and steps {steps}, need at least 1 and 0")
+    if [id(p) for p in optimizer.parameters] != [id(p) for p in model.parameters()]:
+        raise ValueError("optimizer: its parameters are not those of the model, in their order")
+    run = _Run(model, optimizer, averaging, seed=int(rng.integers(2**63)))
+    if checkpoint is not None and os.path.exists(checkpoint):
+        run.load(checkpoint)
+    on_cpu, full_rate, saved = model.device == "cpu", optimizer.lr, time.monotonic()
+
+    with _interrupts() as interrupted, _workers(model, workers) as pool, _bar(model, steps, batch_size, run, progress) as bar:
+        while run.step < steps and not interrupted.is_set():
+            begun = time.perf_counter()
+            batch = images[_batch(len(images), batch_size, run.seed, run.step)]
+            optimizer.lr = full_rate * (1.0 if schedule is None else schedule(run.step / steps))
+            loss, gradients = _mean_over_shards(_loss_and_gradients, model, batch, prepare, [run.seed, 1, run.step], pool)
+            norm = sum((g * g).sum() for g in gradients) ** 0.5
+            if on_cpu or (run.step + 1) % CHECK_STEPS == 0 or run.step + 1 == steps:
+                if not math.isfinite(float(loss + norm)):
+                    _explain(model, batch, prepare, [run.seed, 1, run.step], run.step)
+                run.add_loss(float(loss))
+                bar.set_postfix_str(f"{float(loss):.2f} {model.unit}", refresh=False)
+            scale = 1.0 if clip_norm is None else xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0).astype(norm.dtype)
+            for p, g in zip(optimizer.parameters, gradients):
+                p.grad = Tensor(g * scale)
+            optimizer.step()
+            if run.average is not None:
+                run.average.step()
+            run.step += 1
+            if run.step % validate_every == 0 or run.step == steps:
+                figure = None
+                if validation is not None:
+                    with run.averaged():
+                        figure = _evaluate(model, validation, prepare, [run.seed, 2], pool)
+                run.note(time.perf_counter() - begun, figure)
+            else:
+                run.seconds += time.perf_counter() - begun
+            bar.update(len(batch))
+            if checkpoint is not None and time.monotonic() > saved + SAVE_SECONDS:
+                run.save(checkpoint)
+                saved = time.monotonic()
+    optimizer.lr = full_rate
+    optimizer.zero_grad()
+    if checkpoint is not None:
+        run.save(checkpoint)
+    if interrupted.is_set() and run.step < steps:
+        kept = "nothing was saved" if checkpoint is None else f"{checkpoint} is saved, and the same call goes on from it"
+        print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
+        raise SystemExit(130)
+    if run.average is not None:
+        run.average.swap()
+    return run.record
+
+
+def evaluate(
+    model: Module,
+    images: np.ndarray,
+    rng: np.random.Generator,
+    prepare: Callable | None = None,
+    workers: int | None = None,
+) -> float:
+    """Mean loss on ``images``, in ``model.unit``, with the noise that ``rng`` gives; arguments as for ``fit``."""
+    with _workers(model, workers) as pool:
+        return _evaluate(model, images, prepare, [int(rng.integers(2**63))], pool)
+
+
+# -- shards
+
+
+def _mean_over_shards(job, model, images, prepare, seeds, pool):
+    """The mean of ``job(model, images, prepare, seeds)`` -> (array, arrays) over the images, one shard at a time."""
+    size = SHARD if model.device == "cpu" else len(images)
+    shards = [images[start : start + size] for start in range(0, len(images), size)]
+    tasks = [functools.partial(job, model, shard, prepare, [*seeds, i]) for i, shard in enumerate(shards)]
+    results = (task() for task in tasks) if pool is None else pool.map(lambda task: task(), tasks)
+    total, sums = 0.0, None
+    for shard, (value, arrays) in zip(shards, results):  # in the shards' order, whoever is done first
+        weight = len(shard) / len(images)
+        total = total + value * weight
+        if sums is None:
+            sums = [a * weight for a in arrays]
+        else:
+            for s, a in zip(sums, arrays):
+                s += a * weight
+    return total, sums
+
+
+def _loss(model, images, prepare, seeds):
+    rng = np.random.default_rng(seeds)
+    x = images if prepare is None else prepare(images, rng)
+    return model.loss(Tensor(to_device(x, model.device)), rng)
+
+
+def _loss_and_gradients(model, images, prepare, seeds):
+    loss = _loss(model, images, prepare, seeds)
+    return loss.data, [g.data for g in grad(loss, model.parameters())]
+
+
+@no_grad()
+def _loss_alone(model, images, prepare, seeds):
+    return _loss(model, images, prepare, seeds).data, []
+
+
+def _evaluate(model, images, prepare, seeds, pool) -> float:
+    if model.device == "cpu":
+        return float(_mean_over_shards(_loss_alone, model, images, prepare, seeds, pool)[0])
+    total = 0.0
+    for start in range(0, len(images), 256):
+        part = images[start : start + 256]
+        total += float(_loss_alone(model, part, prepare, [*seeds, start])[0]) * len(part) / len(images)
+    return total
+
+
+@functools.lru_cache(maxsize=1)
+def _shuffled(n, seed, epoch):
+    return np.random.default_rng([seed, 0, epoch]).permutation(n)
+
+
+def _batch(n, batch_size, seed, step):
+    """The indices of a step's images. Each epoch is shuffled anew; what is left at its end is skipped."""
+    epoch, i = divmod(step, max(1, n // batch_size))
+    return _shuffled(n, seed, epoch)[i * batch_size : (i + 1) * batch_size]
+
+
+# -- the state of a run
+
+
+class _Run:
+    """All that a checkpoint holds."""
+
+    def __init__(self, model, optimizer, averaging, seed):
+        self.model, self.optimizer, self.seed = model, optimizer, seed
+        self.average = None if averaging is None else Average(model.parameters(), averaging)
+        self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []
+
+    def add_loss(self, loss):
+        self.losses = [self.losses[0] + loss, self.losses[1] + 1]
+
+    def note(self, seconds, validation):
+        self.seconds += seconds
+        train = self.losses[0] / max(1, self.losses[1])
+        self.losses = [0.0, 0]
+        self.record.append({"step": self.step, "seconds": self.seconds, "train": train, "validation": validation})
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The averaged weights in the model, for a while."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
+
+    def save(self, path):
+        """Written to a temporary name and renamed: at any moment the file is whole, the old one or the new one."""
+        with self.averaged():
+            averages = {} if self.average is None else self.model.state_dict()
+        fields = {name: getattr(self, name) for name in ("seed", "step", "seconds", "losses", "record")}
+        arrays = {
+            "run": np.array(json.dumps(fields)),
+            **{f"model.{k}": v for k, v in self.model.state_dict().items()},
+            **{f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()},
+            **{f"average.{k}": v for k, v in averages.items()},
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def load(self, path):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            fields = json.loads(str(arrays.pop("run")))
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+            raise ValueError(f"checkpoint {path}: is damaged or no checkpoint of fit ({error}); move it away") from error
+
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        try:
+            if (self.average is None) != (not part("average.")):
+                raise ValueError("averaging was switched on or off")
+            self.optimizer.load_state_dict(part("optimizer."))
+            if self.average is not None:
+                self.model.load_state_dict(part("average."))
+                self.average.values = [p.data for p in self.model.parameters()]
+                self.average.steps = fields["step"]
+            self.model.load_state_dict(part("model."))
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+
+# -- what surrounds the loop
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """An event that the first Ctrl-C sets, so that a step is never left half done; a second one interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread may ask for signals
+        return
+
+    def handler(*_):
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _workers(model, workers):
+    """A pool of threads, or None for a single one. BLAS gets one thread for each: its own small ones collapse when
+    another program uses a core, and the shards keep all cores busy."""
+    from threadpoolctl import threadpool_limits
+
+    if model.device != "cpu":
+        yield None
+        return
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if workers < 1:
+        raise ValueError(f"workers: got {workers}, needs at least 1")
+    with threadpool_limits(1, user_api="blas"):
+        if workers == 1:
+            yield None
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                yield pool
+
+
+def _bar(model, steps, batch_size, run, progress):
+    from tqdm import tqdm
+
+    return tqdm(
+        total=steps * batch_size,
+        initial=run.step * batch_size,
+        desc=type(model).__name__,
+        unit=" images",
+        unit_scale=True,
+        disable=None if progress else True,  # None: shown on a terminal only
+    )
+
+
+def _explain(model, images, prepare, seeds, step):
+    """Raise FloatingPointError with the parameter or operation where a number first stopped being finite."""
+    size = SHARD if model.device == "cpu" else len(images)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        if not _finite(p.data):
+            raise FloatingPointError(f"step {step}: parameter {name} is not finite")
+    for i, start in enumerate(range(0, len(images), size)):
+        loss = _loss(model, images[start : start + size], prepare, [*seeds, i])
+        gradients = grad(loss, model.parameters(), create_graph=True)
+        ops, todo = {}, [t._op for t in (loss, *gradients)]
+        while todo:
+            op = todo.pop()
+            if op is not None and op.order not in ops:
+                ops[op.order] = op
+                todo += [x._op for x in op.inputs]
+        for order in sorted(ops):
+            op = ops[order]
+            results = op.result if isinstance(op.result, tuple) else (op.result,)
+            if not all(_finite(y) for y in results):
+                where = "the loss" if order <= loss._op.order else "a gradient"
+                used = [names[id(x)] for x in op.inputs if id(x) in names]
+                of = f" with parameter {', '.join(used)}" if used else ""
+                shapes = ", ".join(str(x.shape) for x in op.inputs)
+                raise FloatingPointError(
+                    f"step {step}: {where} is not finite, first in {type(op).__name__}{of} (inputs {shapes}); "
+                    "a smaller learning rate or clip_norm may help"
+                )
+    raise FloatingPointError(f"step {step}: the norm of the gradient is not finite")
+
+
+def _finite(array) -> bool:
+    return bool(xp(array).isfinite(array).all())
