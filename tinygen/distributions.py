@@ -90,8 +90,8 @@ class Categorical:
         return self.at(to_device(rng.random(shape), self.logits.device))
 
     def at(self, u):
-        """The classes that belong to uniform numbers ``u``: where u falls among the cumulated probabilities."""
-        logits = self.logits.data
+        """The classes that belong to uniform numbers ``u`` < 1: where u falls among the cumulated probabilities."""
         p = ops.softmax(self.logits.detach(), self.axis).data
-        below = xp(logits).cumsum(p, axis=self.axis) <= xp(logits).expand_dims(u, self.axis)
-        return xp(logits).minimum(below.sum(axis=self.axis), logits.shape[self.axis] - 1)  # rounding: sum p < 1
+        cumulated = xp(p).cumsum(p, axis=self.axis)
+        total = cumulated.max(axis=self.axis, keepdims=True)  # rounded: without it u near 1 falls beyond the last class
+        return (cumulated <= xp(p).expand_dims(u, self.axis) * total).sum(axis=self.axis)

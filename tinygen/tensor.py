@@ -19,7 +19,7 @@ _order = itertools.count()  # every recorded Op gets the next number: an Op's in
 
 
 class _Recording(threading.local):
-    on = True
+    paused = 0  # how many no_grad blocks this thread is inside
 
 
 _recording = _Recording()  # for each thread
@@ -29,16 +29,15 @@ class no_grad(contextlib.ContextDecorator):
     """Nothing computed inside records how it was computed: ``with no_grad():`` or ``@no_grad()``."""
 
     def __enter__(self):
-        self._before = (*getattr(self, "_before", ()), _recording.on)  # a stack: one object may be entered again
-        _recording.on = False
+        _recording.paused += 1
 
     def __exit__(self, *exception):
-        *self._before, _recording.on = self._before
+        _recording.paused -= 1
 
 
 def recording() -> bool:
     """Whether steps are recorded here: not under no_grad, nor in a derivative without create_graph."""
-    return _recording.on
+    return not _recording.paused
 
 
 class Tensor:
@@ -123,7 +122,8 @@ class Tensor:
             raise TypeError("a Tensor that requires grad does not turn into an array by itself: use .numpy()")
         return np.array(self.data, dtype=dtype)
 
-    __float__ = item
+    def __float__(self):
+        return float(self.item())
 
     def __bool__(self):
         return bool(self.data)
@@ -192,13 +192,23 @@ class Op:
     def __call__(self, *inputs):
         like = next((x for x in inputs if isinstance(x, Tensor)), None)
         inputs = tuple(x if isinstance(x, Tensor) else _constant(x, like) for x in inputs)
-        result = self.forward(*[x.data for x in inputs])
-        record = _recording.on and any(x.requires_grad for x in inputs)
+        try:
+            result = self.forward(*[x.data for x in inputs])
+        except (ValueError, IndexError, TypeError) as error:
+            raise self._explained(error, inputs) from error
+        record = not _recording.paused and any(x.requires_grad for x in inputs)
         if record:
             self.inputs, self.result, self.order = inputs, result, next(_order)
         if isinstance(result, tuple):
             return tuple(self._output(i) if record else Tensor(y) for i, y in enumerate(result))
         return self._output(0) if record else Tensor(result)
+
+    def _explained(self, error, inputs) -> Exception:
+        """NumPy's or CuPy's ``error``, with the operation and what it was given."""
+        backend.xp(*(x.data for x in inputs))  # some on the host, some on the device: says so
+        given = ", ".join(f"{x.shape} {x.dtype}" for x in inputs)
+        kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
+        return kind(f"{type(self).__name__}: {str(error).strip()} (given {given})")
 
     def _output(self, index: int) -> Tensor:
         tensor = Tensor(self.result[index] if isinstance(self.result, tuple) else self.result)
@@ -213,8 +223,11 @@ class Op:
 
 def _constant(value, like: Tensor | None) -> Tensor:
     """A number takes the dtype of the Tensor it meets and lives on both devices (as a NumPy scalar)."""
-    if like is not None and like.dtype.kind == "f" and np.ndim(value) == 0 and not hasattr(value, "get"):
-        return Tensor(like.dtype.type(value))
+    if like is not None and not hasattr(value, "get") and np.ndim(value) == 0:
+        number = np.asarray(value)
+        if number.dtype.kind in "fiub":
+            takes = like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int))
+            return Tensor((like.dtype if takes else number.dtype).type(number))
     if like is not None and isinstance(value, list | tuple):
         dtype = like.dtype if like.dtype.kind == "f" else None
         return Tensor(backend.to_device(np.asarray(value, dtype), like.device))
@@ -265,7 +278,8 @@ def _reverse(outputs, grad_outputs, create_graph, wanted=None) -> _Gradients:
         gy = gy if isinstance(gy, Tensor) else _constant(gy, y)
         if gy.shape != y.shape:
             raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
-        gradients.add(y, gy)
+        backend.xp(gy.data, y.data)  # both on one device, or it says so
+        gradients.add(y, gy if gy.dtype == y.dtype else gy.astype(y.dtype))
 
     ops, todo = {}, [y._op for y in outputs]
     while todo:  # a loop, not a recursion: a chain of 100,000 steps is fine

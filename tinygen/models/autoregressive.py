@@ -8,7 +8,6 @@ likelihood, all pixels at once; with a ``PixelCache`` it is the same network at 
 
 import numpy as np
 
-from tinygen import ops
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
 from tinygen.models.images import check_images, check_shape
@@ -46,7 +45,7 @@ class Autoregressive(Module):
         Raises ValueError for another shape, an empty batch, or (on the host) values that are not 0 .. levels - 1.
         """
         x = check_images(x, self.image_shape, self.levels)
-        return self._distribution(self.logits(x), axis=1).log_prob(self._values(x)).sum((1, 2, 3))
+        return self._distribution(self.logits(x), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
 
     def loss(self, x, rng=None) -> Tensor:
         """Mean of -log p(x) in nats per image; ``rng`` is not needed."""

@@ -10,7 +10,7 @@ from tinygen.tensor import Tensor
 
 def check_shape(image_shape) -> tuple[int, int, int]:
     """(C, H, W) as a tuple. Raises ValueError unless these are three numbers of at least 1."""
-    shape = tuple(image_shape)
+    shape = tuple(image_shape) if isinstance(image_shape, tuple | list) else ()
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape: got {image_shape!r}, needs (channels, height, width), each at least 1")
     return shape

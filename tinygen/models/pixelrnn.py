@@ -15,6 +15,9 @@ class PixelRNN(Autoregressive):
     ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W), C = 1 or 3;
     ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many.
     With C = 3 the width is a multiple of 3. As in PixelCNN the residual branches and the logits start at zero.
+
+    Kind ``"diagonal"`` sees every earlier value but one: where the 7x7 convolution does not reach it, the last value
+    of the row above. The direction from the right ends at that pixel, where mask A hides it.
     """
 
     def __init__(self, kind="row", image_shape=(1, 28, 28), levels=2, width=16, layers=7, *, rng: np.random.Generator):

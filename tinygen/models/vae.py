@@ -89,7 +89,7 @@ class VAE(Module):
             total = m.full(n, -m.inf, x.dtype)
             left = samples
             while left:
-                k = min(left, BLOCK // n)
+                k = min(left, max(1, BLOCK // n))
                 wide = Gaussian(ops.broadcast_to(q.mean, (k, n, self.latent)), q.log_var)
                 z = wide.rsample(rng)
                 p = self.likelihood(z.reshape(k * n, self.latent)).log_prob(Tensor(m.concatenate([part] * k)))

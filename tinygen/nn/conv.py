@@ -99,7 +99,7 @@ class MaskedConv2d(Module):
 
     def masked_weight(self) -> Tensor:
         """The weights with what the mask forbids at a visited tap set to zero: (out, in, kh, kw)."""
-        return self.weight if self.channel_mask is None else self.weight * self.channel_mask
+        return self.weight if self.channel_mask is None else self.weight * Tensor(self.channel_mask)
 
     def forward(self, x):
         return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask)

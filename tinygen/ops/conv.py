@@ -23,28 +23,35 @@ from tinygen.tensor import Op, Tensor
 CHUNK = 1 << 18  # numbers in a block of columns, 1 MB of float32: larger ones leave the core's cache (2 to 3 times slower)
 
 
-# -- the three kernels, on arrays; geometry: ((stride, stride), (padding, padding), taps)
+# -- the three kernels, on arrays
 
 
 def _columns(x, out_size, stride, padding, taps):
-    """(n, C, H, W) -> (n, taps * C, P * Q)"""
+    """(n, C, H, W) -> (n, taps * C, P * row): what each tap sees, in rows of length ``row`` >= Q.
+
+    With stride 1 an image's rows are laid out one behind the other with one gap of zeros between them, which serves as
+    right border of one and left border of the next. Then what a tap sees is one contiguous run, copied at full speed
+    (measured: 0.6 of the time of cutting out Q numbers a row); what falls into the gaps means nothing.
+    """
     n, c, h, w = x.shape
-    if taps == [(0, 0)] and stride == (1, 1) and padding == (0, 0) and out_size == (h, w):
-        return x.reshape(n, c, h * w)  # 1x1: the image is its own columns
-    padded = _padded(x, padding)
-    cols = xp(x).empty((n, len(taps), c, *out_size), x.dtype)
+    (p, q), (ph, pw) = out_size, padding
+    if len(taps) == 1 and taps[0] == padding and stride == (1, 1) and out_size == (h, w):
+        return x.reshape(n, c, h * w), w  # 1x1: the image is its own columns
+    if stride == (1, 1) and q <= w + pw:
+        row = w + pw
+        flat = xp(x).zeros((n, c, (h + 2 * ph + 1) * row + pw), x.dtype)  # one more row, which only garbage reads
+        inside = slice(ph * row + pw, (ph + h) * row + pw)
+        flat[:, :, inside].reshape(n, c, h, row)[..., :w] = x
+        cols = xp(x).empty((n, len(taps), c, p * row), x.dtype)
+        for k, (i, j) in enumerate(taps):
+            cols[:, k] = flat[:, :, i * row + j : i * row + j + p * row]
+        return cols.reshape(n, len(taps) * c, p * row), row
+    padded = xp(x).zeros((n, c, h + 2 * ph, w + 2 * pw), x.dtype)
+    padded[:, :, ph : ph + h, pw : pw + w] = x
+    cols = xp(x).empty((n, len(taps), c, p, q), x.dtype)
     for k, tap in enumerate(taps):
         cols[:, k] = padded[_seen(tap, out_size, stride)]
-    return cols.reshape(n, len(taps) * c, out_size[0] * out_size[1])
-
-
-def _padded(x, padding):
-    (ph, pw), (n, c, h, w) = padding, x.shape
-    if ph == pw == 0:
-        return x
-    y = xp(x).zeros((n, c, h + 2 * ph, w + 2 * pw), x.dtype)
-    y[:, :, ph : ph + h, pw : pw + w] = x
-    return y
+    return cols.reshape(n, len(taps) * c, p * q), q
 
 
 def _seen(tap, out_size, stride):
@@ -64,42 +71,51 @@ def _chunks(n, numbers):
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def _conv(x, w, b, out_size, stride, padding, taps):
-    n, out = x.shape[0], w.shape[0]
-    y = xp(x, w).empty((n, out, out_size[0] * out_size[1]), x.dtype)
-    matrix = _matrix(w, taps)
-    for part in _chunks(n, matrix.shape[1] * y.shape[2]):
-        xp(x).matmul(matrix, _columns(x[part], out_size, stride, padding, taps), out=y[part])
-    if b is not None:
-        y += b[:, None]
-    return y.reshape(n, out, *out_size)
+def _conv(x, matrix, b, out_size, stride, padding, taps):
+    n, out, (p, q) = x.shape[0], matrix.shape[0], out_size
+    y = xp(x, matrix).empty((n, out, p, q), x.dtype)
+    for part in _chunks(n, matrix.shape[1] * p * q):
+        cols, row = _columns(x[part], out_size, stride, padding, taps)
+        if row == q:
+            product = xp(x).matmul(matrix, cols, out=y[part].reshape(-1, out, p * q))
+            if b is not None:
+                product += b[:, None]  # while the block is in the cache
+        else:
+            product = xp(x).matmul(matrix, cols).reshape(-1, out, p, row)[..., :q]
+            if b is None:
+                y[part] = product
+            else:
+                xp(x).add(product, b[:, None, None], out=y[part])
+    return y
 
 
 def _conv_transpose(g, w, b, in_size, stride, padding, taps):
-    (n, out, p, q), c, (ph, pw), (h, width) = g.shape, w.shape[1], padding, in_size
+    (n, out, p, q), (_, c, kh, kw), (ph, pw), (h, width) = g.shape, w.shape, padding, in_size
+    if stride == (1, 1) and ph < kh and pw < kw:  # again a convolution, with the filters turned by 180 degrees
+        turned = [(kh - 1 - i, kw - 1 - j) for i, j in taps]
+        matrix = xp(w).stack([w[:, :, i, j].T for i, j in taps], axis=1).reshape(c, -1)
+        return _conv(g, matrix, b, in_size, stride, (kh - 1 - ph, kw - 1 - pw), turned)
     matrix = _matrix(w, taps).T
     g = g.reshape(n, out, p * q)
-    if taps == [(0, 0)] and stride == (1, 1) and padding == (0, 0) and in_size == (p, q):
-        x = xp(g, w).matmul(matrix, g).reshape(n, c, h, width)
-    else:
-        padded = xp(g, w).zeros((n, c, h + 2 * ph, width + 2 * pw), g.dtype)
-        for part in _chunks(n, matrix.shape[0] * p * q):
-            cols = xp(g).matmul(matrix, g[part]).reshape(-1, len(taps), c, p, q)
-            for k, tap in enumerate(taps):
-                padded[part][_seen(tap, (p, q), stride)] += cols[:, k]
-        x = padded[:, :, ph : ph + h, pw : pw + width]
-    if b is not None:
-        x = x + b[:, None, None]
-    return x
+    padded = xp(g, w).zeros((n, c, h + 2 * ph, width + 2 * pw), g.dtype)
+    for part in _chunks(n, matrix.shape[0] * p * q):
+        cols = xp(g).matmul(matrix, g[part]).reshape(-1, len(taps), c, p, q)
+        for k, tap in enumerate(taps):
+            padded[part][_seen(tap, (p, q), stride)] += cols[:, k]
+    x = padded[:, :, ph : ph + h, pw : pw + width]
+    return x if b is None else x + b[:, None, None]
 
 
 def _filter_grad(x, g, kernel_size, stride, padding, taps):
     (n, out, p, q), c = g.shape, x.shape[1]
-    g = g.reshape(n, out, p * q)
     total = xp(x, g).zeros((out, len(taps) * c), g.dtype)
     for part in _chunks(n, len(taps) * c * p * q):
-        cols = _columns(x[part], (p, q), stride, padding, taps)
-        total += xp(x).matmul(g[part], cols.swapaxes(1, 2)).sum(axis=0)
+        cols, row = _columns(x[part], (p, q), stride, padding, taps)
+        seen = g[part]
+        if row != q:
+            seen = xp(g).zeros((*seen.shape[:3], row), g.dtype)  # zero where the columns mean nothing
+            seen[..., :q] = g[part]
+        total += xp(x).matmul(seen.reshape(-1, out, p * row), cols.swapaxes(1, 2)).sum(axis=0)
     w = xp(x).zeros((out, c, *kernel_size), g.dtype)
     for k, (i, j) in enumerate(taps):
         w[:, :, i, j] = total[:, k * c : (k + 1) * c]
@@ -116,10 +132,10 @@ class ConvOp(Op):
 
 class Conv2d(ConvOp):
     def forward(self, x, w, b=None):
-        (sh, sw), (ph, pw), _ = self.geometry
+        (sh, sw), (ph, pw), taps = self.geometry
         p = (x.shape[2] + 2 * ph - w.shape[2]) // sh + 1
         q = (x.shape[3] + 2 * pw - w.shape[3]) // sw + 1
-        return _conv(x, w, b, (p, q), *self.geometry)
+        return _conv(x, _matrix(w, taps), b, (p, q), *self.geometry)
 
     def backward(self, gy):
         x, w, *b = self.inputs

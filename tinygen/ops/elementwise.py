@@ -277,9 +277,14 @@ def maximum(x, y) -> Tensor:
 
 def where(condition, x, y) -> Tensor:
     """x where ``condition`` (a boolean array) holds, y elsewhere."""
+    condition = condition.data if isinstance(condition, Tensor) else condition
+    if not hasattr(condition, "dtype"):
+        condition = np.asarray(condition)[()]
     if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        if isinstance(x, int | float):  # as a NumPy scalar it goes with either device
+            x = np.asarray(x, np.float32 if isinstance(x, float) else None)[()]
         x = Tensor(x)
-    return Where(condition.data if isinstance(condition, Tensor) else condition)(x, y)
+    return Where(condition)(x, y)
 
 
 def neg(x) -> Tensor:
@@ -339,7 +344,7 @@ def relu(x) -> Tensor:
 
 def leaky_relu(x, slope: float = 0.01) -> Tensor:
     """x where positive, slope * x elsewhere"""
-    return LeakyRelu(slope)(x)
+    return LeakyRelu(float(slope))(x)  # a NumPy float64 would turn float32 into float64
 
 
 def elu(x) -> Tensor:
@@ -349,11 +354,13 @@ def elu(x) -> Tensor:
 
 def clip(x, low: float, high: float) -> Tensor:
     """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside"""
-    return Clip(low, high)(x)
+    return Clip(float(low), float(high))(x)
 
 
 def astype(x, dtype) -> Tensor:
-    """x in another floating dtype"""
+    """x in another floating dtype; TypeError for one that is not, since it would have no derivative"""
+    if np.dtype(dtype).kind != "f":
+        raise TypeError(f"astype: dtype is {np.dtype(dtype)}, needs a floating one")
     return Astype(dtype)(x)
 
 

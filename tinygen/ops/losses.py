@@ -3,6 +3,7 @@
 from tinygen.backend import xp
 from tinygen.ops.elementwise import Binary, sigmoid
 from tinygen.ops.reduce import softmax
+from tinygen.ops.shape import axis_of
 from tinygen.tensor import Op, Tensor
 
 
@@ -24,7 +25,7 @@ class SoftmaxCrossEntropy(Op):
 
     def forward(self, x):
         shifted = x - x.max(axis=self.axis, keepdims=True)
-        picked = xp(x).take_along_axis(shifted, self.labels, axis=self.axis)
+        picked = xp(x, self.labels).take_along_axis(shifted, self.labels, axis=self.axis)
         return (xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True)) - picked).squeeze(self.axis)
 
     def backward(self, gy):
@@ -47,13 +48,15 @@ def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
     Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host (a device is not waited for).
     """
     labels = labels.data if isinstance(labels, Tensor) else labels
-    axis %= logits.ndim
+    axis = axis_of("softmax_cross_entropy", axis, logits.ndim)
     expected = logits.shape[:axis] + logits.shape[axis + 1 :]
     if labels.shape != expected or labels.dtype.kind not in "iu":
         raise ValueError(
             f"softmax_cross_entropy: labels {labels.shape} {labels.dtype}, needs integers {expected} "
             f"for logits {logits.shape} with classes along axis {axis}"
         )
-    if xp(labels).__name__ == "numpy" and labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[axis]:
-        raise ValueError(f"softmax_cross_entropy: labels {labels.min()}..{labels.max()}, needs 0..{logits.shape[axis] - 1}")
+    if xp(labels).__name__ == "numpy" and labels.size:
+        low, high, last = labels.min(), labels.max(), logits.shape[axis] - 1
+        if low < 0 or high > last:
+            raise ValueError(f"softmax_cross_entropy: labels {low}..{high}, needs 0..{last}")
     return SoftmaxCrossEntropy(labels.astype("int64"), axis)(logits)

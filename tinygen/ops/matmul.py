@@ -22,9 +22,9 @@ def _swapped(x):
 
 
 def matmul(x, y) -> Tensor:
-    """``x @ y`` as NumPy has it: (..., n, k) @ (..., k, m), leading axes broadcast; a vector is a row left, a column right.
+    """``x @ y`` as NumPy has it: (..., n, k) @ (..., k, m), leading axes broadcast.
 
-    Raises ValueError where the inner sizes differ.
+    A vector is a row on the left, a column on the right. Raises ValueError where the inner sizes differ.
     """
     x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x, y))
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[max(y.ndim - 2, 0)]:

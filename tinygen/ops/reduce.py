@@ -73,7 +73,7 @@ class LogSoftmax(Op):
 def _axes(axis, ndim) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
-    return tuple(a % ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    return tuple(a % (ndim or 1) for a in (axis if isinstance(axis, tuple) else (axis,)))
 
 
 def sum(x, axis=None, keepdims: bool = False) -> Tensor:
@@ -83,10 +83,8 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:
 
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """Mean over ``axis``."""
-    count = 1
-    for a in _axes(axis, x.ndim):
-        count *= x.shape[a]
-    return sum(x, axis, keepdims) / count
+    total = sum(x, axis, keepdims)
+    return total / (x.size // (total.size or 1))
 
 
 def var(x, axis=None, keepdims: bool = False) -> Tensor:

@@ -1,5 +1,7 @@
 """Operations that move values without changing them. Each one's derivative moves them back (and sums where copied)."""
 
+import numpy as np
+
 from tinygen.backend import to_device, xp
 from tinygen.tensor import Op, Tensor
 
@@ -164,6 +166,13 @@ def _rows(skewed, straight, row, column):
         yield skewed[r, r : r + straight.shape[1]], straight[r], r
 
 
+def axis_of(op, axis, ndim) -> int:
+    """``axis`` counted from the front; ValueError where there is none such."""
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{op}: axis {axis}, but there are {ndim} axes")
+    return axis % ndim
+
+
 def _tuple(index):
     return index if isinstance(index, tuple) else (index,)
 
@@ -181,7 +190,7 @@ def reshape(x, *shape) -> Tensor:
 def transpose(x, *axes) -> Tensor:
     """x with its axes in another order (reversed where none is given)."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-    return Transpose(tuple(a % x.ndim for a in axes or reversed(range(x.ndim))))(x)
+    return Transpose(tuple(axis_of("transpose", a, x.ndim) for a in axes or reversed(range(x.ndim))))(x)
 
 
 def broadcast_to(x, shape) -> Tensor:
@@ -196,7 +205,8 @@ def sum_to(x, shape) -> Tensor:
 
 def getitem(x, index) -> Tensor:
     """``x[index]``: slices, integers, None, ..., boolean or integer arrays (host index arrays go to x's device)."""
-    index = tuple(i.data if isinstance(i, Tensor) else i for i in _tuple(index))
+    index = (np.asarray(i) if isinstance(i, list) else i for i in _tuple(index))
+    index = (i.data if isinstance(i, Tensor) else i for i in index)
     index = tuple(to_device(i, x.device) if hasattr(i, "dtype") and i.ndim else i for i in index)
     return GetItem(index)(x)
 
@@ -206,7 +216,7 @@ def concatenate(xs, axis: int = 0) -> Tensor:
     xs = list(xs)
     if not xs:
         raise ValueError("concatenate: needs at least one Tensor")
-    return Concatenate(axis % xs[0].ndim)(*xs)
+    return Concatenate(axis_of("concatenate", axis, xs[0].ndim))(*xs)
 
 
 def stack(xs, axis: int = 0) -> Tensor:
@@ -214,13 +224,13 @@ def stack(xs, axis: int = 0) -> Tensor:
     xs = list(xs)
     if not xs:
         raise ValueError("stack: needs at least one Tensor")
-    axis %= xs[0].ndim + 1
+    axis = axis_of("stack", axis, xs[0].ndim + 1)
     return concatenate([x.reshape(x.shape[:axis] + (1,) + x.shape[axis:]) for x in xs], axis)
 
 
 def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
     """As ``numpy.split``: into ``sections`` equal parts, or cut before each of the indices in a list."""
-    axis %= x.ndim
+    axis = axis_of("split", axis, x.ndim)
     size = x.shape[axis]
     if isinstance(sections, int):
         if sections < 1 or size % sections:
@@ -246,11 +256,12 @@ def skew(x, row: int = -2, column: int = -1) -> Tensor:
 
     ``row`` and ``column`` name the two axes. Source: van den Oord et al. 2016, section 3.2.
     """
-    return Skew(row % x.ndim, column % x.ndim)(x)
+    return Skew(axis_of("skew", row, x.ndim), axis_of("skew", column, x.ndim))(x)
 
 
 def unskew(x, row: int = -2, column: int = -1) -> Tensor:
     """The inverse of ``skew``; what skewing left empty is dropped."""
+    row, column = axis_of("unskew", row, x.ndim), axis_of("unskew", column, x.ndim)
     if x.shape[column] < x.shape[row]:
         raise ValueError(f"unskew: {x.shape[row]} rows skewed need at least as many columns, x has {x.shape[column]}")
-    return Unskew(row % x.ndim, column % x.ndim)(x)
+    return Unskew(row, column)(x)

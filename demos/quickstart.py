@@ -1,0 +1,145 @@
+"""Four generative models learn to write digits: autoencoder, VAE, PixelCNN, PixelRNN. About three minutes on two cores.
+
+Trains each on 4,500 real MNIST digits that ship with tinygen, prints how well it does on 500 others, and saves one figure
+with what it has learned to draw. Binary models see every training digit with its pixels drawn anew each time
+(dynamic binarization) and are tested on one fixed draw of the test digits.
+
+    python demos/quickstart.py               # about three minutes
+    python demos/quickstart.py --minutes 20  # better samples
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tinygen import Tensor, data, no_grad
+from tinygen.backend import to_device, to_host
+from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
+from tinygen.optim import Adam, cosine
+from tinygen.plotting import draw_images, manifold
+from tinygen.training import evaluate, fit
+
+CONFIG = {
+    "minutes": 3.0,  # for all four on two cores; the numbers of steps below are for three minutes and grow with it
+    "seed": 0,
+    "device": "cpu",
+    "out": "out",
+}
+MODELS = {  # constructor, steps in three minutes, learning rate
+    "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 400, 2e-3),
+    "VAE": (lambda rng: VAE(latent=2, rng=rng), 800, 2e-3),
+    "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 400, 4e-3),
+    "PixelRNN": (lambda rng: PixelRNN("row", width=16, layers=3, rng=rng), 400, 4e-3),
+}
+
+
+def grey(images, rng=None):
+    """Grey values from 0 to 1, for the autoencoder."""
+    return images.astype(np.float32) / 255
+
+
+def train(name, digits, config):
+    """A trained model and the seconds that took."""
+    constructor, steps, rate = MODELS[name]
+    rng = np.random.default_rng(config["seed"])
+    model = constructor(rng).to(config["device"])
+    begun = time.perf_counter()
+    fit(
+        model,
+        digits.train_images,
+        steps=max(1, round(steps * config["minutes"] / CONFIG["minutes"])),
+        optimizer=Adam(model.parameters(), lr=rate),
+        rng=rng,
+        batch_size=32,
+        prepare=grey if name == "Autoencoder" else data.binarize_dynamic,
+        schedule=cosine,
+        averaging=0.995,
+    )
+    return model, time.perf_counter() - begun
+
+
+def test(name, model, digits, binary):
+    """The test figure with its unit and protocol."""
+    rng = np.random.default_rng(1)
+    if name == "Autoencoder":
+        return f"{evaluate(model, digits.test_images, rng, grey):6.2f} squared error per image, grey values 0 to 1"
+    if name == "VAE":
+        binary = to_device(binary, model.device)
+        nats = -float(model.log_likelihood(binary, rng, samples=100).mean())
+        return f"{nats:6.1f} nats per image, at most (importance-weighted, 100 samples)"
+    return f"{evaluate(model, binary, rng):6.1f} nats per image, exact"
+
+
+def sampling_rate(model):
+    """Images sampled per second."""
+    if isinstance(model, Autoencoder):
+        return "-"  # it has no distribution over codes to sample from
+    begun = time.perf_counter()
+    to_host(model.sample(64, np.random.default_rng(0)))  # which waits for a device
+    return f"{64 / (time.perf_counter() - begun):.0f}"
+
+
+@no_grad()
+def draw(models, digits, binary, rng):
+    """One figure: what went in, what came out."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 4).flat
+
+    def pairs(model, images):
+        """Images and their reconstructions, side by side."""
+        drawn = model.reconstruct(Tensor(images).to(model.device)).numpy()
+        return np.stack([images, np.clip(drawn, 0, 1)], axis=1).reshape(-1, 1, 28, 28)
+
+    vae, cnn, rnn = models["VAE"], models["PixelCNN"], models["PixelRNN"]
+    upper = np.arange(28)[:, None] < 14  # broadcasts to (N, 1, 28, 28)
+    chosen = binary[:10, None]  # (10, 1, 1, 28, 28)
+    given = np.repeat(binary[:10], 6, axis=0)
+    completed = to_host(cnn.sample(60, rng, given=given, mask=upper)).reshape(10, 6, 1, 28, 28)
+    rows = np.concatenate([chosen * upper, completed, chosen], axis=1)
+    draw_images(next(axes), digits.test_images[:100], 10, "data: 100 test digits")
+    draw_images(next(axes), pairs(models["Autoencoder"], grey(digits.test_images[:40])), 8, "autoencoder: digit, reconstruction")
+    draw_images(next(axes), pairs(vae, binary[:40].astype(np.float32)), 8, "VAE, 2-d z: binary digit, reconstruction")
+    draw_images(next(axes), vae.sample(100, rng), 10, "VAE: samples (pixel probabilities)")
+    draw_images(next(axes), manifold(vae, 12), 12, "VAE: decoded over the plane of z (normal quantiles)")
+    draw_images(next(axes), cnn.sample(100, rng), 10, "PixelCNN: samples")
+    draw_images(next(axes), rnn.sample(100, rng), 10, "PixelRNN (Row LSTM): samples")
+    draw_images(next(axes), rows.reshape(-1, 1, 28, 28), 8, "PixelCNN: upper half given, 6 completions, truth")
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=CONFIG["minutes"], help="training time on two cores (default 3)")
+    parser.add_argument("--seed", type=int, default=CONFIG["seed"], help="of all random numbers (default 0)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=CONFIG["device"], help="where to compute")
+    parser.add_argument("--out", default=CONFIG["out"], help="folder for the figure (default out)")
+    config = vars(parser.parse_args())
+    if not 0 < config["minutes"] < float("inf"):
+        parser.error(f"--minutes: got {config['minutes']}, needs a positive number")
+    try:
+        to_device(np.zeros(1), config["device"])
+    except RuntimeError as error:  # no CuPy, or no GPU: its sentence says what to do
+        parser.error(str(error))
+
+    digits = data.digits()
+    binary = data.binarize_static(digits.test_images, seed=0)
+    models, lines = {}, []
+    for name in MODELS:
+        print(f"training {name} ...", flush=True)
+        models[name], seconds = train(name, digits, config)
+        lines.append((name, f"{models[name].size():,}", f"{seconds:.0f}", sampling_rate(models[name])))
+        lines[-1] += (test(name, models[name], digits, binary),)
+    print(f"\n{'model':<12} {'parameters':>10} {'train s':>8} {'samples/s':>10}   on 500 test digits")
+    for name, size, seconds, rate, figure in lines:
+        print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")
+    path = Path(config["out"]) / "quickstart.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(models, digits, binary, np.random.default_rng(config["seed"])).savefig(path, dpi=110)
+    print(f"\nfigure: {path.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The autoencoder: sizes for any image, and the squared error by hand."""
+
+import numpy as np
+import pytest
+
+from tinygen import Tensor
+from tinygen.models import Autoencoder
+from tinygen.models.autoencoder import sizes
+
+
+def test_sizes():
+    assert sizes((1, 28, 28)) == [(28, 28), (14, 14), (7, 7), (4, 4), (2, 2)]
+    assert sizes((3, 5, 7)) == [(5, 7), (3, 4), (2, 2), (1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 1, 1), (1, 5, 7), (3, 2, 17)])
+def test_any_image_size(shape, rng):
+    model = Autoencoder(shape, code=4, rng=rng)
+    x = rng.random((2, *shape), np.float32)
+    code = model.encode(x)
+    assert code.shape == (2, 4)
+    assert model.decode(code).shape == model.reconstruct(x).shape == x.shape
+    np.testing.assert_array_equal(model.decode(code).data, model.reconstruct(x).data)
+    assert model.encode((x > 0.5).astype(np.uint8)).dtype == np.float32
+
+
+def test_loss_is_the_squared_error_summed_over_pixels_averaged_over_images(rng):
+    model = Autoencoder((3, 4, 5), rng=rng)
+    x = rng.random((6, 3, 4, 5), np.float32)
+    errors = ((model.reconstruct(x).data - x) ** 2).sum((1, 2, 3))
+    np.testing.assert_allclose(model.loss(x).item(), errors.mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.loss(Tensor(np.concatenate([x, x]))).item(), model.loss(x).item(), rtol=1e-6)
+    for p in model.decoder.parameters():
+        p.data[:] = 0
+    np.testing.assert_allclose(model.loss(np.full_like(x, 0.5)).item(), 3 * 4 * 5 / 4, rtol=1e-6)
+
+
+def test_the_narrow_code_is_the_only_way(rng):
+    """Equal codes, equal reconstructions; and each number of the code reaches every pixel."""
+    model = Autoencoder((1, 6, 6), code=3, rng=rng)
+    code = rng.standard_normal((1, 3), np.float32)
+    for k in range(3):
+        moved = code.copy()
+        moved[0, k] += 1
+        assert (model.decode(Tensor(moved)).data != model.decode(Tensor(code)).data).all()

@@ -1,0 +1,415 @@
+"""PixelCNN and PixelRNN: what each pixel depends on, likelihoods that sum to one, and the sampler against both."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tinygen import Tensor, grad, no_grad
+from tinygen.models import PixelCNN, PixelRNN, bits_per_dim
+
+BUILD = {
+    "cnn": lambda shape, levels=2, depth=2, width=6, **kw: PixelCNN(shape, levels, width, depth, **kw),
+    "row": lambda shape, levels=2, depth=2, width=6, **kw: PixelRNN("row", shape, levels, width, depth, **kw),
+    "diagonal": lambda shape, levels=2, depth=2, width=6, **kw: PixelRNN("diagonal", shape, levels, width, depth, **kw),
+}
+every_model = pytest.mark.parametrize("name", BUILD)
+
+
+def build(name, shape, levels=2, dtype=np.float64, seed=1, **settings):
+    """A model whose parameters are all drawn anew: as built, the residual branches and the logits are zero."""
+    rng = np.random.default_rng(seed)
+    model = BUILD[name](shape, levels, rng=rng, **settings)
+    for p in model.parameters():
+        p.data = (0.4 * rng.standard_normal(p.shape)).astype(dtype)
+    return model
+
+
+def all_images(shape, levels=2):
+    return np.array(list(itertools.product(range(levels), repeat=int(np.prod(shape))))).reshape(-1, *shape)
+
+
+def chi_square_is_plausible(counts, p):
+    """Pearson's statistic within 5 standard deviations of its mean; cells of under 5 expected draws in one."""
+    expected = p * counts.sum()
+    rare = expected < 5
+    counts, expected = (np.append(a[~rare], a[rare].sum()) for a in (counts, expected))
+    counts, expected = counts[expected > 1e-9], expected[expected > 1e-9]
+    freedom = len(counts) - 1
+    return ((counts - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
+
+
+# --- what depends on what
+
+
+def jacobian(model, positive=False, rng=None):
+    """(sub-pixel, sub-pixel): how strongly the logits of the one depend on the other, in raster order, colours last.
+
+    ``positive``: all parameters and inputs are, so that every path from one to the other adds: nothing cancels and no
+    ReLU is off, and an entry is zero only where there is no path.
+    """
+    (c, height, width), n = model.image_shape, int(np.prod(model.image_shape))
+    if positive:
+        for p in model.parameters():
+            p.data = np.full(p.shape, 0.05)
+    x = Tensor(np.full((n, c, height, width), 0.3) if positive else rng.standard_normal((n, c, height, width)))
+    x.requires_grad = True
+    y = model.network(x, lambda layer, h: layer(h))
+    chosen = np.zeros((n, c, model.outputs, height, width))  # of image i only the logits of sub-pixel i
+    for i, (row, column, colour) in enumerate(np.ndindex(height, width, c)):
+        chosen[i, colour, :, row, column] = 1 if positive else rng.standard_normal(model.outputs)
+    return grad(y, x, chosen.reshape(y.shape))[0].data.transpose(0, 2, 3, 1).reshape(n, n)
+
+
+SHAPES = [(1, 5, 5), (1, 3, 6), (1, 6, 3), (1, 1, 1), (1, 2, 3), (1, 1, 4), (1, 4, 1), (3, 3, 4), (3, 1, 1), (3, 2, 1)]
+
+
+@every_model
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("levels", [2, 4])
+def test_nothing_leaks(name, shape, levels, rng):
+    model = build(name, shape, levels)
+    j = sum(np.abs(jacobian(model, rng=rng)) for _ in range(3))
+    assert (np.triu(j) == 0).all()  # of itself and of what comes later
+
+
+@every_model
+@pytest.mark.parametrize("shape", SHAPES)
+def test_neighbours_and_borders_are_seen(name, shape, rng):
+    c, height, width = shape
+    j = np.abs(jacobian(build(name, shape), positive=True)).reshape(height, width, c, height, width, c)
+    for row, column, colour in np.ndindex(height, width, c):
+        mine = j[row, column, colour]
+        assert (mine[row, column, :colour] != 0).all()  # earlier colours of this pixel
+        if column:
+            assert (mine[row, column - 1] != 0).all()
+        if row:
+            assert (mine[row - 1, column] != 0).all()
+        if row == 0:  # nothing but what is left
+            assert (mine[0, max(0, column - 3) : column] != 0).all()
+            assert (mine[1:] == 0).all() and (mine[0, column + 1 :] == 0).all()
+        if column == 0:  # nothing of its own row but earlier colours, and of the row above also what is right
+            assert (mine[row, 0, colour:] == 0).all() and (mine[row, 1:] == 0).all()
+            assert row == 0 or (mine[row - 1, :4] != 0).all()
+
+
+def first_layer(up, left):
+    """7x7, mask A. ``up``, ``left``: where the seen pixel lies from the one that sees it."""
+    return (up in (1, 2, 3) and abs(left) <= 3) or (up == 0 and left in (1, 2, 3))
+
+
+CONTEXT = {
+    # A 3x3 block adds a row above and one column: to the right only one for each row further up.
+    "cnn": lambda up, left: (up > 0 and -left <= up + 2) or (up == 0 and left > 0),
+    "row": lambda up, left: (up > 0 and -left <= up + 2) or (up == 0 and left > 0),
+    "diagonal": lambda up, left: up > 0 or (up == 0 and left > 0),
+}
+
+
+@every_model
+@pytest.mark.parametrize("height,width", [(7, 7), (4, 9), (8, 4)])
+def test_context_of_a_deep_stack(name, height, width):
+    """The blind spot of plain PixelCNN, above to the right, exactly; a deep Row LSTM's is the same.
+
+    The Diagonal BiLSTM sees everything but the last pixel of the row above, unless the 7x7 convolution reaches it.
+    The direction from the right, shifted down by one row, ends at that pixel, where mask A hides it.
+    """
+    j = jacobian(build(name, (1, height, width), depth=8, width=2), positive=True) != 0
+    pixels = list(np.ndindex(height, width))
+    expected = np.array([[CONTEXT[name](r - rr, c - cc) for rr, cc in pixels] for r, c in pixels])
+    if name == "diagonal":
+        for row in range(1, height):
+            for column in range(width - 4):
+                expected[row * width + column, row * width - 1] = False
+    np.testing.assert_array_equal(j, expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_context_of_a_shallow_row_lstm_is_a_triangle(depth):
+    """Each layer: the same pixel's row from one pixel left, and one more on both sides for each row further up."""
+    pixels = list(np.ndindex(7, 9))
+
+    def matrix(sees):
+        return np.array([[sees(r - rr, c - cc) for rr, cc in pixels] for r, c in pixels], int)
+
+    expected = matrix(first_layer)
+    layer = matrix(lambda up, left: up >= 0 and -up <= left <= up + 1)
+    for _ in range(depth):
+        expected = layer @ expected  # contains the pixel itself, so the residual adds nothing
+    model = build("row", (1, 7, 9), depth=depth, width=2)
+    np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
+
+
+@pytest.mark.parametrize("depth,kernel", [(0, 3), (1, 3), (2, 3), (1, 5)])
+def test_context_of_a_shallow_pixelcnn(depth, kernel, rng):
+    pixels, reach = list(np.ndindex(9, 9)), kernel // 2
+
+    def matrix(sees):
+        return np.array([[sees(r - rr, c - cc) for rr, cc in pixels] for r, c in pixels], int)
+
+    expected = matrix(first_layer)
+    block = matrix(lambda up, left: (1 <= up <= reach and abs(left) <= reach) or (up == 0 and 0 <= left <= reach))
+    for _ in range(depth):
+        expected = block @ expected
+    model = PixelCNN((1, 9, 9), width=2, blocks=depth, kernel=kernel, rng=rng)
+    np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
+
+
+@every_model
+def test_context_of_colours(name):
+    """Another pixel is seen in all its colours or not at all; of its own pixel each colour sees the earlier ones."""
+    height, width = 4, 6
+    grey = jacobian(build(name, (1, height, width), depth=4), positive=True) != 0
+    expected = np.kron(grey, np.ones((3, 3), bool))
+    expected |= np.kron(np.eye(height * width, dtype=bool), np.tri(3, k=-1, dtype=bool))
+    if name == "diagonal":  # here mask A hides only the last colour of the last pixel of the row above
+        for row in range(1, height):
+            end = 3 * row * width
+            expected[end : end + 3 * width, end - 3 : end - 1] = True
+    colours = jacobian(build(name, (3, height, width), depth=4), positive=True) != 0
+    np.testing.assert_array_equal(colours, expected)
+
+
+# --- the likelihood
+
+
+@every_model
+@pytest.mark.parametrize(
+    "shape,levels",
+    [((1, 1, 1), 2), ((1, 2, 2), 2), ((1, 2, 3), 2), ((1, 3, 3), 2), ((1, 2, 2), 3), ((3, 1, 2), 2), ((3, 1, 1), 4)],
+)
+def test_probabilities_sum_to_one(name, shape, levels):
+    log_p = build(name, shape, levels).log_prob(all_images(shape, levels)).data
+    assert np.ptp(log_p) > 0.1  # not uniform
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1, atol=1e-12)
+
+
+@every_model
+def test_log_prob_is_the_chain_rule_and_loss_its_mean(name, rng):
+    model = build(name, (3, 2, 3), 4)
+    x = rng.integers(0, 4, (5, 3, 2, 3))
+    p = np.exp(model.logits(x).data)
+    p /= p.sum(1, keepdims=True)
+    by_hand = np.log(np.take_along_axis(p, x[:, None], 1)).sum((1, 2, 3, 4))
+    np.testing.assert_allclose(model.log_prob(x).data, by_hand)
+    np.testing.assert_allclose(model.loss(x).item(), -by_hand.mean())
+    np.testing.assert_allclose(model.loss(np.concatenate([x, x])).item(), model.loss(x).item())
+    for same in (x.astype(np.uint8), x.astype(np.float32), Tensor(x)):
+        np.testing.assert_array_equal(model.log_prob(same).data, model.log_prob(x).data)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 256])
+def test_the_network_sees_values_from_minus_one_to_one(levels, monkeypatch):
+    model, seen = build("cnn", (1, 1, levels), levels), []
+    network = model.network
+    monkeypatch.setattr(model, "network", lambda x, apply: seen.append(x.data) or network(x, apply))
+    model.logits(np.arange(levels).reshape(1, 1, 1, levels))
+    np.testing.assert_allclose(seen[0].ravel(), np.linspace(-1, 1, levels), atol=1e-15)
+
+
+@every_model
+def test_a_new_model_is_the_uniform_distribution(name, rng):
+    shape = (3, 4, 4)
+    new = BUILD[name](shape, 256, rng=rng)
+    log_p = new.log_prob(rng.integers(0, 256, (3, *shape)))
+    np.testing.assert_allclose(bits_per_dim(-log_p.data, shape), 8, rtol=1e-6)
+    assert log_p.dtype == np.float32
+    binary = BUILD[name]((1, 28, 28), rng=rng).log_prob(rng.integers(0, 2, (2, 1, 28, 28)))
+    np.testing.assert_allclose(-binary.data, 543.43, atol=0.005)  # 784 ln 2
+
+
+@every_model
+def test_without_its_branches_the_residual_stack_is_the_identity(name, rng):
+    model = build(name, (1, 4, 5))
+    x = rng.integers(0, 2, (3, 1, 4, 5))
+    stack = model.blocks if name == "cnn" else model.layers
+    before = model.logits(x).data
+    for block in stack:
+        block.up.weight.data[:] = block.up.bias.data[:] = 0
+    identity = model.logits(x).data
+    stack.clear()
+    np.testing.assert_array_equal(identity, model.logits(x).data)
+    assert np.abs(before - identity).max() > 0.1
+    new = BUILD[name]((1, 4, 5), rng=rng)  # and it starts as the identity
+    branches = [block.up for block in (new.blocks if name == "cnn" else new.layers)]
+    assert all((p.data == 0).all() for up in branches for p in up.parameters())
+
+
+# --- the sampler
+
+
+@no_grad()
+def naive_sample(model, n, rng, given=None, mask=None):
+    """The definition: the network on the whole image for every value that is drawn."""
+    c, height, width = model.image_shape
+    u = rng.random((n, c, height, width))
+    x = np.zeros(u.shape, int)
+    if given is not None:
+        x = np.where(mask, given, x)
+    for row, column, colour in np.ndindex(height, width, c):
+        drawn = model._distribution(model.logits(x), axis=1).at(u)[:, colour, row, column]
+        kept = mask is not None and np.broadcast_to(mask, u.shape)[:, colour, row, column]
+        x[:, colour, row, column] = np.where(kept, x[:, colour, row, column], drawn)
+    return x
+
+
+def record_logits(model, monkeypatch):
+    """The logits that the sampler draws from, one entry for each value of an image: (K, n)."""
+    recorded, distribution = [], model._distribution
+
+    def spy(logits, axis):
+        recorded.append(logits.data)
+        return distribution(logits, axis)
+
+    monkeypatch.setattr(model, "_distribution", spy)
+    return recorded
+
+
+@every_model
+@pytest.mark.parametrize("dtype,atol", [(np.float64, 1e-12), (np.float32, 1e-5)])
+@pytest.mark.parametrize(
+    "shape,levels",
+    [
+        *(((1, 5, 5), 2), ((1, 3, 6), 3), ((1, 6, 3), 2), ((1, 1, 1), 2), ((1, 1, 5), 2), ((1, 5, 1), 4)),
+        *(((3, 4, 3), 5), ((3, 2, 4), 2)),
+    ],
+)
+def test_sampler_is_the_naive_loop(name, shape, levels, dtype, atol, monkeypatch):
+    model = build(name, shape, levels, dtype)
+    naive = naive_sample(model, 7, np.random.default_rng(5))
+    recorded = record_logits(model, monkeypatch)
+    x = model.sample(7, np.random.default_rng(5))
+    assert x.dtype == np.uint8 and x.shape == (7, *shape)
+    monkeypatch.undo()
+    if dtype == np.float64:
+        np.testing.assert_array_equal(x, naive)
+    by_value = np.array(recorded).reshape(*shape[1:], shape[0], model.outputs, 7)
+    np.testing.assert_allclose(by_value.transpose(4, 3, 2, 0, 1), model.logits(x).data, atol=atol)
+
+
+@every_model
+@pytest.mark.parametrize("shape,levels", [((1, 4, 5), 2), ((3, 3, 3), 4)])
+@pytest.mark.parametrize("part", ["rows", "scattered", "each its own", "everything"])
+def test_completion_keeps_what_is_given(name, shape, levels, part, rng):
+    model, n = build(name, shape, levels), 6
+    given = rng.integers(0, levels, (n, *shape))
+    mask = {
+        "rows": np.arange(shape[1])[:, None] < 2,
+        "scattered": rng.random(shape[1:]) < 0.4,
+        "each its own": rng.random((n, *shape)) < 0.5,
+        "everything": np.array(True),
+    }[part]
+    x = model.sample(n, np.random.default_rng(5), given, mask)
+    kept = np.broadcast_to(mask, x.shape)
+    np.testing.assert_array_equal(x[kept], given[kept])
+    np.testing.assert_array_equal(x, naive_sample(model, n, np.random.default_rng(5), given, mask))
+    # What is not to be kept may be anything.
+    other = np.where(mask, given, rng.integers(0, levels, given.shape))
+    np.testing.assert_array_equal(x, model.sample(n, np.random.default_rng(5), other, mask))
+
+
+@every_model
+@pytest.mark.parametrize("shape,levels", [((1, 2, 2), 2), ((1, 2, 3), 2), ((3, 1, 1), 3)])
+def test_frequencies_of_samples_are_the_probabilities(name, shape, levels, rng):
+    model, images = build(name, shape, levels), all_images(shape, levels)
+    x = model.sample(20_000, rng).reshape(20_000, -1)
+    counts = np.bincount(x @ levels ** np.arange(x.shape[1])[::-1], minlength=len(images))
+    assert chi_square_is_plausible(counts, np.exp(model.log_prob(images).data))
+    assert not chi_square_is_plausible(counts, np.full(len(images), 1 / len(images)))  # the test has power
+
+
+@every_model
+def test_frequencies_of_completions_are_the_conditional_probabilities(name, rng):
+    shape, images = (1, 2, 3), all_images((1, 2, 3))
+    model, n = build(name, shape), 20_000
+    given, mask = np.array([1, 0, 0, 0, 1, 0]).reshape(shape), np.array([1, 1, 0, 0, 1, 0], bool).reshape(shape)
+    x = model.sample(n, rng, np.tile(given, (n, 1, 1, 1)), mask).reshape(n, -1)
+    counts = np.bincount(x @ 2 ** np.arange(6)[::-1], minlength=64)
+    logits = model.logits(images).data[:, 0]
+    p = 1 / (1 + np.exp(np.where(images == 1, -logits, logits)))
+    p = np.where(mask, images == given, p).prod((1, 2, 3))  # each free pixel given all before it
+    np.testing.assert_allclose(p.sum(), 1)
+    assert chi_square_is_plausible(counts, p)
+
+
+def test_many_levels_need_more_than_a_byte(rng):
+    x = PixelCNN((1, 2, 2), 300, width=2, blocks=1, rng=rng).sample(200, rng)
+    assert x.dtype == np.int64
+    assert 255 < x.max() < 300
+
+
+@every_model
+def test_sampling_crosses_to_the_device_once_whatever_the_size(name, strict):
+    def count(shape, **kwargs):
+        model = build(name, shape, 3, np.float32).to("cuda")
+        strict.count.clear()
+        x = model.sample(2, np.random.default_rng(5), **kwargs)
+        counted = +strict.count
+        host = model.to("cpu").sample(2, np.random.default_rng(5), **kwargs)
+        np.testing.assert_array_equal(x.get(), host)
+        return counted
+
+    assert count((1, 2, 2)) == count((1, 5, 4)) == count((3, 3, 2)) == {"h2d": 1}
+    given = np.ones((2, 1, 3, 4), int)
+    assert count((1, 3, 4), given=given, mask=given[0] == 1) == {"h2d": 3}  # and the given values and where they hold
+
+
+# --- what is refused
+
+
+@every_model
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"shape": (28, 28)}, r"image_shape: got \(28, 28\), needs \(channels, height, width\), each at least 1"),
+        ({"shape": (1, 0, 4)}, r"image_shape: got \(1, 0, 4\), needs \(channels, height, width\), each at least 1"),
+        ({"shape": (1, 4, 4), "levels": 1}, "levels: got 1, needs at least 2"),
+        ({"shape": (3, 4, 4), "width": 4}, "3 and 8 channels, 3 groups must divide both"),
+    ],
+)
+def test_constructors_refuse(name, settings, message, rng):
+    with pytest.raises(ValueError, match=message):
+        BUILD[name](**settings, rng=rng)
+
+
+def test_unknown_kind(rng):
+    with pytest.raises(ValueError, match="kind: got 'column', needs 'row' or 'diagonal'"):
+        PixelRNN("column", rng=rng)
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+@pytest.mark.parametrize(
+    "value,message",
+    [
+        (-1, "values from -1 to 0, needs whole numbers 0 .. LAST"),
+        (256, "values from 0 to 256, needs whole numbers 0 .. LAST"),
+        (0.5, "values from 0.0 to 0.5, needs whole numbers 0 .. LAST"),
+        (np.nan, "some values are not finite"),
+        (np.inf, "some values are not finite"),
+    ],
+)
+def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
+    model = PixelCNN((1, 2, 3), levels, width=2, blocks=1, rng=rng)
+    x = np.zeros((2, 1, 2, 3), type(value))
+    x[1, 0, 1, 1] = value
+    for call in (model.logits, model.log_prob, model.loss, lambda x: model.sample(2, rng, x, True)):
+        with pytest.raises(ValueError, match="images: " + message.replace("LAST", str(levels - 1))):
+            call(x)
+
+
+@pytest.mark.parametrize(
+    "n,given,mask,message",
+    [
+        (0, None, None, "n: got 0, needs at least 1"),
+        (2, np.zeros((2, 1, 2, 3)), None, "given and mask go together"),
+        (2, None, np.ones((2, 3), bool), "given and mask go together"),
+        (2, np.zeros((3, 1, 2, 3)), True, r"given: has shape \(3, 1, 2, 3\), needs \(2, 1, 2, 3\)"),
+        (2, np.zeros((2, 1, 3, 2)), True, r"images: got shape \(2, 1, 3, 2\), needs \(N, 1, 2, 3\)"),
+        (2, np.zeros((2, 1, 2, 3)), np.ones((3, 2)), r"mask: has shape \(3, 2\), needs to broadcast to \(2, 1, 2, 3\)"),
+        (1, np.zeros((1, 1, 2, 3)), np.ones((2, 1, 2, 3), bool), r"mask: has shape \(2, 1, 2, 3\), needs to broadcast"),
+    ],
+)
+def test_sample_refuses(n, given, mask, message, rng):
+    model = PixelCNN((1, 2, 3), width=2, blocks=1, rng=rng)
+    with pytest.raises(ValueError, match=message):
+        model.sample(n, rng, given, mask)

@@ -1,0 +1,147 @@
+"""What all models share: gradients, training steps that never wait for the device, images that are refused."""
+
+import numpy as np
+import pytest
+
+from tinygen import Tensor, gradcheck, ops
+from tinygen.backend import to_device
+from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.optim import Adam
+
+# Each with the number of values of a pixel, 0 where any real number is one.
+BUILD = {
+    "cnn": (2, lambda shape, rng: PixelCNN(shape, width=3, blocks=1, rng=rng)),
+    "cnn, levels": (5, lambda shape, rng: PixelCNN(shape, 5, width=3, blocks=1, rng=rng)),
+    "row": (2, lambda shape, rng: PixelRNN("row", shape, width=3, layers=1, rng=rng)),
+    "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, width=3, layers=1, rng=rng)),
+    "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, rng=rng)),
+    "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", rng=rng)),
+    "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, rng=rng)),
+}
+every_model = pytest.mark.parametrize("name", BUILD)
+
+
+def build(name, shape, rng, n=3, dtype=np.float64):
+    """A model with all parameters drawn anew, and images for it."""
+    levels, constructor = BUILD[name]
+    model = constructor(shape, rng)
+    for p in model.parameters():
+        # Divided by the root of how many inputs are summed, or the sigmoids saturate.
+        p.data = (rng.standard_normal(p.shape) / np.sqrt(max(1, p.size / len(p.data)))).astype(dtype)
+    images = rng.integers(0, levels, (n, *shape)) if levels else rng.standard_normal((n, *shape)).astype(dtype)
+    return model, images
+
+
+@pytest.mark.parametrize("model", [PixelCNN, PixelRNN, VAE, Autoencoder])
+def test_defaults(model, rng):
+    model = model(rng=rng)
+    loss = model.loss(rng.integers(0, 2, (2, 1, 28, 28)), rng)
+    assert loss.shape == () and loss.dtype == np.float32 and np.isfinite(loss.item())
+    loss.backward()
+    assert all(p.grad is not None and p.dtype == np.float32 for p in model.parameters())
+    assert model.size() > 10_000 and model.unit in ("nats per image", "squared error per image")
+
+
+@every_model
+@pytest.mark.parametrize("shape", [(1, 4, 3), (3, 2, 4)])
+def test_loss_and_gradients_are_the_same_on_every_device(name, shape, rng, device):
+    model, x = build(name, shape, rng)
+    results = []
+    for where in ("cpu", device):
+        model.to(where)
+        for p in model.parameters():
+            p.grad = None
+        loss = model.loss(to_device(x, where), np.random.default_rng(1))
+        loss.backward()
+        results.append([loss.numpy(), *(p.grad.numpy() for p in model.parameters())])
+    for host, there in zip(*results, strict=True):
+        np.testing.assert_allclose(there, host, rtol=1e-9, atol=1e-12)
+
+
+@every_model
+@pytest.mark.parametrize("shape", [(1, 4, 3), (3, 2, 4)])
+def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
+    model, x = build(name, shape, rng, dtype=np.float32)
+    model.to("cuda")
+    x, before, optimizer = to_device(x, "cuda"), model.state_dict(), Adam(model.parameters(), 0.01)
+    strict.count.clear()
+    model.loss(x, rng).backward()
+    optimizer.step()
+    assert +strict.count == ({"h2d": 1} if isinstance(model, VAE) else {})  # the noise, which comes from the host
+    assert any((value != before[name]).any() for name, value in model.state_dict().items())
+
+
+@every_model
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 1, 2)])
+def test_a_whole_model_differentiates_twice(name, shape, rng, monkeypatch):
+    monkeypatch.setattr(ops, "relu", ops.softplus)  # no kinks; the ReLU is tested where it is defined
+    monkeypatch.setattr("tinygen.models.autoencoder.CHANNELS", (2, 2, 2, 2))
+    model, x = build(name, shape, rng, n=2)
+
+    def loss(*values):
+        for p, value in zip(model.parameters(), values, strict=True):
+            step = value * 1.0  # the parameter becomes the result of this step
+            p.data, p._op, p._index = step.data, step._op, step._index
+        return model.loss(x, np.random.default_rng(1))
+
+    gradcheck(loss, tuple(p.data for p in model.parameters()))
+
+
+@every_model
+def test_learning_makes_the_loss_smaller(name, rng):
+    model = BUILD[name][1]((1, 5, 4), rng)
+    _, x = build(name, (1, 5, 4), rng, n=8)
+    optimizer = Adam(model.parameters(), 0.02)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model.loss(x, rng)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.95 * losses[0]
+
+
+@every_model
+@pytest.mark.parametrize(
+    "shape,message",
+    [
+        ((2, 1, 3, 4), r"images: got shape \(2, 1, 3, 4\), needs \(N, 1, 4, 3\)"),
+        ((2, 3, 4, 3), r"images: got shape \(2, 3, 4, 3\), needs \(N, 1, 4, 3\)"),
+        ((4, 3), r"images: got shape \(4, 3\), needs \(N, 1, 4, 3\)"),
+        ((0, 1, 4, 3), "images: the batch is empty"),
+    ],
+)
+def test_images_of_another_shape_are_refused(name, shape, message, rng):
+    model, _ = build(name, (1, 4, 3), rng)
+    with pytest.raises(ValueError, match=message):
+        model.loss(np.zeros(shape), rng)
+
+
+@every_model
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused(name, value, rng):
+    model, x = build(name, (1, 4, 3), rng)
+    x = x.astype(np.float32)
+    x[1, 0, 2, 1] = value
+    with pytest.raises(ValueError, match="images: some values are not finite"):
+        model.loss(x, rng)
+
+
+@every_model
+@pytest.mark.parametrize("shape", [(28, 28), (1, 28), (1, 1, 28, 28), (0, 4, 4), (1, 4, 0), (1, -4, 4)])
+def test_image_shapes_are_refused(name, shape, rng):
+    with pytest.raises(ValueError, match=r"image_shape: got \(.*\), needs \(channels, height, width\), each at least"):
+        BUILD[name][1](shape, rng)
+
+
+def test_images_may_be_lists_tensors_and_booleans(rng):
+    model, x = build("cnn", (1, 4, 3), rng)
+    expected = model.log_prob(x).data
+    for same in (x.tolist(), Tensor(x), x.astype(bool), x.astype(np.uint8), x.astype(np.float64)):
+        np.testing.assert_array_equal(model.log_prob(same).data, expected)
+
+
+def test_bits_per_dim_by_hand():
+    assert bits_per_dim(3 * 4 * 5 * 8 * np.log(2), (3, 4, 5)) == 8
+    np.testing.assert_allclose(bits_per_dim(np.array([784 * np.log(2), 81.3]), (1, 28, 28)), [1, 0.149605], rtol=1e-5)

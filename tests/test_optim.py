@@ -1,0 +1,265 @@
+"""tinygen.optim: steps worked by hand, formulas written out in NumPy, state, the schedule, averaging."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+
+from tinygen import Tensor
+from tinygen.backend import to_device, to_host
+from tinygen.nn import Parameter
+from tinygen.optim import SGD, Adam, Average, RMSProp, cosine
+
+OPTIMIZERS = {
+    "sgd": functools.partial(SGD, lr=0.1),
+    "momentum": functools.partial(SGD, lr=0.1, momentum=0.9),
+    "rmsprop": functools.partial(RMSProp, lr=0.01, alpha=0.9),
+    "adam": functools.partial(Adam, lr=0.01, betas=(0.8, 0.95)),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def parameter(values, device="cpu", dtype=np.float64):
+    return Parameter(to_device(np.array(values, dtype), device))
+
+
+def give(parameters, gradients):
+    for p, g in zip(parameters, gradients):
+        p.grad = Tensor(to_device(np.asarray(g, p.dtype), p.device))
+
+
+# --- steps worked by hand ----------------------------------------------------------------------------------------
+
+
+def test_sgd_by_hand():
+    p = parameter([1.0, 2.0])
+    optimizer = SGD([p], lr=0.1)
+    give([p], [[0.5, -1.0]])
+    optimizer.step()
+    np.testing.assert_allclose(p.data, [0.95, 2.1], rtol=1e-15)
+
+
+def test_momentum_by_hand():
+    p = parameter([1.0])
+    optimizer = SGD([p], lr=0.1, momentum=0.9)
+    for gradient, expected in ((2.0, 0.8), (1.0, 0.52), (0.0, 0.268)):  # velocities 2, 2.8, 2.52
+        give([p], [[gradient]])
+        optimizer.step()
+        np.testing.assert_allclose(p.data, [expected], rtol=1e-14)
+
+
+def test_rmsprop_by_hand():
+    p = parameter([1.0, 1.0])
+    optimizer = RMSProp([p], lr=0.01, alpha=0.99, eps=0.5)
+    give([p], [[2.0, -40.0]])
+    optimizer.step()  # s = 0.01 g^2, so sqrt(s) is 0.2 and 4
+    np.testing.assert_allclose(p.data, [1 - 0.02 / 0.7, 1 + 0.4 / 4.5], rtol=1e-14)
+
+
+def test_adam_by_hand():
+    p = parameter([1.0, 1.0])
+    optimizer = Adam([p], lr=0.1, betas=(0.9, 0.99), eps=0.0)
+    give([p], [[3.0, -1e-3]])
+    optimizer.step()  # without bias the first m / sqrt(v) is the sign of g, whatever its size
+    np.testing.assert_allclose(p.data, [0.9, 1.1], rtol=1e-13)
+    give([p], [[-3.0, 0.0]])
+    optimizer.step()  # m: 0.27 - 0.3 over 1 - 0.81; v: (0.0891 + 0.09) over 1 - 0.9801, its root 3
+    np.testing.assert_allclose(p.data[0], 0.9 + 0.1 * (0.03 / 0.19) / 3, rtol=1e-13)
+
+
+# --- fifty steps against the formulas ----------------------------------------------------------------------------
+
+
+def written_out(name, p, gradients):
+    """The papers' formulas with sums over the whole history instead of running averages."""
+    g = np.array(gradients)
+    for t in range(1, len(g) + 1):
+        age = np.arange(t)[::-1].reshape(-1, *[1] * p.ndim)
+        past = g[:t]
+        if name == "sgd":
+            p = p - 0.1 * g[t - 1]
+        elif name == "momentum":
+            p = p - 0.1 * (0.9**age * past).sum(0)
+        elif name == "rmsprop":
+            p = p - 0.01 * g[t - 1] / (np.sqrt((0.1 * 0.9**age * past**2).sum(0)) + 1e-8)
+        else:
+            m = (0.8**age * past).sum(0) / (0.8**age).sum(0)  # weights that sum to one: the bias is gone
+            v = (0.95**age * past**2).sum(0) / (0.95**age).sum(0)
+            p = p - 0.01 * m / (np.sqrt(v) + 1e-8)
+    return p
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fifty_steps(name, device, rng):
+    shapes = [(3, 2), (4,), ()]
+    start = [rng.standard_normal(shape) for shape in shapes]
+    gradients = [[rng.standard_normal(shape) for shape in shapes] for _ in range(50)]
+    parameters = [parameter(p, device) for p in start]
+    optimizer = OPTIMIZERS[name](parameters)
+    for step in gradients:
+        give(parameters, step)
+        optimizer.step()
+    assert optimizer.steps == 50
+    for i, p in enumerate(parameters):
+        assert p.dtype == np.float64 and p.device == device
+        expected = written_out(name, start[i], [step[i] for step in gradients])
+        np.testing.assert_allclose(to_host(p.data), expected, rtol=1e-12, atol=1e-13)
+
+
+@every_optimizer
+def test_float32_stays(make, device):
+    p = parameter([1.0, 2.0], device, np.float32)
+    optimizer = make([p])
+    give([p], [[0.1, 0.2]])
+    optimizer.step()
+    assert p.dtype == np.float32
+    assert all(a.dtype == np.float32 for slots in optimizer.state for a in slots.values())
+
+
+@every_optimizer
+def test_step_moves_nothing_between_host_and_device(make, strict):
+    p = parameter(np.ones((3, 4)), "cuda", np.float32)
+    optimizer, average = make([p]), Average([p], 0.9)
+    p.grad = Tensor(p.data * 2)
+    strict.count.clear()
+    for _ in range(3):
+        optimizer.step()
+        average.step()
+    average.swap()
+    assert not strict.count
+
+
+def test_gradients_are_left_as_they_are():
+    p = parameter([1.0, 2.0])
+    for make in OPTIMIZERS.values():
+        give([p], [[0.5, -0.25]])
+        make([p]).step()
+        assert p.grad.data.tolist() == [0.5, -0.25]
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+@every_optimizer
+def test_missing_gradient_changes_nothing(make):
+    parameters = [parameter([1.0]), parameter([2.0]), parameter([3.0])]
+    optimizer = make(parameters)
+    give(parameters[:1], [[1.0]])
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"step: parameters \[1, 2\] have no gradient"):
+        optimizer.step()
+    assert [p.data.item() for p in parameters] == [1.0, 2.0, 3.0]
+    np.testing.assert_equal(optimizer.state_dict(), before)
+
+
+def test_zero_grad():
+    p = parameter([1.0])
+    give([p], [[1.0]])
+    SGD([p], lr=1).zero_grad()
+    assert p.grad is None
+
+
+@pytest.mark.parametrize("lr", [0, -1.0, float("nan")])
+def test_bad_rate(lr):
+    with pytest.raises(ValueError, match=r"lr is .*, needs to be positive"):
+        Adam([parameter([1.0])], lr=lr)
+
+
+def test_no_parameters():
+    with pytest.raises(ValueError, match="SGD: parameters is empty"):
+        SGD([], lr=1)
+
+
+# --- state -------------------------------------------------------------------------------------------------------
+
+
+@every_optimizer
+def test_state_round_trip(make, device, rng):
+    start, gradients = rng.standard_normal((2, 3)), rng.standard_normal((10, 2, 3))
+
+    def go(p, optimizer, gradients):
+        for g in gradients:
+            give([p], [g])
+            optimizer.step()
+
+    p = parameter(start, device)
+    optimizer = make([p])
+    go(p, optimizer, gradients[:5])
+    state, middle = optimizer.state_dict(), np.array(to_host(p.data))
+    assert all(isinstance(value, np.ndarray) for value in state.values())
+    kept = copy.deepcopy(state)
+    go(p, optimizer, gradients[5:])
+    np.testing.assert_equal(state, kept)  # a copy: later steps do not reach it
+
+    q = parameter(middle, device)
+    other = make([q])
+    other.load_state_dict(state)
+    go(q, other, gradients[5:])
+    assert np.array_equal(to_host(p.data), to_host(q.data))
+    np.testing.assert_equal(state, kept)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda p: RMSProp([p], lr=1),
+        lambda p: SGD([p], lr=1),
+        lambda p: Adam([p, p], lr=1),
+        lambda p: Adam([parameter([1.0])], lr=1),
+    ],
+    ids=["rmsprop", "sgd", "two", "shape"],
+)
+def test_foreign_state_is_refused(other):
+    p = parameter([1.0, 2.0])
+    optimizer = Adam([p], lr=1)
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match="of other parameters or another optimizer"):
+        optimizer.load_state_dict(other(p).state_dict())
+    np.testing.assert_equal(optimizer.state_dict(), before)
+
+
+# --- schedule and averaging --------------------------------------------------------------------------------------
+
+
+def test_cosine():
+    assert cosine(0.0) == 0
+    assert cosine(0.01) == pytest.approx(0.5)
+    assert cosine(0.02) == 1
+    assert cosine(0.51) == pytest.approx(0.5)  # half way from 0.02 to 1
+    assert cosine(1.0) == pytest.approx(0, abs=1e-15)
+    assert cosine(0.0, warmup=0) == 1
+    assert cosine(0.25, warmup=0) == pytest.approx((1 + 0.5**0.5) / 2)
+    up, down = np.linspace(0, 0.1, 50), np.linspace(0.1, 1, 50)
+    assert (np.diff([cosine(t, 0.1) for t in up]) > 0).all() and (np.diff([cosine(t, 0.1) for t in down]) < 0).all()
+
+
+def test_average_by_definition(device, rng):
+    start, path = rng.standard_normal((2, 3)), rng.standard_normal((120, 2, 3))
+    p = parameter(start, device)
+    average = Average([p], 0.9)
+    expected = start
+    for t, weights in enumerate(path, 1):
+        p.data = to_device(weights, device)
+        average.step()
+        keep = min(0.9, t / (t + 10))  # 0.9 from t = 90 on
+        expected = keep * expected + (1 - keep) * weights
+    average.swap()
+    np.testing.assert_allclose(to_host(p.data), expected, rtol=1e-12)
+    average.swap()
+    assert np.array_equal(to_host(p.data), path[-1])
+
+
+def test_average_of_constant_weights():
+    p = parameter([1.0, -2.0])
+    average = Average([p], 0.99)
+    for _ in range(20):
+        average.step()
+    assert average.values[0].tolist() == [1.0, -2.0]
+    assert average.values[0] is not p.data
+
+
+@pytest.mark.parametrize("decay", [0, 1, -0.5, 2])
+def test_bad_decay(decay):
+    with pytest.raises(ValueError, match=r"averaging: decay is .*, needs to be between 0 and 1"):
+        Average([parameter([1.0])], decay)

@@ -1,0 +1,48 @@
+"""Pictures: what lands where."""
+
+import numpy as np
+import pytest
+
+from tinygen.models import VAE
+from tinygen.plotting import draw_images, manifold, tile
+
+
+def test_tile_places_images_row_by_row_with_gaps():
+    images = np.arange(1, 4, dtype=np.float32)[:, None, None, None] * np.ones((3, 1, 2, 3), np.float32)
+    expected = [
+        [1, 1, 1, 1, 2, 2, 2],
+        [1, 1, 1, 1, 2, 2, 2],
+        [1, 1, 1, 1, 1, 1, 1],
+        [3, 3, 3, 1, 1, 1, 1],
+        [3, 3, 3, 1, 1, 1, 1],
+    ]
+    np.testing.assert_array_equal(tile(images, columns=2), expected)
+
+
+def test_tile_keeps_colours_last():
+    images = np.zeros((1, 3, 2, 2), np.uint8)
+    images[0, 2, 0, 1] = 9
+    picture = tile(images, 1)
+    assert picture.shape == (2, 2, 3) and picture[0, 1, 2] == 9 and picture.sum() == 9
+
+
+def test_draw_images_on_an_axis(rng):
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    draw_images(ax, rng.random((4, 1, 5, 6)), 2, "four")
+    assert ax.get_title() == "four" and ax.images[0].get_array().shape == (11, 13)
+
+
+def test_manifold_goes_right_with_the_first_dimension_and_up_with_the_second(rng, monkeypatch):
+    vae = VAE(image_shape=(1, 4, 4), latent=2, rng=rng)
+    monkeypatch.setattr(VAE, "decode", lambda self, z: z.reshape(-1, 1, 1, 2))
+    z = manifold(vae, 3).reshape(3, 3, 2)
+    quantile = 0.967421566  # of 5/6
+    np.testing.assert_allclose(z[0, :, 0], [-quantile, 0, quantile], atol=1e-6)
+    np.testing.assert_allclose(z[:, 0, 1], [quantile, 0, -quantile], atol=1e-6)
+
+
+def test_manifold_needs_two_dimensions(rng):
+    with pytest.raises(ValueError, match="5 latent dimensions, needs 2"):
+        manifold(VAE(image_shape=(1, 4, 4), latent=5, rng=rng))

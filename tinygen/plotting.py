@@ -1,0 +1,46 @@
+"""Grids of images and latent manifolds. Only here is matplotlib needed, and only by the functions that draw."""
+
+from statistics import NormalDist
+
+import numpy as np
+
+from tinygen.backend import to_host
+from tinygen.models import VAE
+from tinygen.tensor import Tensor, no_grad
+
+
+def tile(images, columns: int) -> np.ndarray:
+    """(N, C, H, W), C = 1 or 3, on either device -> one picture (rows, columns[, 3]), a pixel of gap between images.
+
+    The images' own smallest value fills the gaps and what the last row lacks.
+    """
+    images = to_host(images.data if isinstance(images, Tensor) else images)
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    picture = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), images.min(), images.dtype)
+    for i, image in enumerate(images):
+        y, x = i // columns * (h + 1), i % columns * (w + 1)
+        picture[y : y + h, x : x + w] = image.transpose(1, 2, 0)
+    return picture[..., 0] if c == 1 else picture
+
+
+def draw_images(ax, images, columns: int, title: str = "") -> None:
+    """A grid of images on a matplotlib axis, grey ones dark on light, with a title."""
+    picture = tile(images, columns)
+    ax.imshow(picture, cmap="gray_r", interpolation="nearest")
+    ax.set_title(title, fontsize=9)
+    ax.set_axis_off()
+
+
+@no_grad()
+def manifold(vae: VAE, size: int = 12) -> np.ndarray:
+    """(size * size, C, H, W): a VAE with two latent dimensions, decoded on a grid.
+
+    The grid has equal probability between its lines: z goes through the quantiles of the standard normal, the first
+    dimension to the right, the second upwards (Kingma and Welling 2014, figure 4). Raises ValueError for other VAEs.
+    """
+    if vae.latent != 2:
+        raise ValueError(f"manifold: the VAE has {vae.latent} latent dimensions, needs 2")
+    z = np.array([NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)], np.float32)
+    grid = np.stack(np.meshgrid(z, z[::-1]), axis=-1).reshape(-1, 2)
+    return to_host(vae.decode(Tensor(grid).to(vae.device)).data)
