@@ -1,7 +1,7 @@
 """Four generative models learn to write digits: autoencoder, VAE, PixelCNN, PixelRNN. About three minutes on two cores.
 
-Trains each on 4,500 real MNIST digits that ship with tinygen, prints how well it does on 500 others, and saves one figure
-with what it has learned to draw. Binary models see every training digit with its pixels drawn anew each time
+Trains each on 4,500 real MNIST digits that ship with tinygen, prints how well it does on 500 others, and saves one
+figure with what it has learned to draw. Binary models see every training digit with its pixels drawn anew each time
 (dynamic binarization) and are tested on one fixed draw of the test digits.
 
     python demos/quickstart.py               # about three minutes
@@ -29,10 +29,10 @@ CONFIG = {
     "out": "out",
 }
 MODELS = {  # constructor, steps in three minutes, learning rate
-    "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 400, 2e-3),
-    "VAE": (lambda rng: VAE(latent=2, rng=rng), 800, 2e-3),
-    "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 400, 4e-3),
-    "PixelRNN": (lambda rng: PixelRNN("row", width=16, layers=3, rng=rng), 400, 4e-3),
+    "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 800, 2e-3),
+    "VAE": (lambda rng: VAE(latent=2, rng=rng), 1000, 2e-3),
+    "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 500, 5e-3),
+    "PixelRNN": (lambda rng: PixelRNN("row", width=16, layers=3, rng=rng), 400, 5e-3),
 }
 
 
@@ -100,7 +100,9 @@ def draw(models, digits, binary, rng):
     completed = to_host(cnn.sample(60, rng, given=given, mask=upper)).reshape(10, 6, 1, 28, 28)
     rows = np.concatenate([chosen * upper, completed, chosen], axis=1)
     draw_images(next(axes), digits.test_images[:100], 10, "data: 100 test digits")
-    draw_images(next(axes), pairs(models["Autoencoder"], grey(digits.test_images[:40])), 8, "autoencoder: digit, reconstruction")
+    draw_images(
+        next(axes), pairs(models["Autoencoder"], grey(digits.test_images[:40])), 8, "autoencoder: digit, reconstruction"
+    )
     draw_images(next(axes), pairs(vae, binary[:40].astype(np.float32)), 8, "VAE, 2-d z: binary digit, reconstruction")
     draw_images(next(axes), vae.sample(100, rng), 10, "VAE: samples (pixel probabilities)")
     draw_images(next(axes), manifold(vae, 12), 12, "VAE: decoded over the plane of z (normal quantiles)")
@@ -112,7 +114,9 @@ def draw(models, digits, binary, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--minutes", type=float, default=CONFIG["minutes"], help="training time on two cores (default 3)")
+    parser.add_argument(
+        "--minutes", type=float, default=CONFIG["minutes"], help="training time on two cores (default 3)"
+    )
     parser.add_argument("--seed", type=int, default=CONFIG["seed"], help="of all random numbers (default 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=CONFIG["device"], help="where to compute")
     parser.add_argument("--out", default=CONFIG["out"], help="folder for the figure (default out)")

@@ -27,7 +27,9 @@ def test_quickstart_prints_its_table_and_saves_its_figure(tmp_path):
     assert picture.shape[0] > 500 and picture.std() > 0.1
 
 
-@pytest.mark.parametrize("arguments, message", [(["--device", "cuda"], "tinygen[cuda13]"), (["--minutes", "-1"], "--minutes")])
+@pytest.mark.parametrize(
+    "arguments, message", [(["--device", "cuda"], "tinygen[cuda13]"), (["--minutes", "-1"], "--minutes")]
+)
 def test_quickstart_refuses_in_one_sentence(arguments, message):
     try:
         import cupy  # noqa: F401

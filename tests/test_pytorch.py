@@ -134,9 +134,7 @@ def test_reductions(name, axis, keepdims, dtype, rng):
     theirs = {"max": torch.amax, "var": lambda x, **k: torch.var(x, unbiased=False, **k)}.get(name)
     theirs = theirs or getattr(torch, name)
     dim = (0, 1, 2) if axis is None else axis
-    compare(
-        lambda x: getattr(ops, name)(x, axis, keepdims), lambda x: theirs(x, dim=dim, keepdim=keepdims), [x], dtype
-    )
+    compare(lambda x: getattr(ops, name)(x, axis, keepdims), lambda x: theirs(x, dim=dim, keepdim=keepdims), [x], dtype)
 
 
 @both_dtypes
@@ -158,9 +156,7 @@ def test_logsumexp_of_nothing():
 def test_losses(dtype, rng):
     x = np.concatenate([FAR, rng.standard_normal(15)]).reshape(4, 6)
     t = rng.random((4, 6))
-    compare(
-        ops.bce_with_logits, lambda x, t: F.binary_cross_entropy_with_logits(x, t, reduction="none"), [x, t], dtype
-    )
+    compare(ops.bce_with_logits, lambda x, t: F.binary_cross_entropy_with_logits(x, t, reduction="none"), [x, t], dtype)
     labels = rng.integers(0, 5, (3, 2, 4))
     logits = 3 * rng.standard_normal((3, 5, 2, 4))
 

@@ -90,7 +90,12 @@ def seen_by(images, model=None, **options):
         return part
 
     fit(
-        model, images, optimizer=SGD(model.parameters(), 0.1), rng=np.random.default_rng(0), prepare=prepare, workers=1,
+        model,
+        images,
+        optimizer=SGD(model.parameters(), 0.1),
+        rng=np.random.default_rng(0),
+        prepare=prepare,
+        workers=1,
         **options,
     )
     return steps
@@ -104,8 +109,17 @@ def test_fit_is_the_plain_loop(clip_norm, images, rng):
     """With the whole set as one batch and no noise nothing depends on how numbers are drawn."""
     model, twin = (in_float64(Tiny(noise=0)) for _ in range(2))
     record = fit(
-        model, images, steps=30, optimizer=Adam(model.parameters(), 0.05), rng=rng, batch_size=37, schedule=cosine,
-        clip_norm=clip_norm, averaging=0.8, validation=images[:20], validate_every=12,
+        model,
+        images,
+        steps=30,
+        optimizer=Adam(model.parameters(), 0.05),
+        rng=rng,
+        batch_size=37,
+        schedule=cosine,
+        clip_norm=clip_norm,
+        averaging=0.8,
+        validation=images[:20],
+        validate_every=12,
     )
 
     optimizer, losses, figures = Adam(twin.parameters(), 1.0), [], {}
@@ -119,7 +133,7 @@ def test_fit_is_the_plain_loop(clip_norm, images, rng):
             norm = np.sqrt(sum((p.grad.data**2).sum() for p in twin.parameters()))
             for p in twin.parameters():
                 p.grad.data *= min(1, clip_norm / norm)
-        optimizer.lr = 0.05 * cosine((t - 1) / 30)
+        optimizer.lr = 0.05 * cosine((t - 0.5) / 30)
         optimizer.step()
         keep = min(0.8, t / (t + 10))
         averages = [keep * a + (1 - keep) * p.data for a, p in zip(averages, twin.parameters())]
@@ -153,7 +167,7 @@ def test_schedule_is_asked_for_the_fraction_done(images, rng):
     asked, model = [], Tiny()
     optimizer = SGD(model.parameters(), 0.5)
     fit(model, images, steps=4, optimizer=optimizer, rng=rng, schedule=lambda done: asked.append(done) or 0.1)
-    assert asked == [0, 0.25, 0.5, 0.75]
+    assert asked == [0.125, 0.375, 0.625, 0.875]  # the middle of each step
     assert optimizer.lr == 0.5
     assert all(p.grad is None for p in model.parameters())
 
@@ -196,7 +210,11 @@ def test_the_seed_decides(images):
     def run(seed):
         model = Tiny()
         fit(
-            model, images, steps=3, optimizer=Adam(model.parameters(), 0.1), rng=np.random.default_rng(seed),
+            model,
+            images,
+            steps=3,
+            optimizer=Adam(model.parameters(), 0.1),
+            rng=np.random.default_rng(seed),
             batch_size=8,
         )
         return model.state_dict()
@@ -219,8 +237,16 @@ def test_live_tensors_do_not_grow(images, rng):
     gc.disable()
     try:
         fit(
-            model, images, steps=105, optimizer=Adam(model.parameters(), 0.1), rng=rng, batch_size=16, prepare=prepare,
-            averaging=0.9, clip_norm=1.0, workers=1,
+            model,
+            images,
+            steps=105,
+            optimizer=Adam(model.parameters(), 0.1),
+            rng=rng,
+            batch_size=16,
+            prepare=prepare,
+            averaging=0.9,
+            clip_norm=1.0,
+            workers=1,
         )
     finally:
         gc.enable()
@@ -245,9 +271,18 @@ def test_workers_change_nothing(make, batch_size, images):
         model = make()
         optimizer = Adam(model.parameters(), 0.01)
         record = fit(
-            model, images, steps=5, optimizer=optimizer, rng=np.random.default_rng(3), batch_size=batch_size,
+            model,
+            images,
+            steps=5,
+            optimizer=optimizer,
+            rng=np.random.default_rng(3),
+            batch_size=batch_size,
             prepare=lambda part, rng: (part + 0.3 * rng.standard_normal(part.shape) > 0).astype(np.float32),
-            averaging=0.9, clip_norm=0.1, validation=images, validate_every=3, workers=workers,
+            averaging=0.9,
+            clip_norm=0.1,
+            validation=images,
+            validate_every=3,
+            workers=workers,
         )
         results.append((state(model, optimizer), without_seconds(record)))
     for weights, record in results[1:]:
@@ -319,9 +354,20 @@ def run_until(images, checkpoint=None, cuts=0, seed=0, kind="adam", averaging=0.
 
     try:
         record = fit(
-            model, images, steps=steps, optimizer=optimizer, rng=np.random.default_rng(seed), batch_size=20,
-            prepare=prepare, schedule=cosine, clip_norm=1.0, averaging=averaging, validation=images, validate_every=5,
-            checkpoint=checkpoint, workers=1,
+            model,
+            images,
+            steps=steps,
+            optimizer=optimizer,
+            rng=np.random.default_rng(seed),
+            batch_size=20,
+            prepare=prepare,
+            schedule=cosine,
+            clip_norm=1.0,
+            averaging=averaging,
+            validation=images,
+            validate_every=5,
+            checkpoint=checkpoint,
+            workers=1,
         )
     finally:
         assert optimizer.lr in (0.01, 0.02, 0.05)
@@ -563,7 +609,12 @@ def refused(images, checkpoint, why, make=Tiny, averaging=0.9, optimizer=Adam):
     assert same(state(model, optimizer), before) and (run.seed, run.step, run.record) == (1, 0, [])
     with pytest.raises(ValueError, match=re.escape(str(checkpoint))):
         fit(
-            model, images, steps=3, optimizer=optimizer, rng=np.random.default_rng(0), averaging=averaging,
+            model,
+            images,
+            steps=3,
+            optimizer=optimizer,
+            rng=np.random.default_rng(0),
+            averaging=averaging,
             checkpoint=checkpoint,
         )
     assert same(state(model, optimizer), before)
@@ -776,8 +827,17 @@ def test_device_run_equals_the_host_run(make, device, monkeypatch, rng):
             return part[..., ::-1].copy()
 
         record = fit(
-            model, images, steps=6, optimizer=optimizer, rng=np.random.default_rng(6), batch_size=12, prepare=prepare,
-            averaging=0.5, clip_norm=1.0, schedule=cosine, validate_every=100,
+            model,
+            images,
+            steps=6,
+            optimizer=optimizer,
+            rng=np.random.default_rng(6),
+            batch_size=12,
+            prepare=prepare,
+            averaging=0.5,
+            clip_norm=1.0,
+            schedule=cosine,
+            validate_every=100,
         )
         assert device_of(model.parameters()[0].data) == where
         results.append((model.state_dict(), record))

@@ -50,7 +50,9 @@ class Optimizer:
         """Go on from ``state_dict()``. Raises ValueError where it belongs to other parameters or another optimizer."""
         own = self.state_dict()
         if {k: v.shape for k, v in own.items()} != {k: np.shape(v) for k, v in state.items()}:
-            raise ValueError(f"{type(self).__name__}.load_state_dict: the state is of other parameters or another optimizer")
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: the state is of other parameters or another optimizer"
+            )
         self.steps = int(state["steps"])
         for i, d in enumerate(self.state):
             for s, a in d.items():

@@ -52,7 +52,7 @@ def fit(
     """Minimize ``model.loss`` on ``images`` (N, C, H, W), a NumPy array, for ``steps`` minibatches in shuffled epochs.
 
     ``prepare(images, rng)``: applied to each part of a batch, e.g. ``data.binarize_dynamic``.
-    ``schedule(done)``: factor on the optimizer's learning rate when the fraction ``done`` of the steps is over.
+    ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
     which validation uses and the model has at the end. ``validation``: images whose mean loss is taken every
     ``validate_every`` steps and at the end, with the same noise each time.
@@ -61,8 +61,8 @@ def fit(
     ``workers``: threads (default: the cores this process may use). A minibatch is cut into shards of a fixed size whose
     gradients are added in their order, so that the result does not depend on it.
 
-    Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since the
-    row before and on the validation images, in ``model.unit``.
+    Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since
+    the row before and on the validation images, in ``model.unit``.
     Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
     ValueError for an empty set of images, or for a file that is not a checkpoint of this model and optimizer.
     """
@@ -123,7 +123,7 @@ def fit(
     if checkpoint is not None:
         run.save(checkpoint)
     if interrupted.is_set() and run.step < steps:
-        kept = "nothing was saved" if checkpoint is None else f"{checkpoint} is saved, the same call goes on from it"
+        kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
         print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
         raise SystemExit(130)
     if run.average is not None:
@@ -263,7 +263,7 @@ class _Run:
             fields = json.loads(str(arrays.pop("run")))
             fields = {name: fields[name] for name in FIELDS}
         except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
-            raise ValueError(f"checkpoint {path}: is damaged, or none of fit's ({error}); move it away") from error
+            raise ValueError(f"checkpoint {path}: damaged or no checkpoint of fit ({error}); move it away") from error
 
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

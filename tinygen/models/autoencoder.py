@@ -41,9 +41,7 @@ class Decoder(Module):
         height, width = self.sizes[-1]
         channels = (*reversed(CHANNELS), image_shape[0])
         self.into = Linear(inputs, CHANNELS[-1] * height * width, rng=rng, gain=2.0)
-        self.ups = [
-            UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in zip(channels, channels[1:])
-        ]
+        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in zip(channels, channels[1:])]
 
     def forward(self, z):
         h = ops.relu(self.into(z)).reshape(z.shape[0], CHANNELS[-1], *self.sizes[-1])

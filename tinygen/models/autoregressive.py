@@ -2,8 +2,8 @@
 
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
 
-A subclass describes its network once, in ``network(x, apply)``: with ``apply`` calling a layer on whole images that is the
-likelihood, all pixels at once; with a ``PixelCache`` it is the same network at one pixel, for sampling.
+A subclass describes its network once, in ``network(x, apply)``: with ``apply`` calling a layer on whole images that is
+the likelihood, all pixels at once; with a ``PixelCache`` it is the same network at one pixel, for sampling.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ class Autoregressive(Module):
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
 
     def network(self, x, apply) -> Tensor:
-        """From scaled images to C * outputs channels, the colours' blocks in order; ``apply(layer, h)`` evaluates a layer."""
+        """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h)`` evaluates a layer."""
         raise NotImplementedError
 
     def logits(self, x) -> Tensor:
@@ -96,7 +96,9 @@ class Autoregressive(Module):
             for column in range(width):
                 cache.at(row, column)
                 for colour in range(c):
-                    y = self.network(Tensor(self._scaled(x[:, :, row, column]).T), cache)  # each colour sees those before
+                    y = self.network(
+                        Tensor(self._scaled(x[:, :, row, column]).T), cache
+                    )  # each colour sees those before
                     logits = y.reshape(c, self.outputs, n)[colour]
                     drawn = self._distribution(logits, axis=0).at(u[:, colour, row, column])
                     if keep is not None:

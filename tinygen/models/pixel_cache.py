@@ -1,9 +1,9 @@
 """The layers of PixelCNN and PixelRNN at one pixel, with what later pixels will need of it kept.
 
-Sampling draws H * W pixels one after the other; running the network on the whole image for each repeats almost all of its
-work H * W times. Here each layer is evaluated only at the new pixel. Activations are *columns* (channels, N), images last, so
-that a row of neighbouring columns, laid out (position, channels, N), is without any copying the right-hand side of one
-matrix product: all taps of a kernel's row at once.
+Sampling draws H * W pixels one after the other; running the network on the whole image for each repeats almost all of
+its work H * W times. Here each layer is evaluated only at the new pixel. Activations are *columns* (channels, N), images
+last, so that a row of neighbouring columns, laid out (position, channels, N), is without any copying the right factor of
+one matrix product: all taps of a kernel's row at once.
 """
 
 from tinygen.backend import xp
@@ -89,7 +89,9 @@ class RowPixel:
 
     def __call__(self, x, row, column):
         now, before = row % 2, (row + 1) % 2
-        a = self.input(x, row, column) + self.matrix @ self.h[before, column : column + 3].reshape(self.matrix.shape[1], -1)
+        a = self.input(x, row, column) + self.matrix @ self.h[before, column : column + 3].reshape(
+            self.matrix.shape[1], -1
+        )
         h, c = _cell(a, self.c[before, column])
         self.h[now, column + 1], self.c[now, column] = h, c
         return h
@@ -105,7 +107,9 @@ class DiagonalPixel:
     def __init__(self, layer, cache):
         self.left, self.right = ((*input_weights(d), _state_matrix(d)) for d in (layer.left, layer.right))
         _, hidden, _ = layer.left.weight_state.shape
-        self.h_left = cache.zeros(2, cache.width + 1, hidden)  # this row's and the other's in turn, zero at the left end
+        self.h_left = cache.zeros(
+            2, cache.width + 1, hidden
+        )  # this row's and the other's in turn, zero at the left end
         self.c_left = cache.zeros(2, cache.width + 1, hidden)
         self.inputs = cache.zeros(cache.width, layer.left.input.weight.shape[1])
         self.h_right = cache.zeros(cache.width, hidden)  # of the row above, once scanned

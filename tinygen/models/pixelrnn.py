@@ -1,4 +1,4 @@
-"""PixelRNN: the chain rule over pixels with LSTMs that scan the image (van den Oord et al. 2016, sections 3.1 to 3.3)."""
+"""PixelRNN: the chain rule over pixels with LSTMs that scan the image (van den Oord et al. 2016, 3.1 to 3.3)."""
 
 import numpy as np
 

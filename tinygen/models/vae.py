@@ -32,7 +32,9 @@ class VAE(Module):
 
     unit = "nats per image"  # of the loss
 
-    def __init__(self, image_shape=(1, 28, 28), latent=32, beta=1.0, likelihood="bernoulli", *, rng: np.random.Generator):
+    def __init__(
+        self, image_shape=(1, 28, 28), latent=32, beta=1.0, likelihood="bernoulli", *, rng: np.random.Generator
+    ):
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
         self.image_shape, self.latent, self.beta = check_shape(image_shape), latent, beta

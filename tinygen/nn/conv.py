@@ -52,16 +52,18 @@ class UpConv2d(Conv2d):
         ]
         extra = (0, 0) if size is None else tuple(n - m for n, m in zip(size, smallest))
         if any(not 0 <= e < s for e, s in zip(extra, _pair(self.stride))):
-            raise ValueError(f"UpConv2d: from x {x.shape} it reaches {tuple(smallest)} and up to stride - 1 more, not {size}")
+            raise ValueError(
+                f"UpConv2d: from x {x.shape} it reaches {tuple(smallest)} and up to stride - 1 more, not {size}"
+            )
         return ops.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding, extra)
 
 
 class MaskedConv2d(Module):
     """Convolution that keeps height and width and sees only what comes before in raster order.
 
-    An output pixel sees the rows above and, in its own row, what lies left. Of its own position, mask ``"A"`` shows only
-    earlier colour groups and ``"B"`` its own group too. ``groups`` cuts input and output channels into that many blocks in
-    the order of the colours: 1 for grey images (A hides the centre), 3 for R, G, B.
+    An output pixel sees the rows above and, in its own row, what lies left. Of its own position, mask ``"A"`` shows
+    only earlier colour groups and ``"B"`` its own group too. ``groups`` cuts input and output channels into that many
+    blocks in the order of the colours: 1 for grey images (A hides the centre), 3 for R, G, B.
     Weights that the mask forbids are zero and stay zero. Kernel sizes are odd.
     Raises ValueError for an even kernel, an unknown mask, or channels that ``groups`` does not divide.
     Source: van den Oord et al. 2016, section 3.4, figure 2.
@@ -74,7 +76,9 @@ class MaskedConv2d(Module):
         if kh % 2 == 0 or kw % 2 == 0:
             raise ValueError(f"MaskedConv2d: kernel_size is {kernel_size}, needs odd numbers")
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both")
+            raise ValueError(
+                f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
+            )
         self.kind, self.padding = mask, (kh // 2, kw // 2)
         kept = np.zeros((out_channels, in_channels, kh, kw), bool)
         kept[:, :, : kh // 2] = True  # rows above

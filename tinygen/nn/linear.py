@@ -21,7 +21,7 @@ class Linear(Module):
 
 
 class Dropout(Module):
-    """Zeroes each value with probability ``p`` where an ``rng`` is given; without one (evaluation) it changes nothing."""
+    """Zeroes each value with probability ``p`` where an ``rng`` is given; without one (evaluation) does nothing."""
 
     def __init__(self, p: float):
         self.p = p

@@ -32,7 +32,9 @@ class LSTM(Module):
         h0, c0 = (s.T.reshape(hidden, 1, images) for s in state) if state else (_zeros(hidden, 1, images, x),) * 2
         weight = self.weight_state.reshape(4 * hidden, hidden, 1)
         h, c = ops.lstm_scan(gates.reshape(steps, 4 * hidden, 1, images), weight, h0, c0)
-        return h.reshape(steps, hidden, images).transpose(2, 0, 1), tuple(s[-1].reshape(hidden, images).T for s in (h, c))
+        return h.reshape(steps, hidden, images).transpose(2, 0, 1), tuple(
+            s[-1].reshape(hidden, images).T for s in (h, c)
+        )
 
 
 class RowLSTM(Module):
@@ -107,7 +109,7 @@ class DiagonalLSTM(Module):
 def input_weights(layer) -> tuple[Tensor, Tensor]:
     """Weight and bias from input to gates, in the order of the gates.
 
-    The masked convolution orders its output by colour group, (group, gate, channel); the scan wants (gate, group, channel).
+    The masked convolution orders its output by colour, (group, gate, channel); the scan wants (gate, group, channel).
     """
 
     def by_gate(w):

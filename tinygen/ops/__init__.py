@@ -64,5 +64,3 @@ Tensor.__getitem__ = getitem
 Tensor.T = property(transpose)
 for _op in (sum, mean, reshape, transpose, exp, log, astype):
     setattr(Tensor, _op.__name__, _op)
-
-__all__ = [name for name, value in globals().items() if callable(value) and name.islower() and name[0] != "_"]

@@ -20,7 +20,9 @@ import numpy as np
 from tinygen.backend import xp
 from tinygen.tensor import Op, Tensor
 
-CHUNK = 1 << 18  # numbers in a block of columns, 1 MB of float32: larger ones leave the core's cache (2 to 3 times slower)
+CHUNK = (
+    1 << 18
+)  # numbers in a block of columns, 1 MB of float32: larger ones leave the core's cache (2 to 3 times slower)
 
 
 # -- the three kernels, on arrays
@@ -183,8 +185,8 @@ class ConvFilterGrad(ConvOp):
 
 
 def _pair(name, value, smallest):
-    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
-    if len(pair) != 2 or min(pair) < smallest:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= smallest for v in pair):
         raise ValueError(f"{name}: got {value!r}, needs one or two integers >= {smallest}")
     return pair
 
@@ -240,14 +242,18 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Ten
     """
     x, w, b = _tensors(x, w, b)
     _check("conv_transpose2d", x, w, b, 0, 1)
-    stride, padding, extra = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("output_padding", output_padding, 0)
+    stride, padding, extra = (
+        _pair("stride", stride, 1),
+        _pair("padding", padding, 0),
+        _pair("output_padding", output_padding, 0),
+    )
     if any(e >= s for e, s in zip(extra, stride)):
         raise ValueError(f"conv_transpose2d: output_padding {extra} must be smaller than stride {stride}")
-    size = tuple(
-        (n - 1) * s - 2 * p + k + e for n, s, p, k, e in zip(x.shape[2:], stride, padding, w.shape[2:], extra)
-    )
+    size = tuple((n - 1) * s - 2 * p + k + e for n, s, p, k, e in zip(x.shape[2:], stride, padding, w.shape[2:], extra))
     if min(size) < 1:
-        raise ValueError(f"conv_transpose2d: x {x.shape}, w {w.shape} with padding {padding} give an empty image {size}")
+        raise ValueError(
+            f"conv_transpose2d: x {x.shape}, w {w.shape} with padding {padding} give an empty image {size}"
+        )
     return ConvTranspose2d(stride, padding, _taps(None, w.shape[2:]), size)(x, w, *([] if b is None else [b]))
 
 
@@ -257,10 +263,15 @@ def conv_filter_grad(x, gy, kernel_size, stride=1, padding=0, mask=None) -> Tens
     Result: (out, in, kh, kw), zero where ``mask`` forbids. Raises ValueError where x and gy do not belong together.
     """
     x, gy = _tensors(x, gy)
-    stride, padding, kernel_size = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("kernel_size", kernel_size, 1)
+    if x.ndim != 4 or gy.ndim != 4:
+        raise ValueError(f"conv_filter_grad: x {x.shape} and gy {gy.shape} need four axes each")
+    if x.dtype != gy.dtype or x.dtype.kind != "f":
+        raise TypeError(f"conv_filter_grad: x is {x.dtype}, gy is {gy.dtype}: needs one floating dtype")
+    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    kernel_size = _pair("kernel_size", kernel_size, 1)
     size = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, kernel_size, stride))
-    if x.ndim != 4 or gy.ndim != 4 or x.shape[0] != gy.shape[0] or gy.shape[2:] != size:
+    if gy.shape != (x.shape[0], gy.shape[1], *size):
         raise ValueError(
-            f"conv_filter_grad: x {x.shape} and gy {gy.shape}: needs (N, in, H, W) and (N, out, P, Q) with (P, Q) = {size}"
+            f"conv_filter_grad: x {x.shape} and gy {gy.shape}: needs gy (N, out, P, Q) with (P, Q) = {size}"
         )
     return ConvFilterGrad(stride, padding, _taps(mask, kernel_size), kernel_size)(x, gy)

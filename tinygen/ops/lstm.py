@@ -14,7 +14,7 @@ Arrays are laid out (step, channel, line, image): each step is then one matrix p
 
 from tinygen.backend import xp
 from tinygen.ops.elementwise import sigmoid, tanh
-from tinygen.ops.shape import concatenate, pad, stack
+from tinygen.ops.shape import pad, stack
 from tinygen.tensor import Op, Tensor, grad, recording
 
 
@@ -31,7 +31,7 @@ class LstmScan(Op):
         self.activations = m.empty((steps, 4, n, line, images), gates.dtype)
         h, c = h0, c0
         for t in range(steps):
-            seen = _shifted(h, self.taps).reshape(-1, line * images)
+            seen = _shifted(h, self.taps).reshape(matrix.shape[1], line * images)
             a = self.activations[t].reshape(4 * n, line * images)
             m.matmul(matrix, seen, out=a)
             a = a.reshape(4 * n, line, images)
@@ -85,7 +85,7 @@ class LstmScan(Op):
             m.multiply(gc * i, 1 - g * g, out=gg)
             gc *= f
             ga = gates[t].reshape(4 * n, line * images)
-            gmatrix += ga @ _shifted(h_before, self.taps).reshape(-1, line * images).T
+            gmatrix += ga @ _shifted(h_before, self.taps).reshape(matrix.shape[1], line * images).T
             gh = _unshifted((matrix.T @ ga).reshape(len(self.taps), n, line, images), self.taps)
         gw = gmatrix.reshape(4 * n, len(self.taps), n).transpose(0, 2, 1)
         return gates.reshape(steps, 4 * n, line, images), gw, gh, gc
@@ -152,14 +152,23 @@ def lstm_scan(gates, w, h0, c0, taps: tuple[int, ...] = (0,)) -> tuple[Tensor, T
 
     gates (T, 4h, line, N): input to state with the bias, in the order i, f, g, o; w (4h, h, taps): state to state;
     h0, c0 (h, line, N): before the first step; ``taps``: which neighbours along the line a cell sees.
-    Result: h and c after each step, both (T, h, line, N). Raises ValueError where shapes do not fit.
+    Result: h and c after each step, both (T, h, line, N).
+    Raises ValueError where shapes do not fit, TypeError where dtypes differ.
     Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
     """
+    if h0.ndim != 3 or not taps:
+        raise ValueError(
+            f"lstm_scan: h0 has shape {h0.shape} and taps are {taps}, needs (h, line, N) and at least one tap"
+        )
     n = h0.shape[0]
     expected = {"gates": (*gates.shape[:1], 4 * n, *h0.shape[1:]), "w": (4 * n, n, len(taps)), "c0": h0.shape}
     for name, x in (("gates", gates), ("w", w), ("c0", c0)):
         if x.shape != expected[name]:
             raise ValueError(f"lstm_scan: {name} has shape {x.shape}, needs {expected[name]} for h0 {h0.shape}")
+    if len({x.dtype for x in (gates, w, h0, c0)}) > 1:
+        raise TypeError(
+            f"lstm_scan: gates, w, h0, c0 are {gates.dtype}, {w.dtype}, {h0.dtype}, {c0.dtype}: needs one dtype"
+        )
     if gates.shape[0] == 0:
         raise ValueError("lstm_scan: gates has no steps")
     return LstmScan(tuple(taps))(gates, w, h0, c0)
