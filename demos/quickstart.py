@@ -28,11 +28,11 @@ CONFIG = {
     "device": "cpu",
     "out": "out",
 }
-MODELS = {  # constructor, steps in three minutes, learning rate
-    "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 800, 2e-3),
-    "VAE": (lambda rng: VAE(latent=2, rng=rng), 1000, 2e-3),
-    "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 500, 5e-3),
-    "PixelRNN": (lambda rng: PixelRNN("row", width=16, layers=3, rng=rng), 400, 5e-3),
+MODELS = {  # constructor, steps in three minutes, images a step, learning rate
+    "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 1200, 16, 3e-3),
+    "VAE": (lambda rng: VAE(latent=2, rng=rng), 1600, 16, 4e-3),
+    "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 500, 32, 5e-3),
+    "PixelRNN": (lambda rng: PixelRNN("row", width=16, layers=3, rng=rng), 400, 32, 5e-3),
 }
 
 
@@ -43,7 +43,7 @@ def grey(images, rng=None):
 
 def train(name, digits, config):
     """A trained model and the seconds that took."""
-    constructor, steps, rate = MODELS[name]
+    constructor, steps, batch_size, rate = MODELS[name]
     rng = np.random.default_rng(config["seed"])
     model = constructor(rng).to(config["device"])
     begun = time.perf_counter()
@@ -53,7 +53,7 @@ def train(name, digits, config):
         steps=max(1, round(steps * config["minutes"] / CONFIG["minutes"])),
         optimizer=Adam(model.parameters(), lr=rate),
         rng=rng,
-        batch_size=32,
+        batch_size=batch_size,
         prepare=grey if name == "Autoencoder" else data.binarize_dynamic,
         schedule=cosine,
         averaging=0.995,
@@ -105,7 +105,7 @@ def draw(models, digits, binary, rng):
     )
     draw_images(next(axes), pairs(vae, binary[:40].astype(np.float32)), 8, "VAE, 2-d z: binary digit, reconstruction")
     draw_images(next(axes), vae.sample(100, rng), 10, "VAE: samples (pixel probabilities)")
-    draw_images(next(axes), manifold(vae, 12), 12, "VAE: decoded over the plane of z (normal quantiles)")
+    draw_images(next(axes), manifold(vae, 12), 12, "VAE: plane of z, by normal quantiles")
     draw_images(next(axes), cnn.sample(100, rng), 10, "PixelCNN: samples")
     draw_images(next(axes), rnn.sample(100, rng), 10, "PixelRNN (Row LSTM): samples")
     draw_images(next(axes), rows.reshape(-1, 1, 28, 28), 8, "PixelCNN: upper half given, 6 completions, truth")

@@ -8,18 +8,20 @@ from tinygen.backend import to_host
 from tinygen.models import VAE
 from tinygen.tensor import Tensor, no_grad
 
+GAP = 3  # pixels between the images of a grid
+
 
 def tile(images, columns: int) -> np.ndarray:
-    """(N, C, H, W), C = 1 or 3, on either device -> one picture (rows, columns[, 3]), a pixel of gap between images.
+    """(N, C, H, W), C = 1 or 3, on either device -> one picture (rows, columns[, 3]), with gaps between the images.
 
     The images' own smallest value fills the gaps and what the last row lacks.
     """
     images = to_host(images.data if isinstance(images, Tensor) else images)
     n, c, h, w = images.shape
     rows = -(-n // columns)
-    picture = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), images.min(), images.dtype)
+    picture = np.full((rows * (h + GAP) - GAP, columns * (w + GAP) - GAP, c), images.min(), images.dtype)
     for i, image in enumerate(images):
-        y, x = i // columns * (h + 1), i % columns * (w + 1)
+        y, x = i // columns * (h + GAP), i % columns * (w + GAP)
         picture[y : y + h, x : x + w] = image.transpose(1, 2, 0)
     return picture[..., 0] if c == 1 else picture
 
