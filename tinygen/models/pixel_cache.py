@@ -2,7 +2,7 @@
 
 Sampling draws H * W pixels one after the other; running the network on the whole image for each repeats almost all of
 its work H * W times. Here each layer is evaluated only at the new pixel. Activations are *columns* (channels, N) with
-the images last, so that neighbouring columns, laid out (position, channels, N), are without any copying the right factor
+the images last: neighbouring columns, laid out (position, channels, N), are without any copying the right factor
 of one matrix product: all taps of a kernel's row at once.
 """
 

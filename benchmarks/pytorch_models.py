@@ -1,0 +1,110 @@
+"""The models in PyTorch, as one writes them there, on a flat list of weights in the order of tinygen's layers.
+
+Each takes ``(w, x)``, w an iterator over the weights, and returns the loss that tinygen's model has.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+
+@functools.cache
+def mask(kind, kh, kw):
+    """(kh, kw): 1 above and to the left, and in the centre for kind "B"."""
+    m = torch.zeros(kh, kw)
+    m[: kh // 2] = 1
+    m[kh // 2, : kw // 2 + (kind == "B")] = 1
+    return m
+
+
+def masked(kind, w, x):
+    weight, bias = next(w), next(w)
+    kh, kw = weight.shape[2:]
+    return F.conv2d(x, weight * mask(kind, kh, kw), bias, padding=(kh // 2, kw // 2))
+
+
+def pointwise(w, x):
+    return F.conv2d(x, next(w), next(w))
+
+
+def pixelcnn(w, x, blocks=7):
+    h = masked("A", w, 2 * x - 1)
+    for _ in range(blocks):
+        y = masked("B", w, F.relu(pointwise(w, F.relu(h))))
+        h = h + pointwise(w, F.relu(y))
+    return nats(w, h, x)
+
+
+def pixelrnn(w, x, scan, layers=7):
+    h = masked("A", w, 2 * x - 1)
+    for _ in range(layers):
+        y = scan(w, h)
+        h = h + pointwise(w, y)
+    return nats(w, h, x)
+
+
+def nats(w, h, x):
+    logits = pointwise(w, F.relu(pointwise(w, F.relu(h))))
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+
+
+def cell(a, c):
+    i, f, g, o = a.chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def row_lstm(w, x):
+    gates = masked("B", w, x)
+    state, h, c = next(w), *(next(w)[None, :, None].expand(len(x), -1, x.shape[3]) for _ in range(2))
+    rows = []
+    for gate in gates.unbind(2):
+        h, c = cell(gate + F.conv1d(h, state, padding=1), c)
+        rows.append(h)
+    return torch.stack(rows, 2)
+
+
+def diagonal_lstm(w, x):
+    gates = pointwise(w, x)
+    state, (n, channels, height, width) = next(w), gates.shape
+    skewed = F.pad(gates, (0, height)).reshape(n, channels, -1)[..., : height * (width + height - 1)]
+    h = c = x.new_zeros(n, channels // 4, height)
+    columns = []
+    for gate in skewed.reshape(n, channels, height, -1).unbind(3):
+        h, c = cell(gate + F.conv1d(F.pad(h, (1, 0)), state), c)
+        columns.append(h)
+    flat = torch.stack(columns, 3).reshape(n, channels // 4, -1)
+    return F.pad(flat, (0, height)).reshape(n, channels // 4, height, -1)[..., :width]
+
+
+def diagonal_bilstm(w, x):
+    left = diagonal_lstm(w, x)
+    right = diagonal_lstm(w, x.flip(3)).flip(3)
+    return left + F.pad(right[:, :, :-1], (0, 0, 1, 0))
+
+
+def encoder(w, x):
+    for _ in range(4):
+        x = F.relu(F.conv2d(x, next(w), next(w), stride=2, padding=1))
+    return F.linear(x.flatten(1), next(w), next(w))
+
+
+def decoder(w, z, sizes=(4, 7, 14, 28)):
+    h = F.relu(F.linear(z, next(w), next(w))).reshape(len(z), -1, 2, 2)
+    for i, size in enumerate(sizes):
+        extra = size - (2 * h.shape[2] - 1)
+        h = F.conv_transpose2d(F.relu(h) if i else h, next(w), next(w), stride=2, padding=1, output_padding=extra)
+    return h
+
+
+def autoencoder(w, x):
+    return ((decoder(w, encoder(w, x)) - x) ** 2).sum() / len(x)
+
+
+def vae(w, x, eps=None):
+    mean, log_var = encoder(w, x).chunk(2, 1)
+    eps = torch.randn_like(mean) if eps is None else eps
+    logits = decoder(w, mean + (log_var / 2).exp() * eps)
+    kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum()
+    return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl) / len(x)
