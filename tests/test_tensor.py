@@ -481,7 +481,6 @@ def test_attributes(device):
     x = Tensor(to_device(np.zeros((2, 3), np.float32), device))
     assert (x.shape, x.ndim, x.size, x.dtype, x.device, len(x)) == ((2, 3), 2, 6, np.float32, device, 2)
     assert x.to("cpu").device == "cpu" and x.to(device).numpy().tolist() == x.numpy().tolist()
-    assert not Tensor(x.data, requires_grad=True).to(device).requires_grad
 
 
 def test_repr(device):
@@ -583,3 +582,11 @@ def test_methods_are_the_operations(rng):
         (abs(x), ops.abs(x)),
     ]:
         np.testing.assert_allclose(y.numpy(), z.numpy())
+
+
+def test_gradients_travel_back_from_a_device(strict):
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = x.to("cuda")
+    assert y.device == "cuda" and y.to("cuda") is y and x.to("cpu") is x
+    (y * y).sum().backward()
+    assert x.grad.device == "cpu" and x.grad.numpy().tolist() == [2, 4]

@@ -113,10 +113,6 @@ class Tensor:
         """The same array as a constant: gradients stop here."""
         return Tensor(self.data)
 
-    def to(self, device: str) -> "Tensor":
-        """A constant Tensor with the values on ``device``, ``"cpu"`` or ``"cuda"``."""
-        return Tensor(backend.to_device(self.data, device))
-
     def __array__(self, dtype=None, copy=None):
         if self.requires_grad:
             raise TypeError("a Tensor that requires grad does not turn into an array by itself: use .numpy()")

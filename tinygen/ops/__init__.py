@@ -41,6 +41,7 @@ from tinygen.ops.shape import (
     split,
     stack,
     sum_to,
+    to,
     transpose,
     unskew,
 )
@@ -62,5 +63,5 @@ Tensor.__neg__ = neg
 Tensor.__abs__ = abs
 Tensor.__getitem__ = getitem
 Tensor.T = property(transpose)
-for _op in (sum, mean, reshape, transpose, exp, log, astype):
+for _op in (sum, mean, reshape, transpose, exp, log, astype, to):
     setattr(Tensor, _op.__name__, _op)

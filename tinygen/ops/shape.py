@@ -159,6 +159,17 @@ class Unskew(Op):
         return Skew(self.row, self.column)(gx)
 
 
+class To(Op):
+    def __init__(self, device):
+        self.device = device
+
+    def forward(self, x):
+        return to_device(x, self.device)
+
+    def backward(self, gy):
+        return to(gy, self.inputs[0].device)
+
+
 def _rows(skewed, straight, row, column):
     """Views of each row: its place in the skewed array and in the straight one."""
     skewed, straight = (xp(a).moveaxis(a, (row, column), (0, 1)) for a in (skewed, straight))
@@ -265,3 +276,8 @@ def unskew(x, row: int = -2, column: int = -1) -> Tensor:
     if x.shape[column] < x.shape[row]:
         raise ValueError(f"unskew: {x.shape[row]} rows skewed need at least as many columns, x has {x.shape[column]}")
     return Unskew(row, column)(x)
+
+
+def to(x, device: str) -> Tensor:
+    """x on ``device``, ``"cpu"`` or ``"cuda"``; itself where it is there already. Gradients travel back."""
+    return x if x.device == device else To(device)(x)
