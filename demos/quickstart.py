@@ -1,4 +1,4 @@
-"""Four generative models learn to write digits: autoencoder, VAE, PixelCNN, PixelRNN. About three minutes on two cores.
+"""Four models learn handwritten digits: autoencoder, VAE, PixelCNN, PixelRNN. About three minutes on two cores.
 
 Trains each on 4,500 real MNIST digits that ship with tinygen, prints how well it does on 500 others, and saves one
 figure with what it has learned to draw. Binary models see every training digit with its pixels drawn anew each time
@@ -9,6 +9,7 @@ figure with what it has learned to draw. Binary models see every training digit 
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test(name, model, digits, binary):
     if name == "VAE":
         binary = to_device(binary, model.device)
         nats = -float(model.log_likelihood(binary, rng, samples=100).mean())
-        return f"{nats:6.1f} nats per image, at most (importance-weighted, 100 samples)"
+        return f"{nats:6.1f} nats per image (upper bound from 100 importance-weighted samples)"
     return f"{evaluate(model, binary, rng):6.1f} nats per image, exact"
 
 
@@ -86,6 +87,7 @@ def sampling_rate(model):
 def draw(models, digits, binary, rng):
     """One figure: what went in, what came out."""
     figure = Figure(figsize=(13, 7), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
     axes = figure.subplots(2, 4).flat
 
     def pairs(model, images):
@@ -99,16 +101,19 @@ def draw(models, digits, binary, rng):
     given = np.repeat(binary[:10], 6, axis=0)
     completed = to_host(cnn.sample(60, rng, given=given, mask=upper)).reshape(10, 6, 1, 28, 28)
     rows = np.concatenate([chosen * upper, completed, chosen], axis=1)
-    draw_images(next(axes), digits.test_images[:100], 10, "data: 100 test digits")
+    draw_images(next(axes), digits.test_images[:100], 10, "a  data: 100 test digits")
     draw_images(
-        next(axes), pairs(models["Autoencoder"], grey(digits.test_images[:40])), 8, "autoencoder: digit, reconstruction"
+        next(axes),
+        pairs(models["Autoencoder"], grey(digits.test_images[:40])),
+        8,
+        "b  autoencoder: digit, reconstruction",
     )
-    draw_images(next(axes), pairs(vae, binary[:40].astype(np.float32)), 8, "VAE, 2-d z: binary digit, reconstruction")
-    draw_images(next(axes), vae.sample(100, rng), 10, "VAE: samples (pixel probabilities)")
-    draw_images(next(axes), manifold(vae, 12), 12, "VAE: plane of z, by normal quantiles")
-    draw_images(next(axes), cnn.sample(100, rng), 10, "PixelCNN: samples")
-    draw_images(next(axes), rnn.sample(100, rng), 10, "PixelRNN (Row LSTM): samples")
-    draw_images(next(axes), rows.reshape(-1, 1, 28, 28), 8, "PixelCNN: upper half given, 6 completions, truth")
+    draw_images(next(axes), pairs(vae, binary[:40].astype(np.float32)), 8, "c  VAE, 2-d z: digit, reconstruction")
+    draw_images(next(axes), vae.sample(100, rng), 10, "d  VAE: samples (pixel probabilities)")
+    draw_images(next(axes), manifold(vae, 12), 12, "e  VAE: plane of z, by normal quantiles")
+    draw_images(next(axes), cnn.sample(100, rng), 10, "f  PixelCNN: samples")
+    draw_images(next(axes), rnn.sample(100, rng), 10, "g  PixelRNN (Row LSTM): samples")
+    draw_images(next(axes), rows.reshape(-1, 1, 28, 28), 8, "h  PixelCNN: given half, 6 completions, truth")
     return figure
 
 
@@ -121,11 +126,17 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default=CONFIG["device"], help="where to compute")
     parser.add_argument("--out", default=CONFIG["out"], help="folder for the figure (default out)")
     config = vars(parser.parse_args())
+    path = Path(config["out"]) / "quickstart.png"
     if not 0 < config["minutes"] < float("inf"):
         parser.error(f"--minutes: got {config['minutes']}, needs a positive number")
-    try:
+    if config["seed"] < 0:
+        parser.error(f"--seed: got {config['seed']}, needs a number that is not negative")
+    try:  # what can fail, before three minutes of training
         to_device(np.zeros(1), config["device"])
-    except RuntimeError as error:  # no CuPy, or no GPU: its sentence says what to do
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise OSError(f"--out: {path} cannot be written")
+    except (RuntimeError, OSError) as error:  # no CuPy, no GPU, no such folder: the sentence says it
         parser.error(str(error))
 
     digits = data.digits()
@@ -134,16 +145,18 @@ def main():
     for name in MODELS:
         print(f"training {name} ...", flush=True)
         models[name], seconds = train(name, digits, config)
-        lines.append((name, f"{models[name].size():,}", f"{seconds:.0f}", sampling_rate(models[name])))
-        lines[-1] += (test(name, models[name], digits, binary),)
+        model = models[name]
+        figure = test(name, model, digits, binary)
+        lines.append((name, f"{model.size():,}", f"{seconds:.0f}", sampling_rate(model), figure))
     print(f"\n{'model':<12} {'parameters':>10} {'train s':>8} {'samples/s':>10}   on 500 test digits")
     for name, size, seconds, rate, figure in lines:
         print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")
-    path = Path(config["out"]) / "quickstart.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     draw(models, digits, binary, np.random.default_rng(config["seed"])).savefig(path, dpi=110)
     print(f"\nfigure: {path.resolve()}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None

@@ -364,7 +364,7 @@ def test_sampling_crosses_to_the_device_once_whatever_the_size(name, strict):
         ({"shape": (28, 28)}, r"image_shape: got \(28, 28\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 0, 4)}, r"image_shape: got \(1, 0, 4\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 4, 4), "levels": 1}, "levels: got 1, needs at least 2"),
-        ({"shape": (3, 4, 4), "width": 4}, "3 and 8 channels, 3 groups must divide both"),
+        ({"shape": (3, 4, 4), "width": 4}, "width: got 4, needs a multiple of the 3 colours"),
     ],
 )
 def test_constructors_refuse(name, settings, message, rng):

@@ -397,9 +397,16 @@ def masked_conv(kind, x, w, b, groups):
 
 
 @both_dtypes
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 3), (7, 5)], ids=str)
-@pytest.mark.parametrize("kind", "AB")
+@pytest.mark.parametrize(
+    "kind,kernel,groups",
+    [
+        (m, k, g)
+        for m in "AB"
+        for k in [(1, 1), (3, 3), (1, 3), (7, 5)]
+        for g in (1, 3)
+        if (m, k, g) != ("A", (1, 1), 1)
+    ],
+)
 def test_masked_conv_layer(kind, kernel, groups, dtype, rng):
     """Even where its weights are not zero, as they are here, the mask hides what it must."""
     layer = nn.MaskedConv2d(kind, 3, 6, kernel, groups, rng=rng)

@@ -13,7 +13,9 @@ def test_code_runs(tmp_path, monkeypatch):
     assert len(blocks) >= 2
     names = {}
     for block in blocks:
-        exec(compile(block.replace("steps=100", "steps=2"), "README.md", "exec"), names)
+        alone = {}  # each block runs by itself
+        exec(compile(block.replace("steps=100", "steps=2"), "README.md", "exec"), alone)
+        names |= alone
     assert names["h"].numpy().tolist() == [6, 12, 18] and names["x"].grad.numpy().tolist() == [3, 12, 27]
     assert names["images"].shape == (16, 1, 28, 28) and (tmp_path / "out" / "pixelcnn.npz").exists()
 

@@ -587,7 +587,7 @@ def test_any_flipped_byte_is_refused_or_harmless(images, tmp_path):
             harmless += 1
             model = Tiny(5)
             optimizer = Adam(model.parameters(), 0.02)
-            run = training._Run(model, optimizer, 0.9, 0)
+            run = training.Run(model, optimizer, 0.9, 0)
             run.load(checkpoint)
             run.average.swap()
             assert same(state(model, optimizer), weights), i
@@ -599,7 +599,7 @@ def refused(images, checkpoint, why, make=Tiny, averaging=0.9, optimizer=Adam):
     model = make(7)
     optimizer = optimizer(model.parameters(), 0.02)
     before = state(model, optimizer)
-    run = training._Run(model, optimizer, averaging, seed=1)
+    run = training.Run(model, optimizer, averaging, seed=1)
     try:
         run.load(checkpoint)
     except ValueError as error:
@@ -637,10 +637,10 @@ def test_a_checkpoint_of_another_run_is_refused(images, tmp_path):
     assert refused(images, checkpoint, why, wider)
     assert refused(images, checkpoint, why, Renamed)
     assert refused(images, checkpoint, why, optimizer=RMSProp)
-    assert refused(images, checkpoint, "averaging was switched on or off", averaging=None)
+    assert refused(images, checkpoint, "averaging was 0.9, is None", averaging=None)
     os.remove(checkpoint)
     run_until(images, checkpoint, steps=3, averaging=None)
-    assert refused(images, checkpoint, "averaging was switched on or off", averaging=0.9)
+    assert refused(images, checkpoint, "averaging was None, is 0.9", averaging=0.9)
     assert refused(images, checkpoint, why, Renamed, averaging=None)
     assert not refused(images, checkpoint, "", averaging=None)
 
@@ -791,7 +791,7 @@ def test_progress_is_shown_on_a_terminal(progress, terminal, images, rng, monkey
     fit(model, images, steps=3, optimizer=optimizer, rng=rng, batch_size=64, progress=progress)
     last = text.getvalue().split("\r")[-1]
     if progress and terminal:  # three batches of all 37
-        assert re.search(r"Tiny: 100%\|.*\| 111/111 \[.* images/s, \d+\.\d\d nats per image\]", last), last
+        assert re.search(r"Tiny: 100%\|.*\| 111/111 \[.* img/s, \d+\.\d\d nats per image\]", last), last
     else:
         assert not last
 
@@ -877,3 +877,58 @@ def test_a_run_moves_between_devices(strict, images, tmp_path):
     fit(there, images, steps=3, optimizer=Adam(there.parameters(), 0.02), **options)
     assert same(here.state_dict(), there.state_dict())
     assert all(device_of(p.data) == "cuda" for p in there.parameters())
+
+
+def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path, capsys):
+    def call(steps=4, rate=0.01, batch_size=8, clip_norm=None, images=images):
+        model = Tiny(0)
+        fit(
+            model,
+            images,
+            steps=steps,
+            optimizer=Adam(model.parameters(), rate),
+            rng=np.random.default_rng(0),
+            batch_size=batch_size,
+            clip_norm=clip_norm,
+            checkpoint=tmp_path / "run.npz",
+        )
+        return model.state_dict()
+
+    first = call()
+    assert "going on" not in capsys.readouterr().err
+    again = call()
+    assert f"going on from {tmp_path / 'run.npz'}, step 4 of 4" in capsys.readouterr().err
+    assert all((first[name] == again[name]).all() for name in first)
+    for changed, why in [
+        ({"rate": 0.02}, "lr was 0.01, is 0.02"),
+        ({"batch_size": 9}, "batch_size was 8, is 9"),
+        ({"clip_norm": 1.0}, "clip_norm was None, is 1.0"),
+        ({"images": images[1:]}, r"images was \["),
+        ({"steps": 3}, "is at step 4 already, steps is 3"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            call(**changed)
+    longer = call(steps=6)
+    assert any((longer[name] != first[name]).any() for name in first)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_noticed_at_once(images, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    model, asked = Tiny(0), []
+    with pytest.raises(OSError, match="file"):
+        fit(
+            model,
+            images,
+            steps=3,
+            optimizer=SGD(model.parameters(), 0.1),
+            rng=np.random.default_rng(0),
+            schedule=lambda done: asked.append(done) or 1.0,
+            checkpoint=tmp_path / "file" / "run.npz",
+        )
+    assert not asked
+
+
+def test_images_are_an_array(rng):
+    model = Tiny(0)
+    with pytest.raises(ValueError, match=r"images: got tuple, needs an array \(N, C, H, W\)"):
+        fit(model, ([], []), steps=1, optimizer=SGD(model.parameters(), 0.1), rng=rng)

@@ -43,7 +43,7 @@ def to_device(array, device: str):
         import cupy
     except ImportError:
         raise RuntimeError(
-            "device='cuda' needs CuPy: pip install 'tinygen[cuda13]' (or 'tinygen[cuda12]' for a CUDA 12 driver)"
+            "device='cuda' needs CuPy: install the extra tinygen[cuda13], or tinygen[cuda12] for a CUDA 12 driver"
         ) from None
     if not cupy.is_available():
         raise RuntimeError(

@@ -116,7 +116,7 @@ def binarize_static(images, seed: int) -> np.ndarray:
 
 
 def binarize_dynamic(images, rng: np.random.Generator) -> np.ndarray:
-    """As ``binarize_static``, but drawn anew at every call: call it once an epoch (Salakhutdinov & Murray 2008)."""
+    """As ``binarize_static``, but drawn anew at every call, for each epoch or batch (Salakhutdinov & Murray 2008)."""
     return _draw(_grey(images, "binarize_dynamic"), rng)
 
 

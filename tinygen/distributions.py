@@ -59,6 +59,11 @@ class Bernoulli:
 
     logits: Tensor
 
+    @property
+    def mean(self) -> Tensor:
+        """The probability of 1."""
+        return ops.sigmoid(self.logits)
+
     def log_prob(self, x) -> Tensor:
         """log probability of each element of x, 0 or 1, in nats; finite at any finite logit."""
         return -ops.bce_with_logits(self.logits, x)

@@ -10,7 +10,7 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
 
     ``fn`` takes Tensors and returns a Tensor or a tuple of them; ``inputs`` is an array or a tuple of arrays, away from
     kinks. With a random cotangent v, s(x) = <v, fn(x)> must have the directional derivative <grad s, d> along a random
-    direction d; where it has not, every entry is compared. Order 2 does the same to x -> grad s(x), and so on.
+    direction d; if not, every entry is compared. Order 2 does the same to x -> grad s(x), and so on.
     Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error),
     and ValueError where ``fn`` does not depend on any input.
     """
@@ -19,7 +19,7 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
     if not any(y.requires_grad for y in _outputs(fn, [Tensor(x, requires_grad=True) for x in inputs])):
         raise ValueError("gradcheck: no output of fn depends on any of its inputs")
     for level in range(1, order + 1):
-        scalar, fn = _contracted(fn, rng), None
+        scalar = _contracted(fn, rng)
         fn = _gradient_of(scalar)
         _compare(scalar, fn, inputs, level, rng, rtol, atol)
 

@@ -90,7 +90,7 @@ class RMSProp(Optimizer):
 
 
 class Adam(Optimizer):
-    """m, v <- averages of g and g^2, each divided by its bias;  p <- p - lr m / (sqrt(v) + eps)
+    """m, v <- averages of g and g^2, each divided by 1 - beta^steps;  p <- p - lr m / (sqrt(v) + eps)
 
     Source: Kingma and Ba 2015, algorithm 1.
     """
@@ -107,8 +107,8 @@ class Adam(Optimizer):
         mean += (1 - b1) * g
         square *= b2
         square += (1 - b2) * g * g
-        bias1, bias2 = 1 - b1**self.steps, 1 - b2**self.steps
-        return (self.lr / bias1) * mean / (xp(g).sqrt(square) * bias2**-0.5 + self.eps)
+        correction1, correction2 = 1 - b1**self.steps, 1 - b2**self.steps
+        return (self.lr / correction1) * mean / (xp(g).sqrt(square) * correction2**-0.5 + self.eps)
 
 
 def cosine(done: float, warmup: float = 0.02) -> float:
@@ -122,7 +122,8 @@ def cosine(done: float, warmup: float = 0.02) -> float:
 
 
 class Average:
-    """An exponential average of weights, which generalizes better than the last ones (Polyak and Juditsky 1992).
+    """An exponential average of weights, which generalizes better than the last ones (after Polyak
+    and Juditsky 1992, with exponential weights).
 
     After step t the weights enter with 1 - min(decay, t / (t + 10)): early on the average follows them closely.
     """

@@ -162,8 +162,9 @@ class Tensor:
         A second call adds the same derivatives again; only leaves are touched. Set ``leaf.grad = None`` to start anew.
         Raises ValueError where there is nothing to differentiate or the Tensor has more than one element.
         """
-        gradients = _reverse([self], [None], create_graph=False)
-        for leaf, g in gradients.leaves():
+        leaves = {id(x): x for op in history([self]) for x in op.inputs if x._op is None and x.requires_grad}
+        leaves = list(leaves.values()) or [self]
+        for leaf, g in zip(leaves, grad(self, leaves)):
             leaf.grad = Tensor(g.data.copy() if leaf.grad is None else leaf.grad.data + g.data)
 
 
@@ -179,8 +180,8 @@ class Op:
 
     ``forward(*arrays) -> array`` (or a tuple of arrays) on arrays, and
     ``backward(*gradients) -> gradient or tuple`` on Tensors: from the gradient for each output (None for an output that
-    nobody used) to that for each input (anything for one that needs none). ``self.inputs`` and ``self.output`` are
-    there as Tensors, connected to the graph.
+    nobody used) to that for each input (anything for one that needs none). There ``self.inputs`` and ``self.output``
+    (the first) are Tensors, connected to the graph; ``self.result`` is what forward returned.
 
     Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``. An instance is used once.
     """
@@ -218,7 +219,7 @@ class Op:
 
 
 def _constant(value, like: Tensor | None) -> Tensor:
-    """A number takes the dtype of the Tensor it meets and lives on both devices (as a NumPy scalar)."""
+    """A number takes the dtype of the Tensor it meets, as a NumPy scalar: those go with arrays on either device."""
     if like is not None and not hasattr(value, "get") and np.ndim(value) == 0:
         number = np.asarray(value)
         if number.dtype.kind in "fiub":
@@ -230,90 +231,20 @@ def _constant(value, like: Tensor | None) -> Tensor:
     return Tensor(value)
 
 
-class _Gradients:
-    """Gradients summed by value: an Op's output, however many Tensor objects stand for it, or a leaf."""
-
-    def __init__(self, in_place: bool):
-        self.in_place, self._sums, self._owned = in_place, {}, set()
-
-    @staticmethod
-    def key(tensor: Tensor):
-        return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
-
-    def add(self, tensor: Tensor, g: Tensor) -> None:
-        key = self.key(tensor)
-        if key not in self._sums:
-            self._sums[key] = (tensor, g)
-        elif key in self._owned:  # a sum that was made here: nobody else sees it change
-            self._sums[key][1].data += g.data
-        else:
-            self._sums[key] = (tensor, self._sums[key][1] + g)
-            if self.in_place and self._sums[key][1].ndim:
-                self._owned.add(key)
-
-    def get(self, key) -> Tensor | None:
-        return self._sums[key][1] if key in self._sums else None
-
-    def leaves(self):
-        return [pair for pair in self._sums.values() if pair[0]._op is None]
-
-    def drop(self, key) -> None:
-        self._sums.pop(key, None)
-
-
-def _reverse(outputs, grad_outputs, create_graph, wanted=None) -> _Gradients:
-    """The chain rule from outputs back to the ``wanted`` Tensors, or to all leaves."""
-    gradients = _Gradients(in_place=not create_graph)
-    for i, (y, gy) in enumerate(zip(outputs, grad_outputs, strict=True)):
-        if not y.requires_grad:
-            raise ValueError(f"outputs[{i}] depends on nothing that requires grad (or was computed under no_grad)")
-        if gy is None:
-            if y.size != 1:
-                raise ValueError(f"outputs[{i}] has shape {y.shape}: give grad_outputs, or reduce it to one number")
-            gy = Tensor(backend.xp(y.data).ones_like(y.data))
-        gy = gy if isinstance(gy, Tensor) else _constant(gy, y)
-        if gy.shape != y.shape:
-            raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
-        backend.xp(gy.data, y.data)  # both on one device, or it says so
-        gradients.add(y, gy if gy.dtype == y.dtype else gy.astype(y.dtype))
-
+def history(outputs) -> list[Op]:
+    """The recorded Ops that ``outputs`` were computed by, oldest first."""
     ops, todo = {}, [y._op for y in outputs]
     while todo:  # a loop, not a recursion: a chain of 100,000 steps is fine
         op = todo.pop()
         if op is not None and op.order not in ops:
             ops[op.order] = op
             todo += [x._op for x in op.inputs]
+    return [ops[order] for order in sorted(ops)]
 
-    # Ops that lead to a wanted Tensor; the others' inputs get no gradient.
-    wanted = None if wanted is None else {_Gradients.key(x) for x in wanted}
-    leads = set()
 
-    def needed(x):
-        return wanted is None or _Gradients.key(x) in wanted or (x._op is not None and x._op.order in leads)
-
-    for order in sorted(ops):
-        if any(needed(x) for x in ops[order].inputs):
-            leads.add(order)
-
-    with contextlib.nullcontext() if create_graph else no_grad():
-        for order in sorted(leads, reverse=True):
-            op = ops[order]
-            keys = [(id(op), i) for i in range(len(op.result) if isinstance(op.result, tuple) else 1)]
-            gys = [gradients.get(key) for key in keys]
-            if all(gy is None for gy in gys):
-                continue
-            gxs = op.backward(*gys)
-            for x, gx in zip(op.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
-                if not x.requires_grad or not needed(x):
-                    continue
-                if gx is None or gx.shape != x.shape:
-                    got = None if gx is None else gx.shape
-                    raise ValueError(f"{type(op).__name__}.backward gave {got} for an input of shape {x.shape}")
-                gradients.add(x, gx if gx.dtype == x.dtype else gx.astype(x.dtype))
-            for key in keys:
-                if wanted is None or key not in wanted:
-                    gradients.drop(key)  # its sum is complete and passed on: free the memory
-    return gradients
+def _key(tensor: Tensor):
+    """The value a Tensor stands for: an Op's output, however many Tensor objects stand for it, or a leaf."""
+    return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
 
 
 def grad(
@@ -337,10 +268,60 @@ def grad(
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries, outputs {len(outputs)}")
-    gradients = _reverse(outputs, grad_outputs, create_graph, inputs)
-    result = [gradients.get(_Gradients.key(x)) for x in inputs]
-    for i, (x, g) in enumerate(zip(inputs, result)):
-        if g is None:
+
+    sums, owned = {}, set()  # by value: its gradient so far; those that were made here, which nobody else sees change
+
+    def add(tensor, g):
+        key, g = _key(tensor), g if g.dtype == tensor.dtype else g.astype(tensor.dtype)
+        if key not in sums:
+            sums[key] = g
+        elif key in owned:
+            sums[key].data += g.data
+        else:
+            sums[key] = sums[key] + g
+            if not create_graph and g.ndim:
+                owned.add(key)
+
+    for i, (y, gy) in enumerate(zip(outputs, grad_outputs)):
+        if not y.requires_grad:
+            raise ValueError(f"outputs[{i}] depends on nothing that requires grad (or was computed under no_grad)")
+        if gy is None:
+            if y.size != 1:
+                raise ValueError(f"outputs[{i}] has shape {y.shape}: give grad_outputs, or reduce it to one number")
+            gy = Tensor(backend.xp(y.data).ones_like(y.data))
+        gy = gy if isinstance(gy, Tensor) else _constant(gy, y)
+        if gy.shape != y.shape:
+            raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
+        backend.xp(gy.data, y.data)  # both on one device, or it says so
+        add(y, gy)
+
+    wanted = {_key(x) for x in inputs}
+    ops, leads = history(outputs), {}  # leads: the Ops on a path to a wanted Tensor, by id, oldest first
+
+    def needed(x):
+        return _key(x) in wanted or id(x._op) in leads
+
+    for op in ops:
+        if any(needed(x) for x in op.inputs):
+            leads[id(op)] = op
+
+    with contextlib.nullcontext() if create_graph else no_grad():
+        for op in reversed(leads.values()):
+            keys = [(id(op), i) for i in range(len(op.result) if isinstance(op.result, tuple) else 1)]
+            gxs = op.backward(*[sums.get(key) for key in keys])
+            for x, gx in zip(op.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
+                if not x.requires_grad or not needed(x):
+                    continue
+                if gx is None or gx.shape != x.shape:
+                    got = None if gx is None else gx.shape
+                    raise ValueError(f"{type(op).__name__}.backward gave {got} for an input of shape {x.shape}")
+                add(x, gx)
+            for key in keys:
+                if key not in wanted:
+                    sums.pop(key, None)  # complete and passed on: free the memory
+
+    for i, x in enumerate(inputs):
+        if _key(x) not in sums:
             why = "is not part of the outputs' computation" if x.requires_grad else "does not require grad"
             raise ValueError(f"inputs[{i}] (shape {x.shape}) {why}: it has no derivative")
-    return tuple(result)
+    return tuple(sums[_key(x)] for x in inputs)

@@ -7,7 +7,6 @@ a checkpoint needs no generator's state, and the result depends neither on inter
 import contextlib
 import ctypes
 import functools
-import json
 import math
 import os
 import signal
@@ -21,13 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from tinygen.backend import to_device, xp
+from tinygen.checkpoint import Run
 from tinygen.nn import Module
-from tinygen.optim import Average, Optimizer
-from tinygen.tensor import Tensor, grad, no_grad
+from tinygen.optim import Optimizer
+from tinygen.tensor import Tensor, grad, history, no_grad
 
 SHARD = 16  # images a CPU worker takes at once: few enough for its cache, enough to keep NumPy's calls large
 SAVE_SECONDS = 60  # between checkpoints
-FIELDS = ("seed", "step", "seconds", "losses", "record")  # of a run, beside its arrays, in a checkpoint
 CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
 
 
@@ -56,8 +55,9 @@ def fit(
     ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
     which validation uses and the model has at the end. ``validation``: images whose mean loss is taken every
     ``validate_every`` steps and at the end, with the same noise each time.
-    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it;
-    the parameters end bit-identical to those of a run that was not interrupted.
+    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it
+    (for longer, if ``steps`` is larger now); the parameters end bit-identical to those of a run that was not
+    interrupted. One of another model, optimizer, rate, batch size and so on is refused.
     ``workers``: threads (default: the cores this process may use). A minibatch is cut into shards of a fixed size whose
     gradients are added in their order, so that the result does not depend on it.
 
@@ -66,6 +66,8 @@ def fit(
     Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
     ValueError for an empty set of images, or for a file that is not a checkpoint of this model and optimizer.
     """
+    if not isinstance(images, np.ndarray) or images.ndim != 4:
+        raise ValueError(f"images: got {getattr(images, 'shape', type(images).__name__)}, needs an array (N, C, H, W)")
     if len(images) == 0:
         raise ValueError("images: the set is empty")
     if validation is not None and len(validation) == 0:
@@ -77,10 +79,17 @@ def fit(
     batch_size = min(batch_size, len(images))
     if [id(p) for p in optimizer.parameters] != [id(p) for p in model.parameters()]:
         raise ValueError("optimizer: its parameters are not those of the model, in their order")
-    run = _Run(model, optimizer, averaging, seed=int(rng.integers(2**63)))
+    settings = {"images": list(images.shape), "batch_size": batch_size, "clip_norm": clip_norm}
+    run = Run(model, optimizer, averaging, seed=int(rng.integers(2**63)), **settings)
     if checkpoint is not None and os.path.exists(checkpoint):
         run.load(checkpoint)
-    on_cpu, full_rate, saved, looked = model.device == "cpu", optimizer.lr, time.monotonic(), True
+        if run.step > steps:
+            raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
+        print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
+    elif checkpoint is not None:
+        run.save(checkpoint)  # if that is not possible, better now than after an hour
+    on_cpu, full_rate, looked = model.device == "cpu", optimizer.lr, True
+    saved = time.monotonic()
 
     with (
         _restored(optimizer),
@@ -114,9 +123,11 @@ def fit(
             run.seconds += time.perf_counter() - begun
             bar.update(len(batch))
             if run.step % validate_every == 0 or run.step == steps:
-                with run.averaged():
-                    nothing = validation is None
-                    run.note(None if nothing else _evaluate(model, validation, prepare, [run.seed, 2], pool))
+                figure = None
+                if validation is not None:
+                    with run.averaged():
+                        figure = _evaluate(model, validation, prepare, [run.seed, 2], pool)
+                run.note(figure)
             if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
                 run.save(checkpoint)
                 saved = time.monotonic()
@@ -125,7 +136,7 @@ def fit(
     if interrupted.is_set() and run.step < steps:
         kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
         print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
-        raise SystemExit(130)
+        raise KeyboardInterrupt if hasattr(sys, "ps1") else SystemExit(130)  # a prompt stays, a script ends
     if run.average is not None:
         run.average.swap()
     return run.record
@@ -201,89 +212,6 @@ def _batch(n, batch_size, seed, step):
     """The indices of a step's images. Each epoch is shuffled anew; what is left at its end is skipped."""
     epoch, i = divmod(step, n // batch_size)
     return _shuffled(n, seed, epoch)[i * batch_size : (i + 1) * batch_size]
-
-
-# -- the state of a run
-
-
-class _Run:
-    """All that a checkpoint holds."""
-
-    def __init__(self, model, optimizer, averaging, seed):
-        self.model, self.optimizer, self.seed = model, optimizer, seed
-        self.average = None if averaging is None else Average(model.parameters(), averaging)
-        self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []
-
-    def add_loss(self, loss):
-        self.losses = [self.losses[0] + loss, self.losses[1] + 1]
-
-    def note(self, validation):
-        train = self.losses[0] / max(1, self.losses[1])
-        self.losses = [0.0, 0]
-        self.record.append({"step": self.step, "seconds": self.seconds, "train": train, "validation": validation})
-
-    @contextlib.contextmanager
-    def averaged(self):
-        """The averaged weights in the model, for a while."""
-        if self.average is not None:
-            self.average.swap()
-        try:
-            yield
-        finally:
-            if self.average is not None:
-                self.average.swap()
-
-    def save(self, path):
-        """Written to a temporary name and renamed: at any moment the file is whole, the old one or the new one."""
-        with self.averaged():
-            averages = {} if self.average is None else self.model.state_dict()
-        fields = {name: getattr(self, name) for name in FIELDS}
-        arrays = {
-            "run": np.array(json.dumps(fields)),
-            **{f"model.{k}": v for k, v in self.model.state_dict().items()},
-            **{f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()},
-            **{f"average.{k}": v for k, v in averages.items()},
-        }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def load(self, path):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            fields = json.loads(str(arrays.pop("run")))
-            fields = {name: fields[name] for name in FIELDS}
-        except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
-            raise ValueError(f"checkpoint {path}: damaged or no checkpoint of fit ({error}); move it away") from error
-
-        def part(prefix):
-            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-        before = self.model.state_dict(), self.optimizer.state_dict()
-        try:
-            if (self.average is None) != (not part("average.")):
-                raise ValueError("averaging was switched on or off")
-            self.optimizer.load_state_dict(part("optimizer."))
-            if self.average is not None:
-                self.model.load_state_dict(part("average."))
-                self.average.values = [p.data for p in self.model.parameters()]
-                self.average.steps = fields["step"]
-            self.model.load_state_dict(part("model."))
-        except ValueError as error:
-            self.model.load_state_dict(before[0])
-            self.optimizer.load_state_dict(before[1])
-            raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
-        for name, value in fields.items():
-            setattr(self, name, value)
 
 
 # -- what surrounds the loop
@@ -363,7 +291,7 @@ def _bar(model, steps, batch_size, run, progress):
         total=steps * batch_size,
         initial=run.step * batch_size,
         desc=type(model).__name__,
-        unit=" images",
+        unit=" img",
         unit_scale=True,
         disable=None if progress else True,  # None: shown on a terminal only
     )
@@ -379,17 +307,10 @@ def _explain(model, images, prepare, seeds, step):
     for i, start in enumerate(range(0, len(images), size)):
         loss = _loss(model, images[start : start + size], prepare, [*seeds, i])
         gradients = grad(loss, model.parameters(), create_graph=True)
-        ops, todo = {}, [t._op for t in (loss, *gradients)]
-        while todo:
-            op = todo.pop()
-            if op is not None and op.order not in ops:
-                ops[op.order] = op
-                todo += [x._op for x in op.inputs]
-        for order in sorted(ops):
-            op = ops[order]
+        for op in history([loss, *gradients]):
             results = op.result if isinstance(op.result, tuple) else (op.result,)
             if not all(_finite(y) for y in results):
-                where = "the loss" if order <= loss._op.order else "a gradient"
+                where = "the loss" if op.order <= loss._op.order else "a gradient"
                 used = [names[id(x)] for x in op.inputs if id(x) in names]
                 of = f" with parameter {', '.join(used)}" if used else ""
                 shapes = ", ".join(str(x.shape) for x in op.inputs)

@@ -1,4 +1,4 @@
-"""The models, one a page."""
+"""The models, each on a page."""
 
 from tinygen.models.autoencoder import Autoencoder
 from tinygen.models.images import bits_per_dim

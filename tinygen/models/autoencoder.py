@@ -23,7 +23,7 @@ class Encoder(Module):
 
     def __init__(self, image_shape, outputs, *, rng):
         channels = (image_shape[0], *CHANNELS)
-        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in zip(channels, CHANNELS)]
+        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in zip(channels, CHANNELS)]
         height, width = sizes(image_shape)[-1]
         self.out = Linear(CHANNELS[-1] * height * width, outputs, rng=rng)
 
@@ -40,8 +40,8 @@ class Decoder(Module):
         self.sizes = sizes(image_shape)
         height, width = self.sizes[-1]
         channels = (*reversed(CHANNELS), image_shape[0])
-        self.into = Linear(inputs, CHANNELS[-1] * height * width, rng=rng, gain=2.0)
-        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in zip(channels, channels[1:])]
+        self.into = Linear(inputs, CHANNELS[-1] * height * width, rng=rng, scale=2.0)
+        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in zip(channels, channels[1:])]
 
     def forward(self, z):
         h = ops.relu(self.into(z)).reshape(z.shape[0], CHANNELS[-1], *self.sizes[-1])
@@ -66,7 +66,7 @@ class Autoencoder(Module):
     def encode(self, x) -> Tensor:
         """(N, C, H, W) -> (N, code)"""
         x = check_images(x, self.image_shape)
-        return self.encoder(Tensor(x.astype(self.encoder.out.bias.dtype)))
+        return self.encoder(Tensor(x.astype(self.dtype)))
 
     def decode(self, code) -> Tensor:
         """(N, code) -> (N, C, H, W)"""
@@ -79,4 +79,4 @@ class Autoencoder(Module):
     def loss(self, x, rng=None) -> Tensor:
         """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
         x = check_images(x, self.image_shape)
-        return ((self.reconstruct(x) - Tensor(x.astype(self.encoder.out.bias.dtype))) ** 2).sum() / x.shape[0]
+        return ((self.reconstruct(x) - Tensor(x.astype(self.dtype))) ** 2).sum() / x.shape[0]

@@ -21,8 +21,10 @@ class Autoregressive(Module):
 
     unit = "nats per image"  # of the loss
 
-    def __init__(self, image_shape, levels):
+    def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
+        if width < 1 or width % self.image_shape[0]:
+            raise ValueError(f"width: got {width}, needs a multiple of the {self.image_shape[0]} colours")
         if levels < 2:
             raise ValueError(f"levels: got {levels}, needs at least 2")
         self.levels = levels
@@ -52,8 +54,8 @@ class Autoregressive(Module):
         return -self.log_prob(x).mean()
 
     def _scaled(self, x):
-        """Values from -1 to 1, so that the zeros around the image are none of them, in the parameters' dtype."""
-        return x.astype(self.parameters()[0].dtype) * (2 / (self.levels - 1)) - 1
+        """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""
+        return x.astype(self.dtype) * (2 / (self.levels - 1)) - 1
 
     def _distribution(self, logits, axis):
         """Of the values, given logits with the K outputs along ``axis``."""
@@ -63,7 +65,7 @@ class Autoregressive(Module):
 
     def _values(self, x):
         """x as the distribution wants it: floats for a Bernoulli, classes for a Categorical."""
-        return x.astype(self.parameters()[0].dtype if self.levels == 2 else np.int64)
+        return x.astype(self.dtype if self.levels == 2 else np.int64)
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator, given=None, mask=None):
@@ -96,9 +98,7 @@ class Autoregressive(Module):
             for column in range(width):
                 cache.at(row, column)
                 for colour in range(c):
-                    y = self.network(
-                        Tensor(self._scaled(x[:, :, row, column]).T), cache
-                    )  # each colour sees those before
+                    y = self.network(Tensor(self._scaled(x[:, :, row, column]).T), cache)  # sees the colours before
                     logits = y.reshape(c, self.outputs, n)[colour]
                     drawn = self._distribution(logits, axis=0).at(u[:, colour, row, column])
                     if keep is not None:

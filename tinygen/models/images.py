@@ -32,7 +32,8 @@ def check_images(x, image_shape, levels: int | None = None):
         if not np.isfinite(low + high * 1.0):
             raise ValueError("images: some values are not finite")
         if levels is not None and (low < 0 or high > levels - 1 or (x.dtype.kind == "f" and (x != np.floor(x)).any())):
-            raise ValueError(f"images: values from {low} to {high}, needs whole numbers 0 .. {levels - 1}")
+            hint = "; tinygen.data has functions that binarize" if levels == 2 else ""
+            raise ValueError(f"images: values from {low} to {high}, needs whole numbers 0 .. {levels - 1}{hint}")
     return x
 
 

@@ -2,8 +2,8 @@
 
 Sampling draws H * W pixels one after the other; running the network on the whole image for each repeats almost all of
 its work H * W times. Here each layer is evaluated only at the new pixel. Activations are *columns* (channels, N) with
-the images last: neighbouring columns, laid out (position, channels, N), are without any copying the right factor
-of one matrix product: all taps of a kernel's row at once.
+the images last. Columns of neighbouring pixels are contiguous, (position, channels, N): reshaped, without a copy, they
+are the right factor of one matrix product for all taps in a row of the kernel.
 """
 
 from tinygen.backend import xp
@@ -34,7 +34,10 @@ class PixelCache:
         return Tensor(self.layers[layer](h.data, self.row, self.column))
 
     def input(self, column) -> None:
-        """The pixel's final values: the first layer, whose mask hid them so far, will see them from the next one on."""
+        """The pixel's final values, which the first layer (mask A) sees from the next pixel on.
+
+        Only the first layer: nothing else that was kept at this pixel depends on its last colour.
+        """
         self.first.store(column, self.row, self.column)
 
     def zeros(self, *shape):
@@ -107,10 +110,9 @@ class DiagonalPixel:
     def __init__(self, layer, cache):
         self.left, self.right = ((*input_weights(d), _state_matrix(d)) for d in (layer.left, layer.right))
         _, hidden, _ = layer.left.weight_state.shape
-        self.h_left = cache.zeros(
-            2, cache.width + 1, hidden
-        )  # this row's and the other's in turn, zero at the left end
-        self.c_left = cache.zeros(2, cache.width + 1, hidden)
+        # h: this row's and the other's in turn; c: this row's alone. Zero at the left end.
+        self.h_left = cache.zeros(2, cache.width + 1, hidden)
+        self.c_left = cache.zeros(cache.width + 1, hidden)
         self.inputs = cache.zeros(cache.width, layer.left.input.weight.shape[1])
         self.h_right = cache.zeros(cache.width, hidden)  # of the row above, once scanned
         self.scanned = 0
@@ -125,8 +127,8 @@ class DiagonalPixel:
         self.inputs[column] = x
         now, before = row % 2, (row + 1) % 2
         above, beside = self.h_left[before, column + 1], self.h_left[now, column]
-        h, c = self._step(self.left, x, above, beside, self.c_left[now, column])
-        self.h_left[now, column + 1], self.c_left[now, column + 1] = h, c
+        h, c = self._step(self.left, x, above, beside, self.c_left[column])
+        self.h_left[now, column + 1], self.c_left[column + 1] = h, c
         return h + self.h_right[column]
 
     def _step(self, weights, x, above, beside, c):

@@ -8,7 +8,8 @@ from tinygen.nn import MaskedConv2d, Module
 
 
 class PixelCNN(Autoregressive):
-    """p(x) = prod_i p(x_i | x_<i): 7x7 mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B), logits.
+    """p(x) = prod_i p(x_i | x_<i): 7x7 mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
+    the second of which gives the logits.
 
     ``image_shape`` (C, H, W), C = 1 or 3; ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
     stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size. With C = 3 the width is a multiple of 3.
@@ -20,13 +21,13 @@ class PixelCNN(Autoregressive):
     """
 
     def __init__(self, image_shape=(1, 28, 28), levels=2, width=32, blocks=7, kernel=3, *, rng: np.random.Generator):
-        super().__init__(image_shape, levels)
+        super().__init__(image_shape, levels, width)
         groups = self.image_shape[0]
         stream = 2 * width
         self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
         self.blocks = [ResidualBlock(width, kernel, groups, rng=rng) for _ in range(blocks)]
-        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, gain=2.0)
-        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, gain=0.0)
+        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
+        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
     def network(self, x, apply):
         h = apply(self.first, x)
@@ -40,9 +41,9 @@ class ResidualBlock(Module):
     """h + (ReLU, 1x1 2h -> h, ReLU, k x k mask B h -> h, ReLU, 1x1 h -> 2h) (figure 5, left)."""
 
     def __init__(self, width, kernel, groups, *, rng):
-        self.down = MaskedConv2d("B", 2 * width, width, 1, groups, rng=rng, gain=2.0)
-        self.middle = MaskedConv2d("B", width, width, kernel, groups, rng=rng, gain=2.0)
-        self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, gain=0.0)
+        self.down = MaskedConv2d("B", 2 * width, width, 1, groups, rng=rng, scale=2.0)
+        self.middle = MaskedConv2d("B", width, width, kernel, groups, rng=rng, scale=2.0)
+        self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
     def forward(self, h, apply):
         y = apply(self.down, ops.relu(h))

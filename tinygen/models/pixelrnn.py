@@ -10,26 +10,27 @@ KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
 
 class PixelRNN(Autoregressive):
-    """7x7 mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), logits.
+    """7x7 mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), the second of which gives the logits.
 
     ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W), C = 1 or 3;
     ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many.
     With C = 3 the width is a multiple of 3. As in PixelCNN the residual branches and the logits start at zero.
 
-    Kind ``"diagonal"`` sees every earlier value but one: where the 7x7 convolution does not reach it, the last value
-    of the row above. The direction from the right ends at that pixel, where mask A hides it.
+    A stack of Diagonal BiLSTM layers sees all of its input that comes earlier. Its input, through mask A, knows of a
+    pixel only later; so where the 7x7 kernel does not reach, the last pixel of the row above, at which the scan from
+    the right begins, stays unseen. That is the paper's construction.
     """
 
     def __init__(self, kind="row", image_shape=(1, 28, 28), levels=2, width=16, layers=7, *, rng: np.random.Generator):
-        super().__init__(image_shape, levels)
+        super().__init__(image_shape, levels, width)
         if kind not in KINDS:
             raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
         groups = self.image_shape[0]
         stream = 2 * width
         self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
         self.layers = [ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(layers)]
-        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, gain=2.0)
-        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, gain=0.0)
+        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
+        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
     def network(self, x, apply):
         h = apply(self.first, x)
@@ -44,7 +45,7 @@ class ResidualLSTM(Module):
 
     def __init__(self, kind, width, groups, *, rng):
         self.lstm = kind(2 * width, width, groups, rng=rng)
-        self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, gain=0.0)
+        self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
     def forward(self, h, apply):
         return h + apply(self.up, apply(self.lstm, h))

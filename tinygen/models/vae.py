@@ -15,7 +15,7 @@ from tinygen.tensor import Tensor, no_grad
 BLOCK = 512  # images decoded at once by log_likelihood, which bounds its memory
 
 
-class ELBO(NamedTuple):
+class Terms(NamedTuple):
     """The two terms of the evidence lower bound, each (N,) in nats: ELBO(x) = reconstruction - kl <= log p(x)."""
 
     reconstruction: Tensor  # E_q[log p(x|z)], estimated with one z
@@ -54,19 +54,18 @@ class VAE(Module):
 
     def decode(self, z) -> Tensor:
         """(N, latent) -> (N, C, H, W): the mean of p(x|z), for a Bernoulli the probability of 1."""
-        p = self.likelihood(z if isinstance(z, Tensor) else Tensor(z))
-        return ops.sigmoid(p.logits) if self.log_var is None else p.mean
+        return self.likelihood(z if isinstance(z, Tensor) else Tensor(z)).mean
 
     def reconstruct(self, x) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W): decoded from the mean of q(z|x)."""
         return self.decode(self.encode(x).mean)
 
-    def elbo(self, x, rng: np.random.Generator) -> ELBO:
+    def elbo(self, x, rng: np.random.Generator) -> Terms:
         """Reconstruction and KL of each image, in nats (equation 10 with L = 1)."""
         x = self._checked(x)
         q = self.encode(x)
         reconstruction = self.likelihood(q.rsample(rng)).log_prob(Tensor(x)).sum((1, 2, 3))
-        return ELBO(reconstruction, q.kl().sum(1))
+        return Terms(reconstruction, q.kl().sum(1))
 
     def loss(self, x, rng: np.random.Generator) -> Tensor:
         """Mean of -(reconstruction - beta KL), in nats per image."""
@@ -103,13 +102,13 @@ class VAE(Module):
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
-        """(n, C, H, W) array on the model's device: the mean images of n draws of z from the prior."""
+        """(n, C, H, W) array on the model's device: the means, not draws, of p(x|z) for n draws of z from the prior."""
         if n < 1:
             raise ValueError(f"n: got {n}, needs at least 1")
-        z = rng.standard_normal((n, self.latent), self.parameters()[0].dtype)
+        z = rng.standard_normal((n, self.latent), self.dtype)
         return self.decode(Tensor(to_device(z, self.device))).data
 
     def _checked(self, x):
         """The array in the parameters' dtype; values 0 and 1 only where the likelihood is a Bernoulli."""
         x = check_images(x, self.image_shape, 2 if self.log_var is None else None)
-        return x.astype(self.parameters()[0].dtype, copy=False)
+        return x.astype(self.dtype, copy=False)

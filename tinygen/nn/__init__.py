@@ -1,8 +1,8 @@
 """Layers: they own parameters and call ops."""
 
 from tinygen.nn.conv import Conv2d, MaskedConv2d, UpConv2d
-from tinygen.nn.linear import Dropout, Linear
-from tinygen.nn.module import Module, Parameter, Sequential
+from tinygen.nn.linear import Linear
+from tinygen.nn.module import Dropout, Module, Parameter, Sequential
 from tinygen.nn.recurrent import LSTM, DiagonalBiLSTM, RowLSTM
 
 __all__ = [

@@ -19,11 +19,11 @@ class Conv2d(Module):
     ``kernel_size``, ``stride``, ``padding``: an integer or (vertical, horizontal).
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
         kernel_size = _pair(kernel_size)
         self.stride, self.padding = stride, padding
         fan_in = in_channels * kernel_size[0] * kernel_size[1]
-        self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, gain)
+        self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, scale)
         self.bias = init.zeros(out_channels)
 
     def forward(self, x):
@@ -40,9 +40,11 @@ class UpConv2d(Conv2d):
     Raises ValueError for a size that a convolution with these settings does not map to x's.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
-        super().__init__(out_channels, in_channels, kernel_size, stride, padding, rng=rng, gain=gain)
-        self.weight.data *= np.float32(np.sqrt(out_channels * np.prod(_pair(stride)) / in_channels))  # its own fan-in
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
+        self.stride, self.padding = stride, padding
+        (kh, kw), (sh, sw) = _pair(kernel_size), _pair(stride)
+        # Of the kernel's taps an output pixel meets one in sh * sw.
+        self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw, scale * sh * sw)
         self.bias = init.zeros(out_channels)
 
     def forward(self, x, size=None):
@@ -69,7 +71,7 @@ class MaskedConv2d(Module):
     Source: van den Oord et al. 2016, section 3.4, figure 2.
     """
 
-    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, gain: float = 1.0):
+    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, scale: float = 1.0):
         kh, kw = kernel_size = _pair(kernel_size)
         if mask not in ("A", "B"):
             raise ValueError(f"MaskedConv2d: mask is {mask!r}, needs 'A' or 'B'")
@@ -87,12 +89,9 @@ class MaskedConv2d(Module):
         earlier = of_output[:, None] > of_input if mask == "A" else of_output[:, None] >= of_input
         kept[:, :, kh // 2, kw // 2] = earlier
         self.mask = kept.any((0, 1))  # (kh, kw): taps that the convolution visits
-        if not self.mask.any():
-            self.mask[kh // 2, kw // 2] = True  # 1x1 with mask A and one group sees nothing: only its bias acts
         # Only with several groups does a visited tap have forbidden weights.
         self.channel_mask = None if (kept == self.mask).all() else kept.astype(np.float32)
-        fan_in = max(1, kept[-1].sum())
-        self.weight = init.he(rng, kept.shape, fan_in, gain)
+        self.weight = init.he(rng, kept.shape, kept[-1].sum(), scale)  # the last group sees most
         self.weight.data *= kept
         self.bias = init.zeros(out_channels)
 

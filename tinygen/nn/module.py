@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tinygen import backend
+from tinygen import backend, ops
 from tinygen.tensor import Tensor
 
 
@@ -56,7 +56,12 @@ class Module:
     @property
     def device(self) -> str:
         """Where the parameters are: ``"cpu"`` or ``"cuda"``."""
-        return self.parameters()[0].device
+        return next(self.named_parameters())[1].device
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the parameters: what the module computes in."""
+        return next(self.named_parameters())[1].dtype
 
     def to(self, device: str) -> "Module":
         """Move the parameters (not their gradients) to ``"cpu"`` or ``"cuda"``; returns the module itself."""
@@ -111,13 +116,27 @@ def _members(items, prefix):
             yield from _members(value.items(), f"{prefix}{name}.")
 
 
+class Dropout(Module):
+    """Zeroes each value with probability ``p`` where an ``rng`` is given; without one (evaluation) does nothing."""
+
+    def __init__(self, p: float):
+        self.p = p
+
+    def forward(self, x, rng: np.random.Generator | None = None):
+        return x if rng is None else ops.dropout(x, self.p, rng)
+
+    def describe(self):
+        return f"p={self.p}"
+
+
 class Sequential(Module):
     """One after the other: modules, or plain functions of one Tensor such as ``ops.relu``."""
 
     def __init__(self, *steps):
         self.steps = steps
 
-    def forward(self, x):
+    def forward(self, x, rng: np.random.Generator | None = None):
+        """``rng`` goes to the Dropout layers: without one (evaluation) they do nothing."""
         for step in self.steps:
-            x = step(x)
+            x = step(x, rng) if isinstance(step, Dropout | Sequential) else step(x)
         return x

@@ -18,8 +18,8 @@ class LSTM(Module):
     """
 
     def __init__(self, in_features: int, hidden: int, *, rng: np.random.Generator):
-        self.weight_input = init.he(rng, (4 * hidden, in_features), in_features, gain=1.0)
-        self.weight_state = init.he(rng, (4 * hidden, hidden), hidden, gain=1.0)
+        self.weight_input = init.he(rng, (4 * hidden, in_features), in_features, scale=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden), hidden, scale=1.0)
         self.bias = init.zeros(4 * hidden)
         self.bias.data[hidden : 2 * hidden] = 1
 
@@ -50,7 +50,7 @@ class RowLSTM(Module):
     def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
         self.input = MaskedConv2d("B", channels, 4 * hidden, (1, 3), groups, rng=rng)
         self.groups = groups
-        self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, gain=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, scale=1.0)
         self.h0, self.c0 = init.zeros(hidden), init.zeros(hidden)
 
     def forward(self, x):
@@ -71,7 +71,8 @@ class DiagonalBiLSTM(Module):
 
     Each direction: a 1x1 convolution from input to state; from state to state the left neighbour and the one above,
     a 2-tap convolution on the skewed image. The direction from the right is shifted down by one row before it is added,
-    so that it sees nothing that comes later; together the two see every earlier pixel.
+    so that it sees nothing that comes later; together the two see every earlier pixel of their input.
+    States start at zero.
     Source: van den Oord et al. 2016, section 3.2, figure 3.
     """
 
@@ -94,12 +95,13 @@ class DiagonalLSTM(Module):
     def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
         self.input = MaskedConv2d("B", channels, 4 * hidden, 1, groups, rng=rng)
         self.groups = groups
-        self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, gain=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, scale=1.0)
 
     def forward(self, x):
         (height, _, _, images), hidden = x.shape, self.weight_state.shape[1]
         gates = ops.conv2d(x, *input_weights(self))
         # Skewed after the bias: left of the image gates are zero, and so are the states (g = tanh 0).
+        # Right of the image the states run on, but no pixel sees them and unskew drops them.
         gates = ops.skew(gates, row=0, column=2).transpose(2, 1, 0, 3)  # (W + H - 1, 4h, H, N)
         zero = _zeros(hidden, height, images, x)
         h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps)

@@ -20,9 +20,8 @@ import numpy as np
 from tinygen.backend import xp
 from tinygen.tensor import Op, Tensor
 
-CHUNK = (
-    1 << 18
-)  # numbers in a block of columns, 1 MB of float32: larger ones leave the core's cache (2 to 3 times slower)
+# Numbers in a block of columns, 1 MB of float32: larger ones leave the core's cache (2 to 3 times slower).
+CHUNK = 1 << 18
 
 
 # -- the three kernels, on arrays
@@ -32,14 +31,18 @@ def _columns(x, out_size, stride, padding, taps):
     """(n, C, H, W) -> (n, taps * C, P * row): what each tap sees, in rows of length ``row`` >= Q.
 
     With stride 1 an image's rows are laid out one behind the other with one gap of zeros between them, which serves as
-    right border of one and left border of the next. Then what a tap sees is one contiguous run, copied at full speed
-    (measured: 0.6 of the time of cutting out Q numbers a row); what falls into the gaps means nothing.
+    right border of one and left border of the next:
+
+        x00 .. x0(W-1) 0 | x10 .. x1(W-1) 0 | ...        tap (i, j) starts at i * row + j
+
+    Then what a tap sees is one contiguous run, copied at full speed (measured: 0.6 of the time of cutting out Q numbers
+    a row); what falls into the gaps means nothing.
     """
     n, c, h, w = x.shape
     (p, q), (ph, pw) = out_size, padding
     if len(taps) == 1 and taps[0] == padding and stride == (1, 1) and out_size == (h, w):
         return x.reshape(n, c, h * w), w  # 1x1: the image is its own columns
-    if stride == (1, 1) and q <= w + pw:
+    if stride == (1, 1) and q <= w + pw:  # an output row fits into one laid-out row
         row = w + pw
         flat = xp(x).zeros((n, c, (h + 2 * ph + 1) * row + pw), x.dtype)  # one more row, which only garbage reads
         inside = slice(ph * row + pw, (ph + h) * row + pw)

@@ -29,6 +29,11 @@ class Add(Binary):
         return gy
 
 
+def add(x, y) -> Tensor:
+    """x + y"""
+    return Add()(x, y)
+
+
 class Sub(Binary):
     def forward(self, x, y):
         return x - y
@@ -38,6 +43,11 @@ class Sub(Binary):
 
     def dy(self, gy, x, y):
         return -gy
+
+
+def sub(x, y) -> Tensor:
+    """x - y"""
+    return Sub()(x, y)
 
 
 class Mul(Binary):
@@ -51,6 +61,11 @@ class Mul(Binary):
         return gy * x
 
 
+def mul(x, y) -> Tensor:
+    """x * y"""
+    return Mul()(x, y)
+
+
 class Div(Binary):
     def forward(self, x, y):
         return x / y
@@ -62,17 +77,27 @@ class Div(Binary):
         return -gy * self.output / y
 
 
+def div(x, y) -> Tensor:
+    """x / y"""
+    return Div()(x, y)
+
+
 class Pow(Binary):
     def forward(self, x, y):
         return x**y
 
     def dx(self, gy, x, y):
-        # y x^(y-1), where y = 0 is written 0 x^1: finite at x = 0.
+        # y x^(y-1); for y = 0 taken as 0 * x^1, which is finite at x = 0.
         return gy * (y * x ** where(y.data == 0, 1, y - 1))
 
     def dy(self, gy, x, y):
         # x^y log x, where 0^y log 0 is its limit, 0.
         return gy * (self.output * log(where(x.data == 0, 1, x)))
+
+
+def pow(x, y) -> Tensor:
+    """x ** y, differentiable in both (in y where x >= 0)"""
+    return Pow()(x, y)
 
 
 class Maximum(Binary):
@@ -92,6 +117,11 @@ def _share(x, y):
     return Tensor((x > y) * half + (x >= y) * half)
 
 
+def maximum(x, y) -> Tensor:
+    """The larger of each pair; ties share the gradient equally."""
+    return Maximum()(x, y)
+
+
 class Where(Op):
     def __init__(self, condition):
         self.condition = condition
@@ -107,12 +137,29 @@ class Where(Op):
         )
 
 
+def where(condition, x, y) -> Tensor:
+    """x where ``condition`` (a boolean array) holds, y elsewhere."""
+    condition = condition.data if isinstance(condition, Tensor) else condition
+    if not hasattr(condition, "dtype"):
+        condition = np.asarray(condition)[()]
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        if isinstance(x, int | float):  # as a NumPy scalar it goes with either device
+            x = np.asarray(x, np.float32 if isinstance(x, float) else None)[()]
+        x = Tensor(x)
+    return Where(condition)(x, y)
+
+
 class Neg(Op):
     def forward(self, x):
         return -x
 
     def backward(self, gy):
         return -gy
+
+
+def neg(x) -> Tensor:
+    """-x"""
+    return Neg()(x)
 
 
 class Exp(Op):
@@ -123,12 +170,22 @@ class Exp(Op):
         return gy * self.output
 
 
+def exp(x) -> Tensor:
+    """e to the x"""
+    return Exp()(x)
+
+
 class Log(Op):
     def forward(self, x):
         return xp(x).log(x)
 
     def backward(self, gy):
         return gy / self.inputs[0]
+
+
+def log(x) -> Tensor:
+    """natural logarithm"""
+    return Log()(x)
 
 
 class Log1p(Op):
@@ -139,6 +196,11 @@ class Log1p(Op):
         return gy / (1 + self.inputs[0])
 
 
+def log1p(x) -> Tensor:
+    """log(1 + x), exact near 0"""
+    return Log1p()(x)
+
+
 class Expm1(Op):
     def forward(self, x):
         return xp(x).expm1(x)
@@ -147,12 +209,22 @@ class Expm1(Op):
         return gy * (self.output + 1)
 
 
+def expm1(x) -> Tensor:
+    """exp(x) - 1, exact near 0"""
+    return Expm1()(x)
+
+
 class Sqrt(Op):
     def forward(self, x):
         return xp(x).sqrt(x)
 
     def backward(self, gy):
         return gy / (2 * self.output)
+
+
+def sqrt(x) -> Tensor:
+    """square root"""
+    return Sqrt()(x)
 
 
 class Abs(Op):
@@ -164,6 +236,11 @@ class Abs(Op):
         return gy * Tensor(xp(x).sign(x))
 
 
+def abs(x) -> Tensor:
+    """absolute value; derivative 0 at 0"""
+    return Abs()(x)
+
+
 class Tanh(Op):
     def forward(self, x):
         return xp(x).tanh(x)
@@ -171,6 +248,11 @@ class Tanh(Op):
     def backward(self, gy):
         y = self.output
         return gy * (1 - y * y)
+
+
+def tanh(x) -> Tensor:
+    """hyperbolic tangent"""
+    return Tanh()(x)
 
 
 class Sigmoid(Op):
@@ -183,6 +265,11 @@ class Sigmoid(Op):
         return gy * (y * (1 - y))
 
 
+def sigmoid(x) -> Tensor:
+    """1 / (1 + exp(-x)), without overflow"""
+    return Sigmoid()(x)
+
+
 class Softplus(Op):
     """log(1 + exp(x))"""
 
@@ -193,12 +280,22 @@ class Softplus(Op):
         return gy * sigmoid(self.inputs[0])
 
 
+def softplus(x) -> Tensor:
+    """log(1 + exp(x)), without overflow"""
+    return Softplus()(x)
+
+
 class Relu(Op):
     def forward(self, x):
         return xp(x).maximum(x, 0)
 
     def backward(self, gy):
         return gy * Tensor(self.result > 0)
+
+
+def relu(x) -> Tensor:
+    """max(x, 0); derivative 0 at 0"""
+    return Relu()(x)
 
 
 class LeakyRelu(Op):
@@ -212,6 +309,11 @@ class LeakyRelu(Op):
         return where(self.inputs[0].data > 0, gy, gy * self.slope)
 
 
+def leaky_relu(x, slope: float = 0.01) -> Tensor:
+    """x where positive, slope * x elsewhere"""
+    return LeakyRelu(float(slope))(x)  # a NumPy float64 would turn float32 into float64
+
+
 class Elu(Op):
     """x where positive, exp(x) - 1 elsewhere."""
 
@@ -220,6 +322,11 @@ class Elu(Op):
 
     def backward(self, gy):
         return gy * where(self.inputs[0].data > 0, 1, self.output + 1)
+
+
+def elu(x) -> Tensor:
+    """x where positive, exp(x) - 1 elsewhere"""
+    return Elu()(x)
 
 
 class Clip(Op):
@@ -234,6 +341,11 @@ class Clip(Op):
         return gy * Tensor((x >= self.low) & (x <= self.high))
 
 
+def clip(x, low: float, high: float) -> Tensor:
+    """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside"""
+    return Clip(float(low), float(high))(x)
+
+
 class Astype(Op):
     def __init__(self, dtype):
         self.dtype = dtype
@@ -243,118 +355,6 @@ class Astype(Op):
 
     def backward(self, gy):
         return astype(gy, self.inputs[0].dtype)
-
-
-def add(x, y) -> Tensor:
-    """x + y"""
-    return Add()(x, y)
-
-
-def sub(x, y) -> Tensor:
-    """x - y"""
-    return Sub()(x, y)
-
-
-def mul(x, y) -> Tensor:
-    """x * y"""
-    return Mul()(x, y)
-
-
-def div(x, y) -> Tensor:
-    """x / y"""
-    return Div()(x, y)
-
-
-def pow(x, y) -> Tensor:
-    """x ** y, differentiable in both (in y where x >= 0)"""
-    return Pow()(x, y)
-
-
-def maximum(x, y) -> Tensor:
-    """The larger of each pair; ties share the gradient equally."""
-    return Maximum()(x, y)
-
-
-def where(condition, x, y) -> Tensor:
-    """x where ``condition`` (a boolean array) holds, y elsewhere."""
-    condition = condition.data if isinstance(condition, Tensor) else condition
-    if not hasattr(condition, "dtype"):
-        condition = np.asarray(condition)[()]
-    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
-        if isinstance(x, int | float):  # as a NumPy scalar it goes with either device
-            x = np.asarray(x, np.float32 if isinstance(x, float) else None)[()]
-        x = Tensor(x)
-    return Where(condition)(x, y)
-
-
-def neg(x) -> Tensor:
-    """-x"""
-    return Neg()(x)
-
-
-def exp(x) -> Tensor:
-    """e to the x"""
-    return Exp()(x)
-
-
-def log(x) -> Tensor:
-    """natural logarithm"""
-    return Log()(x)
-
-
-def log1p(x) -> Tensor:
-    """log(1 + x), exact near 0"""
-    return Log1p()(x)
-
-
-def expm1(x) -> Tensor:
-    """exp(x) - 1, exact near 0"""
-    return Expm1()(x)
-
-
-def sqrt(x) -> Tensor:
-    """square root"""
-    return Sqrt()(x)
-
-
-def abs(x) -> Tensor:
-    """absolute value; derivative 0 at 0"""
-    return Abs()(x)
-
-
-def tanh(x) -> Tensor:
-    """hyperbolic tangent"""
-    return Tanh()(x)
-
-
-def sigmoid(x) -> Tensor:
-    """1 / (1 + exp(-x)), without overflow"""
-    return Sigmoid()(x)
-
-
-def softplus(x) -> Tensor:
-    """log(1 + exp(x)), without overflow"""
-    return Softplus()(x)
-
-
-def relu(x) -> Tensor:
-    """max(x, 0); derivative 0 at 0"""
-    return Relu()(x)
-
-
-def leaky_relu(x, slope: float = 0.01) -> Tensor:
-    """x where positive, slope * x elsewhere"""
-    return LeakyRelu(float(slope))(x)  # a NumPy float64 would turn float32 into float64
-
-
-def elu(x) -> Tensor:
-    """x where positive, exp(x) - 1 elsewhere"""
-    return Elu()(x)
-
-
-def clip(x, low: float, high: float) -> Tensor:
-    """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside"""
-    return Clip(float(low), float(high))(x)
 
 
 def astype(x, dtype) -> Tensor:

@@ -1,5 +1,7 @@
 """Stable losses on logits: one value an element, in nats; summing and averaging is left to the caller."""
 
+import numpy as np
+
 from tinygen.backend import xp
 from tinygen.ops.elementwise import Binary, sigmoid
 from tinygen.ops.reduce import softmax
@@ -9,6 +11,7 @@ from tinygen.tensor import Op, Tensor
 
 class BceWithLogits(Binary):
     def forward(self, x, t):
+        # In this order: max(x, 0) - x t may cancel exactly, and the small rest is not lost.
         return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
 
     def dx(self, gy, x, t):
@@ -47,7 +50,7 @@ def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
 
     Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host (a device is not waited for).
     """
-    labels = labels.data if isinstance(labels, Tensor) else labels
+    labels = labels.data if isinstance(labels, Tensor) else np.asarray(labels) if isinstance(labels, list) else labels
     axis = axis_of("softmax_cross_entropy", axis, logits.ndim)
     expected = logits.shape[:axis] + logits.shape[axis + 1 :]
     if labels.shape != expected or labels.dtype.kind not in "iu":

@@ -7,7 +7,7 @@ from tinygen.tensor import Op, Tensor
 
 class Reduction(Op):
     def __init__(self, axis, keepdims):
-        self.axis, self.keepdims = axis, keepdims
+        self.axis, self.keepdims = tuple(axis) if isinstance(axis, list) else axis, keepdims
 
     def spread(self, t):
         """A Tensor of the result's shape, broadcast to the input's."""
@@ -83,7 +83,7 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:
 
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """Mean over ``axis``."""
-    total = sum(x, axis, keepdims)
+    total = sum(x, axis, keepdims)  # its size tells how many were summed; where it is empty nothing is divided
     return total / (x.size // (total.size or 1))
 
 
@@ -98,7 +98,7 @@ def max(x, axis=None, keepdims: bool = False) -> Tensor:
 
 
 def logsumexp(x, axis=None, keepdims: bool = False) -> Tensor:
-    """log sum exp(x) over ``axis``, without overflow; log of an empty probability, -inf, stays -inf."""
+    """log sum exp(x) over ``axis``, without overflow. All x -inf give -inf, with gradient nan."""
     return LogSumExp(axis, keepdims)(x)
 
 

@@ -243,7 +243,7 @@ def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
     """As ``numpy.split``: into ``sections`` equal parts, or cut before each of the indices in a list."""
     axis = axis_of("split", axis, x.ndim)
     size = x.shape[axis]
-    if isinstance(sections, int):
+    if isinstance(sections, int | np.integer):
         if sections < 1 or size % sections:
             raise ValueError(f"split: axis {axis} has {size} entries, which {sections} parts do not divide")
         sections = range(size // sections, size, size // sections)

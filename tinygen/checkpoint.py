@@ -1,0 +1,95 @@
+"""The state of a training run, and the file it survives in."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tinygen.optim import Average
+
+FIELDS = ("settings", "seed", "step", "seconds", "losses", "record")  # of a run, beside its arrays
+
+
+class Run:
+    """A model, its optimizer and averaged weights, how far training is and how it went: all that a checkpoint holds."""
+
+    def __init__(self, model, optimizer, averaging, seed, **settings):
+        self.model, self.optimizer, self.seed = model, optimizer, seed
+        self.settings = {"optimizer": type(optimizer).__name__, "lr": optimizer.lr, "averaging": averaging, **settings}
+        self.average = None if averaging is None else Average(model.parameters(), averaging)
+        self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []
+
+    def add_loss(self, loss):
+        self.losses = [self.losses[0] + loss, self.losses[1] + 1]
+
+    def note(self, validation):
+        train = self.losses[0] / max(1, self.losses[1])
+        self.losses = [0.0, 0]
+        self.record.append({"step": self.step, "seconds": self.seconds, "train": train, "validation": validation})
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The averaged weights in the model, for a while."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
+
+    def save(self, path):
+        """Written to a temporary name and renamed: at any moment the file is whole, the old one or the new one."""
+        with self.averaged():
+            averages = {} if self.average is None else self.model.state_dict()
+        fields = {name: getattr(self, name) for name in FIELDS}
+        arrays = {
+            "run": np.array(json.dumps(fields)),
+            **{f"model.{k}": v for k, v in self.model.state_dict().items()},
+            **{f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()},
+            **{f"average.{k}": v for k, v in averages.items()},
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            fields = json.loads(str(arrays.pop("run")))
+            fields = {name: fields[name] for name in FIELDS}
+        except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
+            raise ValueError(f"checkpoint {path}: damaged or no checkpoint of fit ({error}); move it away") from error
+
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        before = self.model.state_dict(), self.optimizer.state_dict()
+        try:
+            self.model.load_state_dict(part("model."))
+            for name, now in self.settings.items():
+                if fields["settings"].get(name) != now:
+                    raise ValueError(f"{name} was {fields['settings'].get(name)}, is {now}")
+            self.optimizer.load_state_dict(part("optimizer."))
+            if self.average is not None:
+                self.model.load_state_dict(part("average."))
+                self.average.values = [p.data for p in self.model.parameters()]
+                self.average.steps = fields["step"]
+                self.model.load_state_dict(part("model."))
+        except ValueError as error:
+            self.model.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
+        for name, value in fields.items():
+            setattr(self, name, value)
