@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tinygen import Tensor, grad, no_grad
+from tinygen import Tensor, grad, no_grad, ops
 from tinygen.models import PixelCNN, PixelRNN, bits_per_dim
 
 BUILD = {
@@ -363,7 +363,7 @@ def test_sampling_crosses_to_the_device_once_whatever_the_size(name, strict):
     [
         ({"shape": (28, 28)}, r"image_shape: got \(28, 28\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 0, 4)}, r"image_shape: got \(1, 0, 4\), needs \(channels, height, width\), each at least 1"),
-        ({"shape": (1, 4, 4), "levels": 1}, "levels: got 1, needs at least 2"),
+        ({"shape": (1, 4, 4), "levels": 1}, "levels: got 1, needs a whole number of at least 2"),
         ({"shape": (3, 4, 4), "width": 4}, "width: got 4, needs a multiple of the 3 colours"),
     ],
 )
@@ -400,7 +400,7 @@ def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
 @pytest.mark.parametrize(
     "n,given,mask,message",
     [
-        (0, None, None, "n: got 0, needs at least 1"),
+        (0, None, None, "n: got 0, needs a whole number of at least 1"),
         (2, np.zeros((2, 1, 2, 3)), None, "given and mask go together"),
         (2, None, np.ones((2, 3), bool), "given and mask go together"),
         (2, np.zeros((3, 1, 2, 3)), True, r"given: has shape \(3, 1, 2, 3\), needs \(2, 1, 2, 3\)"),
@@ -413,3 +413,45 @@ def test_sample_refuses(n, given, mask, message, rng):
     model = PixelCNN((1, 2, 3), width=2, blocks=1, rng=rng)
     with pytest.raises(ValueError, match=message):
         model.sample(n, rng, given, mask)
+
+
+@pytest.mark.parametrize(
+    "model", [PixelCNN((1, 5, 4), rng=np.random.default_rng(0), width=3, blocks=2), None], ids=["cnn", "row"]
+)
+def test_the_network_is_the_papers_figure(model, rng):
+    """Figure 5 and table 1, layer by layer, with the ReLUs where they belong."""
+    model = model or PixelRNN("row", (1, 5, 4), width=3, layers=2, rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    x = rng.integers(0, 2, (2, 1, 5, 4))
+    h = model.first(Tensor(2.0 * x - 1))
+    for block in getattr(model, "blocks", []):
+        h = h + block.up(ops.relu(block.middle(ops.relu(block.down(ops.relu(h))))))
+    for layer in getattr(model, "layers", []):
+        h = h + layer.up(layer.lstm(h))
+    y = model.last(ops.relu(model.hidden(ops.relu(h))))
+    np.testing.assert_allclose(model.logits(x).data[:, 0], y.data, atol=1e-12)
+
+
+def test_blocks_start_with_activations_of_unit_scale(rng):
+    model = PixelCNN((1, 16, 16), width=64, blocks=1, rng=rng)
+    block, h = model.blocks[0], Tensor(rng.standard_normal((4, 128, 16, 16), np.float32))
+    for layer in (block.down, block.middle):
+        h = layer(ops.relu(h))
+        # He et al. 2015, equation 10; a little less, since kernels reach over the border
+        assert 0.75 < float(h.data.std()) < 1.2 * 2**0.5, type(layer)
+
+
+@pytest.mark.parametrize("levels,dtype", [(2, np.uint8), (256, np.uint8), (257, np.int64)])
+def test_dtype_of_samples(levels, dtype, rng):
+    assert PixelCNN((1, 1, 2), levels=levels, width=2, blocks=0, rng=rng).sample(1, rng).dtype == dtype
+
+
+def test_a_mask_may_be_on_the_device(strict, rng):
+    model = PixelCNN((1, 2, 3), width=2, blocks=1, rng=rng).to("cuda")
+    given, mask = rng.integers(0, 2, (4, 1, 2, 3)), rng.random((1, 2, 3)) < 0.5
+    here = model.sample(4, np.random.default_rng(1), given=given, mask=mask).get()
+    for there in (strict.cupy.asarray(mask), Tensor(strict.cupy.asarray(mask))):
+        drawn = model.sample(4, np.random.default_rng(1), given=strict.cupy.asarray(given), mask=there).get()
+        np.testing.assert_array_equal(drawn, here)
+    np.testing.assert_array_equal(here[:, mask], given[:, mask])

@@ -302,7 +302,7 @@ REFUSED = {
     "axes of w": (lambda: ops.conv2d(X, tensor(3, 3)), r"conv2d: .*w \(3, 3\) need four axes"),
     "kernel": (lambda: ops.conv2d(X, tensor(4, 3, 6, 3)), r"conv2d: x \(2, 3, 5, 5\).*smaller than the kernel"),
     "kernel width": (lambda: ops.conv2d(X, tensor(4, 3, 3, 8), padding=1), r"conv2d: .*\(1, 1\).*\(4, 3, 3, 8\)"),
-    "bias": (lambda: ops.conv2d(X, W, tensor(3)), r"conv2d: b has shape \(3,\), needs \(4,\)"),
+    "bias": (lambda: ops.conv2d(X, W, tensor(3)), r"conv2d: b is \(3,\) float32, needs \(4,\)"),
     "stride 0": (lambda: ops.conv2d(X, W, stride=0), r"stride.*0.*>= 1"),
     "stride pair": (lambda: ops.conv2d(X, W, stride=(1, 0)), r"stride.*\(1, 0\)"),
     "stride triple": (lambda: ops.conv2d(X, W, stride=(1, 1, 1)), r"stride.*\(1, 1, 1\).*one or two"),
@@ -312,7 +312,7 @@ REFUSED = {
     "empty mask": (lambda: ops.conv2d(X, W, mask=np.zeros((3, 3))), r"mask.*no tap"),
     "up channels": (lambda: ops.conv_transpose2d(G, tensor(3, 4, 3, 3)), r"conv_transpose2d: x has 4 channels, w .* 3"),
     "up axes": (lambda: ops.conv_transpose2d(G[0], W), r"conv_transpose2d: x \(4, 3, 3\)"),
-    "up bias": (lambda: ops.conv_transpose2d(G, W, tensor(4)), r"conv_transpose2d: b has shape \(4,\), needs \(3,\)"),
+    "up bias": (lambda: ops.conv_transpose2d(G, W, tensor(4)), r"conv_transpose2d: b is \(4,\) float32, needs \(3,\)"),
     "output padding": (
         lambda: ops.conv_transpose2d(G, W, stride=2, output_padding=2),
         r"conv_transpose2d: output_padding \(2, 2\) must be smaller than stride \(2, 2\)",
@@ -341,3 +341,26 @@ def test_dtypes_must_agree(dtype):
             operation(x, Tensor(w.data.astype(dtype)))
     with pytest.raises(TypeError, match="conv2d: x is int64, w is int64: needs one floating dtype"):
         ops.conv2d(Tensor(X.data.astype(np.int64)), Tensor(W.data.astype(np.int64)))
+
+
+@pytest.mark.parametrize(
+    "padding,kernel,size", [(3, 3, 4), ((0, 3), (1, 3), 4), (2, 7, 3), ((2, 2), (2, 5), 1), (3, 7, 1)]
+)
+def test_paddings_as_wide_as_the_kernel_and_kernels_as_wide_as_the_image(padding, kernel, size, rng):
+    """The edges of the layouts that stride 1 uses: against zeros put around the image by hand."""
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    pads = (padding, padding) if isinstance(padding, int) else padding
+    x, w = rng.standard_normal((2, 3, size, size)), rng.standard_normal((4, 3, *kernel))
+    by_hand = np.pad(x, ((0, 0), (0, 0), (pads[0],) * 2, (pads[1],) * 2))
+    y = ops.conv2d(Tensor(x), Tensor(w), padding=padding)
+    np.testing.assert_allclose(y.data, ops.conv2d(Tensor(by_hand), Tensor(w), stride=1).data, atol=1e-12)
+    windows = np.lib.stride_tricks.sliding_window_view(by_hand, kernel, (2, 3))
+    np.testing.assert_allclose(y.data, np.einsum("ncpqij,ocij->nopq", windows, w), atol=1e-12)
+    gradcheck(lambda x, w: ops.conv2d(x, w, padding=padding), (x, w))
+
+
+def test_the_bias_has_the_dtype_of_the_weights():
+    x, w = np.zeros((1, 2, 3, 3), np.float32), np.zeros((2, 2, 3, 3), np.float32)
+    for convolution in (ops.conv2d, ops.conv_transpose2d):
+        with pytest.raises(ValueError, match=r"b is \(2,\) float64, needs \(2,\) float32"):
+            convolution(x, w, np.zeros(2))

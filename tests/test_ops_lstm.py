@@ -223,3 +223,11 @@ def test_nothing_is_copied_from_the_device_or_waited_for(rng, strict):
     h, c = ops.lstm_scan(*xs, (-1, 0, 1))
     grad((h * c).sum(), xs)
     assert not +strict.count
+
+
+def test_a_tap_longer_than_the_line_sees_nothing(rng):
+    arrays = [rng.standard_normal(shape) for shape in [(3, 8, 2, 2), (8, 2, 2), (2, 2, 2), (2, 2, 2)]]
+    for taps in [(-3, 0), (0, 5)]:
+        for ours, textbook in zip(ops.lstm_scan(*map(Tensor, arrays), taps), ops.lstm_loop(*map(Tensor, arrays), taps)):
+            np.testing.assert_allclose(ours.data, textbook.data, atol=1e-14)
+        gradcheck(lambda *a, taps=taps: ops.lstm_scan(*a, taps), arrays)

@@ -590,3 +590,18 @@ def test_gradients_travel_back_from_a_device(strict):
     assert y.device == "cuda" and y.to("cuda") is y and x.to("cpu") is x
     (y * y).sum().backward()
     assert x.grad.device == "cpu" and x.grad.numpy().tolist() == [2, 4]
+
+
+def test_whole_numbers_leave_the_dtype_alone():
+    x = Tensor([1.0, 2.0, 3.0])
+    for y in (
+        x * np.arange(3),
+        x ** np.arange(3),
+        np.arange(3) - x,
+        x + True,
+        ops.bce_with_logits(x, np.array([0, 1, 1])),
+    ):
+        assert y.dtype == np.float32
+    assert (Tensor(np.array([True, False])) * 0.5).dtype == np.float32
+    with pytest.raises(OverflowError):
+        Tensor(np.array([1], np.uint8)) + 300

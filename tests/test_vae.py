@@ -187,8 +187,11 @@ def test_the_same_on_every_device(what, rng, device):
         (lambda m, rng: m.loss(np.full((1, 1, 2, 2), 0.5), rng), "values from 0.5 to 0.5, needs whole numbers 0 .. 1"),
         (lambda m, rng: m.encode(np.full((1, 1, 2, 2), 2)), "values from 2 to 2, needs whole numbers 0 .. 1"),
         (lambda m, rng: m.log_likelihood(-np.ones((1, 1, 2, 2)), rng), "values from -1.0 to -1.0, needs whole numbers"),
-        (lambda m, rng: m.log_likelihood(np.ones((1, 1, 2, 2)), rng, 0), "samples: got 0, needs at least 1"),
-        (lambda m, rng: m.sample(0, rng), "n: got 0, needs at least 1"),
+        (
+            lambda m, rng: m.log_likelihood(np.ones((1, 1, 2, 2)), rng, 0),
+            "samples: got 0, needs a whole number of at least 1",
+        ),
+        (lambda m, rng: m.sample(0, rng), "n: got 0, needs a whole number of at least 1"),
         (lambda m, rng: VAE(likelihood="laplace", rng=rng), "likelihood: got 'laplace', needs 'bernoulli' or"),
     ],
 )

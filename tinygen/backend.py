@@ -22,6 +22,8 @@ def xp(*arrays):
             device = True
     if host and device:
         raise ValueError("one array is on the cpu, another on cuda: move model and inputs with .to(device)")
+    if device and "cupy" not in sys.modules:
+        raise TypeError(f"needs NumPy or CuPy arrays, got {', '.join(type(array).__name__ for array in arrays)}")
     return sys.modules["cupy"] if device else numpy
 
 

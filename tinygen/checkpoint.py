@@ -21,6 +21,11 @@ class Run:
         self.average = None if averaging is None else Average(model.parameters(), averaging)
         self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []
 
+    @property
+    def noted(self) -> int:
+        """The step of the last row of the record."""
+        return self.record[-1]["step"] if self.record else 0
+
     def add_loss(self, loss):
         self.losses = [self.losses[0] + loss, self.losses[1] + 1]
 

@@ -20,14 +20,16 @@ class Optimizer:
         self.parameters, self.lr, self.steps = list(parameters), lr, 0
         if not self.parameters:
             raise ValueError(f"{type(self).__name__}: parameters is empty")
-        if not lr > 0:
-            raise ValueError(f"{type(self).__name__}: lr is {lr}, needs to be positive")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"{type(self).__name__}: lr is {lr}, needs to be positive and finite")
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
 
     def step(self) -> None:
         """One update of every parameter. Raises ValueError where a gradient is missing, and changes nothing."""
         if missing := [i for i, p in enumerate(self.parameters) if p.grad is None]:
             raise ValueError(f"{type(self).__name__}.step: parameters {missing} have no gradient: call backward first")
+        for p, state in zip(self.parameters, self.state):
+            xp(p.data, p.grad.data, *state.values())  # all on one device, or it says so before anything has moved
         self.steps += 1
         for p, state in zip(self.parameters, self.state):
             p.data -= self.update(p.grad.data, **state)
@@ -99,6 +101,8 @@ class Adam(Optimizer):
 
     def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         super().__init__(parameters, lr)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"Adam: betas are {betas}, need to be from 0 to below 1")
         self.betas, self.eps = betas, eps
 
     def update(self, g, mean, square):

@@ -224,7 +224,10 @@ def _constant(value, like: Tensor | None) -> Tensor:
         number = np.asarray(value)
         if number.dtype.kind in "fiub":
             takes = like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int))
-            return Tensor((like.dtype if takes else number.dtype).type(number))
+            other = np.dtype(np.float32) if isinstance(value, float) else number.dtype
+            return Tensor((like.dtype if takes else other).type(value))
+    if like is not None and like.dtype.kind == "f" and getattr(value, "dtype", like.dtype).kind in "iub":
+        return Tensor(value.astype(like.dtype))  # whole numbers do not turn float32 into float64
     if like is not None and isinstance(value, list | tuple):
         dtype = like.dtype if like.dtype.kind == "f" else None
         return Tensor(backend.to_device(np.asarray(value, dtype), like.device))

@@ -23,7 +23,7 @@ from tinygen.backend import to_device, xp
 from tinygen.checkpoint import Run
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.tensor import Tensor, grad, history, no_grad
+from tinygen.tensor import Tensor, grad, no_grad
 
 SHARD = 16  # images a CPU worker takes at once: few enough for its cache, enough to keep NumPy's calls large
 SAVE_SECONDS = 60  # between checkpoints
@@ -63,6 +63,7 @@ def fit(
 
     Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since
     the row before and on the validation images, in ``model.unit``.
+    On a device the loss is looked at every 50 steps only, since each look waits for it.
     Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
     ValueError for an empty set of images, or for a file that is not a checkpoint of this model and optimizer.
     """
@@ -72,10 +73,15 @@ def fit(
         raise ValueError("images: the set is empty")
     if validation is not None and len(validation) == 0:
         raise ValueError("validation: the set is empty")
-    if batch_size < 1 or validate_every < 1 or steps < 0:
-        raise ValueError(
-            f"fit: batch_size is {batch_size}, validate_every {validate_every}, steps {steps}, need at least 1, 1, 0"
-        )
+    for name, value, smallest in [
+        ("batch_size", batch_size, 1),
+        ("validate_every", validate_every, 1),
+        ("steps", steps, 0),
+    ]:
+        if not isinstance(value, int | np.integer) or value < smallest:
+            raise ValueError(f"{name}: got {value!r}, needs a whole number of at least {smallest}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm: got {clip_norm!r}, needs to be positive")
     batch_size = min(batch_size, len(images))
     if [id(p) for p in optimizer.parameters] != [id(p) for p in model.parameters()]:
         raise ValueError("optimizer: its parameters are not those of the model, in their order")
@@ -92,12 +98,21 @@ def fit(
     saved = time.monotonic()
 
     with (
+        _saved_on_error(run, checkpoint),
         _restored(optimizer),
         _interrupts() as interrupted,
         _workers(model, workers) as pool,
         _bar(model, steps, batch_size, run, progress) as bar,
     ):
-        while run.step < steps and not (interrupted.is_set() and looked):  # what is saved has been looked at
+        while True:
+            if run.noted < run.step and (run.step % validate_every == 0 or run.step == steps):
+                figure = None
+                if validation is not None:
+                    with run.averaged():
+                        figure = _evaluate(model, validation, prepare, [run.seed, 2], pool)
+                run.note(figure)
+            if run.step == steps or (interrupted.is_set() and looked):  # what is saved has been looked at
+                break
             begun = time.perf_counter()
             batch, seeds = images[_batch(len(images), batch_size, run.seed, run.step)], [run.seed, 1, run.step]
             if schedule is not None:
@@ -122,18 +137,14 @@ def fit(
             run.step += 1
             run.seconds += time.perf_counter() - begun
             bar.update(len(batch))
-            if run.step % validate_every == 0 or run.step == steps:
-                figure = None
-                if validation is not None:
-                    with run.averaged():
-                        figure = _evaluate(model, validation, prepare, [run.seed, 2], pool)
-                run.note(figure)
             if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
+                _check_parameters(model, run.step)
                 run.save(checkpoint)
                 saved = time.monotonic()
+    _check_parameters(model, run.step)
     if checkpoint is not None:
         run.save(checkpoint)
-    if interrupted.is_set() and run.step < steps:
+    if interrupted.is_set():
         kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
         print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
         raise KeyboardInterrupt if hasattr(sys, "ps1") else SystemExit(130)  # a prompt stays, a script ends
@@ -218,6 +229,19 @@ def _batch(n, batch_size, seed, step):
 
 
 @contextlib.contextmanager
+def _saved_on_error(run, checkpoint):
+    """What was reached before an exception, in a callback say, is kept; not where numbers went wrong."""
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except Exception:
+        if checkpoint is not None:
+            run.save(checkpoint)
+        raise
+
+
+@contextlib.contextmanager
 def _restored(optimizer):
     """However training ends, the optimizer has its full rate again and no gradients are left."""
     full_rate = optimizer.lr
@@ -299,26 +323,44 @@ def _bar(model, steps, batch_size, run, progress):
 
 def _explain(model, images, prepare, seeds, step):
     """Raise FloatingPointError with the parameter or operation where a number first stopped being finite."""
+    if model.device != "cpu":
+        step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # nobody has looked since
+    _check_parameters(model, step)
     size = SHARD if model.device == "cpu" else len(images)
-    names = {id(p): name for name, p in model.named_parameters()}
-    for name, p in model.named_parameters():
-        if not _finite(p.data):
-            raise FloatingPointError(f"step {step}: parameter {name} is not finite")
     for i, start in enumerate(range(0, len(images), size)):
         loss = _loss(model, images[start : start + size], prepare, [*seeds, i])
-        gradients = grad(loss, model.parameters(), create_graph=True)
-        for op in history([loss, *gradients]):
-            results = op.result if isinstance(op.result, tuple) else (op.result,)
-            if not all(_finite(y) for y in results):
-                where = "the loss" if op.order <= loss._op.order else "a gradient"
-                used = [names[id(x)] for x in op.inputs if id(x) in names]
-                of = f" with parameter {', '.join(used)}" if used else ""
-                shapes = ", ".join(str(x.shape) for x in op.inputs)
+        results = {"the loss": loss}
+        if _finite(loss.data):
+            gradients = grad(loss, model.parameters(), create_graph=True)
+            names = [f"the gradient of {name}" for name, _ in model.named_parameters()]
+            results = dict(zip(names, gradients))
+        for what, tensor in results.items():
+            if not _finite(tensor.data):
                 raise FloatingPointError(
-                    f"step {step}: {where} is not finite, first in {type(op).__name__}{of} (inputs {shapes}); "
+                    f"step {step}: {what} is not finite, first in {_origin(tensor, model)}; "
                     "a smaller learning rate or clip_norm may help"
                 )
     raise FloatingPointError(f"step {step}: the norm of the gradient is not finite")
+
+
+def _origin(tensor, model) -> str:
+    """Follow what is not finite back to the operation that made it of finite numbers."""
+    while tensor._op is not None:
+        bad = next((x for x in tensor._op.inputs if not _finite(x.data)), None)
+        if bad is None:
+            names = {id(p): name for name, p in model.named_parameters()}
+            used = [names[id(x)] for x in tensor._op.inputs if id(x) in names]
+            of = f" with parameter {', '.join(used)}" if used else ""
+            shapes = ", ".join(str(x.shape) for x in tensor._op.inputs)
+            return f"{type(tensor._op).__name__}{of} (inputs {shapes})"
+        tensor = bad
+    return f"an input of shape {tensor.shape}"
+
+
+def _check_parameters(model, step):
+    for name, p in model.named_parameters():
+        if not _finite(p.data):
+            raise FloatingPointError(f"step {step}: parameter {name} is not finite")
 
 
 def _finite(array) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen import ops
-from tinygen.models.images import check_images, check_shape
+from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.nn import Conv2d, Linear, Module, UpConv2d
 from tinygen.tensor import Tensor
 
@@ -60,6 +60,7 @@ class Autoencoder(Module):
 
     def __init__(self, image_shape=(1, 28, 28), code: int = 32, *, rng: np.random.Generator):
         self.image_shape = check_shape(image_shape)
+        check_count("code", code)
         self.encoder = Encoder(self.image_shape, code, rng=rng)
         self.decoder = Decoder(self.image_shape, code, rng=rng)
 

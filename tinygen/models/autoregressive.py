@@ -10,7 +10,7 @@ import numpy as np
 
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
-from tinygen.models.images import check_images, check_shape
+from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
 from tinygen.nn import Module
 from tinygen.tensor import Tensor, no_grad
@@ -23,11 +23,9 @@ class Autoregressive(Module):
 
     def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
-        if width < 1 or width % self.image_shape[0]:
+        if check_count("width", width) % self.image_shape[0]:
             raise ValueError(f"width: got {width}, needs a multiple of the {self.image_shape[0]} colours")
-        if levels < 2:
-            raise ValueError(f"levels: got {levels}, needs at least 2")
-        self.levels = levels
+        self.levels = check_count("levels", levels, 2)
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
 
     def network(self, x, apply) -> Tensor:
@@ -75,8 +73,7 @@ class Autoregressive(Module):
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
         Raises ValueError for n < 1, or where only one of ``given`` and ``mask`` is there or does not fit.
         """
-        if n < 1:
-            raise ValueError(f"n: got {n}, needs at least 1")
+        check_count("n", n)
         if (given is None) != (mask is None):
             raise ValueError("sample: given and mask go together: the values, and where to keep them")
         shape, device = (n, *self.image_shape), self.device
@@ -87,10 +84,12 @@ class Autoregressive(Module):
             given = check_images(given, self.image_shape, self.levels)
             if given.shape != shape:
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
+            mask = mask.data if isinstance(mask, Tensor) else mask
+            mask = to_device(mask if hasattr(mask, "dtype") else np.asarray(mask), device)
             try:
-                keep = to_device(np.broadcast_to(mask, shape).astype(bool), device)
+                keep = xp(u).broadcast_to(mask, shape).astype(bool)
             except ValueError:
-                raise ValueError(f"mask: has shape {np.shape(mask)}, needs to broadcast to {shape}") from None
+                raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
         cache = PixelCache(n, self.image_shape, self.parameters()[0].data)
         c, height, width = self.image_shape

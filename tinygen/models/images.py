@@ -11,9 +11,16 @@ from tinygen.tensor import Tensor
 def check_shape(image_shape) -> tuple[int, int, int]:
     """(C, H, W) as a tuple. Raises ValueError unless these are three numbers of at least 1."""
     shape = tuple(image_shape) if isinstance(image_shape, tuple | list) else ()
-    if len(shape) != 3 or min(shape) < 1:
+    if len(shape) != 3 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
         raise ValueError(f"image_shape: got {image_shape!r}, needs (channels, height, width), each at least 1")
     return shape
+
+
+def check_count(name: str, value, smallest: int = 1) -> int:
+    """``value``, a whole number of at least ``smallest``. Raises ValueError that names it otherwise."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < smallest:
+        raise ValueError(f"{name}: got {value!r}, needs a whole number of at least {smallest}")
+    return int(value)
 
 
 def check_images(x, image_shape, levels: int | None = None):
@@ -25,6 +32,8 @@ def check_images(x, image_shape, levels: int | None = None):
     x = x.data if isinstance(x, Tensor) else x if hasattr(x, "dtype") else np.asarray(x)
     if x.ndim != 4 or x.shape[1:] != image_shape:
         raise ValueError(f"images: got shape {x.shape}, needs (N, {', '.join(map(str, image_shape))})")
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"images: got dtype {x.dtype}, needs real numbers")
     if x.shape[0] == 0:
         raise ValueError("images: the batch is empty")
     if xp(x) is np:

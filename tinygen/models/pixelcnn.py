@@ -4,6 +4,7 @@ import numpy as np
 
 from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
+from tinygen.models.images import check_count
 from tinygen.nn import MaskedConv2d, Module
 
 
@@ -11,8 +12,8 @@ class PixelCNN(Autoregressive):
     """p(x) = prod_i p(x_i | x_<i): 7x7 mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
     the second of which gives the logits.
 
-    ``image_shape`` (C, H, W), C = 1 or 3; ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
-    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size. With C = 3 the width is a multiple of 3.
+    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
+    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size. The width is a multiple of C.
 
     Deviations from the paper, each for faster learning: what the mask leaves of a kernel sets the scale of its first
     weights (He et al. 2015), and the last convolution of a block and the logits start at zero, so that the stack starts
@@ -25,7 +26,7 @@ class PixelCNN(Autoregressive):
         groups = self.image_shape[0]
         stream = 2 * width
         self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
-        self.blocks = [ResidualBlock(width, kernel, groups, rng=rng) for _ in range(blocks)]
+        self.blocks = [ResidualBlock(width, kernel, groups, rng=rng) for _ in range(check_count("blocks", blocks, 0))]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
+from tinygen.models.images import check_count
 from tinygen.nn import DiagonalBiLSTM, MaskedConv2d, Module, RowLSTM
 
 KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
@@ -12,9 +13,9 @@ KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 class PixelRNN(Autoregressive):
     """7x7 mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), the second of which gives the logits.
 
-    ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W), C = 1 or 3;
+    ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W);
     ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many.
-    With C = 3 the width is a multiple of 3. As in PixelCNN the residual branches and the logits start at zero.
+    The width is a multiple of C. As in PixelCNN the residual branches and the logits start at zero.
 
     A stack of Diagonal BiLSTM layers sees all of its input that comes earlier. Its input, through mask A, knows of a
     pixel only later; so where the 7x7 kernel does not reach, the last pixel of the row above, at which the scan from
@@ -28,7 +29,9 @@ class PixelRNN(Autoregressive):
         groups = self.image_shape[0]
         stream = 2 * width
         self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
-        self.layers = [ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(layers)]
+        self.layers = [
+            ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(check_count("layers", layers, 0))
+        ]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 

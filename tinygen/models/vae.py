@@ -8,7 +8,7 @@ from tinygen import ops
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Gaussian
 from tinygen.models.autoencoder import Decoder, Encoder
-from tinygen.models.images import check_images, check_shape
+from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.nn import Module, init
 from tinygen.tensor import Tensor, no_grad
 
@@ -37,7 +37,7 @@ class VAE(Module):
     ):
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
-        self.image_shape, self.latent, self.beta = check_shape(image_shape), latent, beta
+        self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), beta
         self.encoder = Encoder(self.image_shape, 2 * latent, rng=rng)
         self.decoder = Decoder(self.image_shape, latent, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
@@ -54,7 +54,8 @@ class VAE(Module):
 
     def decode(self, z) -> Tensor:
         """(N, latent) -> (N, C, H, W): the mean of p(x|z), for a Bernoulli the probability of 1."""
-        return self.likelihood(z if isinstance(z, Tensor) else Tensor(z)).mean
+        z = z if isinstance(z, Tensor) else Tensor(z)
+        return self.likelihood(z if z.dtype == self.dtype else z.astype(self.dtype)).mean
 
     def reconstruct(self, x) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W): decoded from the mean of q(z|x)."""
@@ -79,8 +80,7 @@ class VAE(Module):
         A lower bound on log p(x) in expectation, tighter with every sample. Streamed: memory does not grow with K or N.
         Source: Burda et al. 2016, equation 8.
         """
-        if samples < 1:
-            raise ValueError(f"samples: got {samples}, needs at least 1")
+        check_count("samples", samples)
         x = self._checked(x)
         m, prior = xp(x), Gaussian(Tensor(x.dtype.type(0)), Tensor(x.dtype.type(0)))
         parts = []
@@ -103,8 +103,7 @@ class VAE(Module):
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
         """(n, C, H, W) array on the model's device: the means, not draws, of p(x|z) for n draws of z from the prior."""
-        if n < 1:
-            raise ValueError(f"n: got {n}, needs at least 1")
+        check_count("n", n)
         z = rng.standard_normal((n, self.latent), self.dtype)
         return self.decode(Tensor(to_device(z, self.device))).data
 

@@ -77,7 +77,7 @@ class MaskedConv2d(Module):
             raise ValueError(f"MaskedConv2d: mask is {mask!r}, needs 'A' or 'B'")
         if kh % 2 == 0 or kw % 2 == 0:
             raise ValueError(f"MaskedConv2d: kernel_size is {kernel_size}, needs odd numbers")
-        if in_channels % groups or out_channels % groups:
+        if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
             )

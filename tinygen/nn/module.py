@@ -91,8 +91,9 @@ class Module:
         ]
         if problems:
             raise ValueError(f"load_state_dict into {type(self).__name__}: " + "; ".join(problems))
+        values = {name: backend.to_device(np.array(state[name], p.dtype), p.device) for name, p in own.items()}
         for name, p in own.items():
-            p.data = backend.to_device(np.array(state[name], p.dtype), p.device)
+            p.data = values[name]
 
     def describe(self) -> str:
         """The settings shown in the repr, such as a kernel size."""
@@ -120,6 +121,8 @@ class Dropout(Module):
     """Zeroes each value with probability ``p`` where an ``rng`` is given; without one (evaluation) does nothing."""
 
     def __init__(self, p: float):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p is {p}, needs 0 <= p < 1")
         self.p = p
 
     def forward(self, x, rng: np.random.Generator | None = None):

@@ -29,7 +29,7 @@ class LSTM(Module):
             raise ValueError(f"LSTM: x has shape {x.shape}, needs (N, T, {self.weight_input.shape[1]})")
         (images, steps, _), hidden = x.shape, self.weight_state.shape[1]
         gates = self.weight_input @ x.transpose(1, 2, 0) + self.bias.reshape(-1, 1)  # (T, 4h, N)
-        h0, c0 = (s.T.reshape(hidden, 1, images) for s in state) if state else (_zeros(hidden, 1, images, x),) * 2
+        h0, c0 = (s.T.reshape(hidden, 1, images) for s in state) if state else (_zeros(hidden, 1, images, gates),) * 2
         weight = self.weight_state.reshape(4 * hidden, hidden, 1)
         h, c = ops.lstm_scan(gates.reshape(steps, 4 * hidden, 1, images), weight, h0, c0)
         return h.reshape(steps, hidden, images).transpose(2, 0, 1), tuple(

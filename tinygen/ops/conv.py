@@ -213,8 +213,8 @@ def _check(op, x, w, b, w_axis, b_axis):
         raise ValueError(f"{op}: x has {x.shape[1]} channels, w expects {w.shape[w_axis]} (x {x.shape}, w {w.shape})")
     if x.dtype != w.dtype or x.dtype.kind != "f":
         raise TypeError(f"{op}: x is {x.dtype}, w is {w.dtype}: needs one floating dtype")
-    if b is not None and b.shape != (w.shape[b_axis],):
-        raise ValueError(f"{op}: b has shape {b.shape}, needs ({w.shape[b_axis]},) (w {w.shape})")
+    if b is not None and (b.shape != (w.shape[b_axis],) or b.dtype != w.dtype):
+        raise ValueError(f"{op}: b is {b.shape} {b.dtype}, needs ({w.shape[b_axis]},) {w.dtype} (w {w.shape})")
 
 
 def _tensors(*xs):
