@@ -923,6 +923,7 @@ def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path,
     ]:
         with pytest.raises(ValueError, match=why):
             call(**changed)
+    call(batch_size=np.int64(8), rate=np.float64(0.01))  # the same numbers
     longer = call(steps=6)
     assert any((longer[name] != first[name]).any() for name in first)
 
