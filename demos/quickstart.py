@@ -5,7 +5,7 @@ figure with what it has learned to draw. Binary models see every training digit 
 (dynamic binarization) and are tested on one fixed draw of the test digits.
 
     python demos/quickstart.py               # about three minutes
-    python demos/quickstart.py --minutes 20  # better samples
+    python demos/quickstart.py --minutes 10  # better samples
 """
 
 import argparse
