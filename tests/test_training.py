@@ -413,17 +413,16 @@ def test_more_steps_go_on_from_the_last(images, tmp_path):
 
 
 SCRIPT = """
-import os, sys, time
+import os, sys
 import numpy as np
 from tinygen.models import VAE
 from tinygen.optim import Adam
 from tinygen.training import fit
-folder, pause, name = sys.argv[1:]
+folder, name = sys.argv[1:]
 model = VAE((1, 4, 4), latent=2, rng=np.random.default_rng(0))
 def prepare(part, rng):
-    if float(pause):
-        os.write(1, b"step\\n")
-        time.sleep(float(pause))
+    os.write(1, b"step\\n")
+    os.read(0, 1)  # waits for a byte, or the end, of the input
     return (rng.random(part.shape) < part).astype(np.float32)
 images = np.random.default_rng(1).random((40, 1, 4, 4), np.float32)
 optimizer = Adam(model.parameters(), 0.01)
@@ -435,15 +434,17 @@ np.savez(f"{folder}/{name}-end.npz", *model.state_dict().values(), np.array([row
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
-    def command(pause, name):
-        arguments = [sys.executable, "-c", SCRIPT, str(tmp_path), str(pause), name]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def command(name, stdin):
+        arguments = [sys.executable, "-c", SCRIPT, str(tmp_path), name]
+        return subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    whole = command(0, "whole")
-    cut = command(0.05, "run")
+    whole = command("whole", subprocess.DEVNULL)
+    cut = command("run", subprocess.PIPE)
     for _ in range(20):
         assert cut.stdout.readline() == "step\n"
-    cut.send_signal(signal.SIGINT)
+        cut.stdin.write(".")
+        cut.stdin.flush()
+    cut.send_signal(signal.SIGINT)  # two parts a step: in step 10 or 11, which now wait for us
     _, errors = cut.communicate(timeout=60)
     assert cut.returncode == 130
     found = re.search(r"^interrupted after step (\d+) of 60: .*run.npz is saved, and the same call", errors, re.M)
@@ -452,7 +453,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     with np.load(tmp_path / "run.npz") as file:
         assert f'"step": {found[1]}' in str(file["run"])
 
-    rest = command(0, "run")
+    rest = command("run", subprocess.DEVNULL)
     for process in (whole, rest):
         assert (process.communicate(timeout=60), process.returncode)[1] == 0
     assert same(*({**np.load(tmp_path / f"{name}-end.npz")} for name in ("whole", "run")))

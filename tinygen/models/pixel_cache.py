@@ -47,9 +47,8 @@ class PixelCache:
 class ConvPixel:
     """A masked convolution: its inputs are kept, zero around the image."""
 
-    def __init__(self, layer, cache, weight=None, bias=None):
-        weight = layer.masked_weight() if weight is None else weight
-        bias = layer.bias if bias is None else bias
+    def __init__(self, layer, cache, weights=None):
+        weight, bias = weights or (layer.masked_weight(), layer.bias)
         self.bias = bias.data[:, None]
         self.above, self.left = layer.padding
         # For each row of the kernel: where its kept taps start, how many, and their weights (out, taps * in)
@@ -82,7 +81,7 @@ class RowPixel:
     """A Row LSTM: the states of the row above and of this one are kept."""
 
     def __init__(self, layer, cache):
-        self.input = ConvPixel(layer.input, cache, *input_weights(layer))
+        self.input = ConvPixel(layer.input, cache, input_weights(layer))
         self.matrix = _state_matrix(layer)
         hidden = layer.h0.size
         self.h = cache.zeros(2, cache.width + 2, hidden)  # this row's and the other's in turn, zero at both ends

@@ -135,7 +135,7 @@ class Skew(Op):
         shape = list(x.shape)
         shape[self.column] += shape[self.row] - 1
         y = xp(x).zeros(shape, x.dtype)
-        for out, row, _ in _rows(y, x, self.row, self.column):
+        for out, row in _rows(y, x, self.row, self.column):
             out[...] = row
         return y
 
@@ -151,7 +151,7 @@ class Unskew(Op):
         shape = list(y.shape)
         shape[self.column] -= shape[self.row] - 1
         x = xp(y).empty(shape, y.dtype)
-        for row, out, _ in _rows(y, x, self.row, self.column):
+        for row, out in _rows(y, x, self.row, self.column):
             out[...] = row
         return x
 
@@ -174,7 +174,7 @@ def _rows(skewed, straight, row, column):
     """Views of each row: its place in the skewed array and in the straight one."""
     skewed, straight = (xp(a).moveaxis(a, (row, column), (0, 1)) for a in (skewed, straight))
     for r in range(straight.shape[0]):
-        yield skewed[r, r : r + straight.shape[1]], straight[r], r
+        yield skewed[r, r : r + straight.shape[1]], straight[r]
 
 
 def axis_of(op, axis, ndim) -> int:
