@@ -4,6 +4,7 @@ Everything else asks ``xp(array)`` for the module whose functions take that arra
 CuPy is imported when an array first goes to the device, never before.
 """
 
+import functools
 import sys
 
 import numpy
@@ -58,3 +59,20 @@ def to_device(array, device: str):
 def to_host(array) -> numpy.ndarray:
     """``array`` as a NumPy array (from a device: a copy, which waits for the device)."""
     return numpy.asarray(array if xp(array) is numpy else array.get())
+
+
+def sum_over_ranks(array, comm):
+    """The sum of an array over the ranks of an MPI communicator, the same on each: by MPI, on a device by NCCL."""
+    total = xp(array).empty_like(array)
+    if xp(array) is numpy:
+        comm.Allreduce(array, total)
+    else:
+        _nccl(comm.size, comm.rank).all_reduce(array, total)
+    return total
+
+
+@functools.cache
+def _nccl(size, rank):
+    from cupyx.distributed import init_process_group
+
+    return init_process_group(size, rank, use_mpi=True)

@@ -48,21 +48,12 @@ class Run:
 
     def save(self, path):
         """Written to a temporary name and renamed: at any moment the file is whole, the old one or the new one."""
-        with self.averaged():
-            averages = {} if self.average is None else self.model.state_dict()
-        fields = {name: getattr(self, name) for name in FIELDS}
-        arrays = {
-            "run": np.array(json.dumps(fields)),
-            **{f"model.{k}": v for k, v in self.model.state_dict().items()},
-            **{f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()},
-            **{f"average.{k}": v for k, v in averages.items()},
-        }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
         try:
             with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **self._arrays())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -73,29 +64,50 @@ class Run:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-            fields = json.loads(str(arrays.pop("run")))
-            fields = {name: fields[name] for name in FIELDS}
+            fields = json.loads(str(arrays["run"]))
+            _ = [fields[name] for name in FIELDS]
         except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
             raise ValueError(f"checkpoint {path}: damaged or no checkpoint of fit ({error}); move it away") from error
+        before = self._arrays()
+        try:
+            self._restore(arrays)
+        except ValueError as error:
+            self._restore(before)
+            raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
+
+    def broadcast(self, comm):
+        """Under MPI every rank goes on from where the first one is."""
+        if comm is not None:
+            self._restore(comm.bcast(self._arrays()))
+
+    def _arrays(self) -> dict:
+        """All of it, by name."""
+        with self.averaged():
+            averages = {} if self.average is None else self.model.state_dict()
+        fields = {name: getattr(self, name) for name in FIELDS}
+        return {
+            "run": np.array(json.dumps(fields)),
+            **{f"model.{k}": v for k, v in self.model.state_dict().items()},
+            **{f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()},
+            **{f"average.{k}": v for k, v in averages.items()},
+        }
+
+    def _restore(self, arrays):
+        """The inverse; ValueError where they are of another run."""
 
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-        before = self.model.state_dict(), self.optimizer.state_dict()
-        try:
+        fields = json.loads(str(arrays["run"]))
+        self.model.load_state_dict(part("model."))
+        for name, now in self.settings.items():
+            if fields["settings"].get(name) != now:
+                raise ValueError(f"{name} was {fields['settings'].get(name)}, is {now}")
+        self.optimizer.load_state_dict(part("optimizer."))
+        if self.average is not None:
+            self.model.load_state_dict(part("average."))
+            self.average.values = [p.data for p in self.model.parameters()]
+            self.average.steps = fields["step"]
             self.model.load_state_dict(part("model."))
-            for name, now in self.settings.items():
-                if fields["settings"].get(name) != now:
-                    raise ValueError(f"{name} was {fields['settings'].get(name)}, is {now}")
-            self.optimizer.load_state_dict(part("optimizer."))
-            if self.average is not None:
-                self.model.load_state_dict(part("average."))
-                self.average.values = [p.data for p in self.model.parameters()]
-                self.average.steps = fields["step"]
-                self.model.load_state_dict(part("model."))
-        except ValueError as error:
-            self.model.load_state_dict(before[0])
-            self.optimizer.load_state_dict(before[1])
-            raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
-        for name, value in fields.items():
-            setattr(self, name, value)
+        for name in FIELDS:
+            setattr(self, name, fields[name])

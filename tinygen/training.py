@@ -5,7 +5,6 @@ a checkpoint needs no generator's state, and the result depends neither on inter
 """
 
 import contextlib
-import ctypes
 import functools
 import math
 import os
@@ -14,18 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from tinygen.backend import to_device, xp
+from tinygen.backend import xp
 from tinygen.checkpoint import Run
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.tensor import Tensor, grad, no_grad
+from tinygen.parallel import SHARD, communicator, first_rank, processes, shard_loss, split
+from tinygen.tensor import Tensor, grad
 
-SHARD = 16  # images a CPU worker takes at once: few enough for its cache, enough to keep NumPy's calls large
 SAVE_SECONDS = 60  # between checkpoints
 CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
 
@@ -58,8 +56,11 @@ def fit(
     ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it
     (for longer, if ``steps`` is larger now); the parameters end bit-identical to those of a run that was not
     interrupted. One of another model, optimizer, rate, batch size and so on is refused.
-    ``workers``: threads (default: the cores this process may use). A minibatch is cut into shards of a fixed size whose
-    gradients are added in their order, so that the result does not depend on it.
+    ``workers``: processes (default: one for each core, on Linux). A minibatch is cut into shards of a fixed size whose
+    gradients are added in their order, so that the result does not depend on it. Further ones are forked when training
+    begins: what ``prepare`` or the model's ``loss`` change outside their arguments then stays in each. Under MPI
+    (``mpiexec -n 2 python -m mpi4py script.py``) all ranks call ``fit`` and share the shards; the parameters and the
+    checkpoint of the first one count, and it alone writes.
 
     Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since
     the row before and on the validation images, in ``model.unit``.
@@ -87,21 +88,24 @@ def fit(
         raise ValueError("optimizer: its parameters are not those of the model, in their order")
     settings = {"images": list(images.shape), "batch_size": batch_size, "clip_norm": clip_norm}
     run = Run(model, optimizer, averaging, seed=int(rng.integers(2**63)), **settings)
-    if checkpoint is not None and os.path.exists(checkpoint):
+    if not first_rank():
+        checkpoint, progress = None, False
+    elif checkpoint is not None and os.path.exists(checkpoint):
         run.load(checkpoint)
         if run.step > steps:
             raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
         print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
     elif checkpoint is not None:
         run.save(checkpoint)  # if that is not possible, better now than after an hour
-    on_cpu, full_rate, looked = model.device == "cpu", optimizer.lr, True
+    run.broadcast(communicator())
+    on_cpu, full_rate, looked, stop = model.device == "cpu", optimizer.lr, True, False
     saved = time.monotonic()
 
     with (
         _saved_on_error(run, checkpoint),
         _restored(optimizer),
         _interrupts() as interrupted,
-        _workers(model, workers) as pool,
+        processes(model, prepare, workers, batch_size, 0 if validation is None else len(validation)) as crew,
         _bar(model, steps, batch_size, run, progress) as bar,
     ):
         while True:
@@ -109,16 +113,16 @@ def fit(
                 figure = None
                 if validation is not None:
                     with run.averaged():
-                        figure = _evaluate(model, validation, prepare, [run.seed, 2], pool)
+                        figure = _evaluate(model, validation, [run.seed, 2], crew)
                 run.note(figure)
-            if run.step == steps or (interrupted.is_set() and looked):  # what is saved has been looked at
+            if run.step == steps or (stop and looked):  # what is saved has been looked at
                 break
             begun = time.perf_counter()
             batch, seeds = images[_batch(len(images), batch_size, run.seed, run.step)], [run.seed, 1, run.step]
             if schedule is not None:
                 optimizer.lr = full_rate * schedule((run.step + 0.5) / steps)
-            loss, gradients = _mean_over_shards(_loss_and_gradients, model, batch, prepare, seeds, pool)
-            norm = sum((g * g).sum() for g in gradients) ** 0.5
+            loss, gradient, stop = crew.mean(batch, seeds, stop=interrupted.is_set)
+            norm = (gradient * gradient).sum() ** 0.5
             looked = on_cpu or any((run.step + 1) % every == 0 for every in (CHECK_STEPS, validate_every, steps))
             if looked:
                 loss = float(loss)
@@ -128,8 +132,8 @@ def fit(
                 bar.set_postfix_str(f"{loss:.2f} {model.unit}", refresh=False)
             if clip_norm is not None:
                 scale = xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0)
-                gradients = [g * scale.astype(g.dtype) for g in gradients]
-            for p, g in zip(optimizer.parameters, gradients):
+                gradient = gradient * scale.astype(gradient.dtype)
+            for p, g in zip(optimizer.parameters, split(gradient, optimizer.parameters)):
                 p.grad = Tensor(g)
             optimizer.step()
             if run.average is not None:
@@ -137,6 +141,8 @@ def fit(
             run.step += 1
             run.seconds += time.perf_counter() - begun
             bar.update(len(batch))
+            if crew.comm is None:
+                stop = interrupted.is_set()
             if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
                 _check_parameters(model, run.step)
                 run.save(checkpoint)
@@ -144,7 +150,7 @@ def fit(
     _check_parameters(model, run.step)
     if checkpoint is not None:
         run.save(checkpoint)
-    if interrupted.is_set():
+    if stop or interrupted.is_set():
         kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
         print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
         raise KeyboardInterrupt if hasattr(sys, "ps1") else SystemExit(130)  # a prompt stays, a script ends
@@ -163,55 +169,19 @@ def evaluate(
     """Mean loss on ``images``, in ``model.unit``, with the noise that ``rng`` gives; arguments as for ``fit``."""
     if len(images) == 0:
         raise ValueError("images: the set is empty")
-    with _workers(model, workers) as pool:
-        return _evaluate(model, images, prepare, [int(rng.integers(2**63))], pool)
+    with processes(model, prepare, workers, 0, len(images)) as crew:
+        return _evaluate(model, images, [int(rng.integers(2**63))], crew)
 
 
-# -- shards
+# -- the parts of a step
 
 
-def _mean_over_shards(job, model, images, prepare, seeds, pool):
-    """The mean of ``job(model, images, prepare, seeds)`` -> (array, arrays) over the images, one shard at a time."""
-    size = SHARD if model.device == "cpu" else len(images)
-    shards = [images[start : start + size] for start in range(0, len(images), size)]
-    tasks = [functools.partial(job, model, shard, prepare, [*seeds, i]) for i, shard in enumerate(shards)]
-    results = (task() for task in tasks) if pool is None else pool.map(lambda task: task(), tasks)
-    total, sums = 0.0, None
-    for shard, (value, arrays) in zip(shards, results):  # in the shards' order, whoever is done first
-        weight = len(shard) / len(images)
-        total = total + value * weight
-        if sums is None:
-            sums = [a * weight for a in arrays]
-        else:
-            for s, a in zip(sums, arrays):
-                s += a * weight
-    return total, sums
-
-
-def _loss(model, images, prepare, seeds):
-    rng = np.random.default_rng(seeds)
-    x = images if prepare is None else prepare(images, rng)
-    return model.loss(Tensor(to_device(x, model.device)), rng)
-
-
-def _loss_and_gradients(model, images, prepare, seeds):
-    loss = _loss(model, images, prepare, seeds)
-    return loss.data, [g.data for g in grad(loss, model.parameters())]
-
-
-@no_grad()
-def _loss_alone(model, images, prepare, seeds):
-    return _loss(model, images, prepare, seeds).data, []
-
-
-def _evaluate(model, images, prepare, seeds, pool) -> float:
-    if model.device == "cpu":
-        return float(_mean_over_shards(_loss_alone, model, images, prepare, seeds, pool)[0])
-    total = 0.0
-    for start in range(0, len(images), 256):
-        part = images[start : start + 256]
-        total += float(_loss_alone(model, part, prepare, [*seeds, start])[0]) * len(part) / len(images)
-    return total
+def _evaluate(model, images, seeds, crew) -> float:
+    """In parts where the images have a device to fit on."""
+    size = len(images) if model.device == "cpu" else 256
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    losses = [crew.mean(part, [*seeds, i], gradients=False)[0] for i, part in enumerate(parts)]
+    return sum(float(loss) * (len(part) / len(images)) for loss, part in zip(losses, parts))
 
 
 @functools.lru_cache(maxsize=1)
@@ -272,42 +242,6 @@ def _interrupts():
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def _workers(model, workers):
-    """A pool of threads, or None for a single one. BLAS gets one thread for each: its own small ones collapse when
-    another program uses a core, and the shards keep all cores busy."""
-    from threadpoolctl import threadpool_limits
-
-    if model.device != "cpu":
-        yield None
-        return
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if workers < 1:
-        raise ValueError(f"workers: got {workers}, needs at least 1")
-    _keep_memory()
-    with threadpool_limits(1, user_api="blas"):
-        if workers == 1:
-            yield None
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                yield pool
-
-
-@functools.cache
-def _keep_memory():
-    """Have glibc keep freed blocks for the next step instead of returning them to the system (for the whole process).
-
-    Measured: otherwise half of a PixelCNN's step is spent in page faults on the same few arrays, over and over.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # from malloc.h
-        mallopt(m_mmap_threshold, 1 << 30)
-        mallopt(m_trim_threshold, (1 << 31) - 1)
-        mallopt(m_top_pad, 1 << 26)
-
-
 def _bar(model, steps, batch_size, run, progress):
     from tqdm import tqdm
 
@@ -328,7 +262,7 @@ def _explain(model, images, prepare, seeds, step):
     _check_parameters(model, step)
     size = SHARD if model.device == "cpu" else len(images)
     for i, start in enumerate(range(0, len(images), size)):
-        loss = _loss(model, images[start : start + size], prepare, [*seeds, i])
+        loss = shard_loss(model, images[start : start + size], prepare, [*seeds, i])
         results = {"the loss": loss}
         if _finite(loss.data):
             gradients = grad(loss, model.parameters(), create_graph=True)

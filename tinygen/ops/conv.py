@@ -6,8 +6,8 @@ With x the input, w the filters and y the output of a convolution,
     conv_transpose2d(gy, w) = gx       its derivative in x
     conv_filter_grad(x, gy) = gw       its derivative in w
 
-and each one's derivatives are the other two. Every kernel is a matrix product with the *columns* of the images: for each
-kept tap (i, j) of the filter and each channel, the images as that tap sees them, in one long row.
+and each one's derivatives are the other two. Every kernel is a matrix product with the *columns* of the images: for
+each kept tap (i, j) of the filter and each channel, the images as that tap sees them, in one long row.
 
     y = W cols(x),    gw = gy cols(x)^T,    gx = cols^T(W^T gy)
 
@@ -53,7 +53,9 @@ def _columns(x, out_size, stride, padding, taps):
     if list(taps) == [padding] and out_size == (h, w):  # 1x1: each image is its own columns, (n, C, H * W)
         return _rows(x, None), None
     rows, row = _grid((h, w), stride, padding)
-    padded = xp(x).zeros((c, n, (rows + 1) * sh, row * sw), x.dtype)  # one row more, which only what means nothing reads
+    padded = xp(x).zeros(
+        (c, n, (rows + 1) * sh, row * sw), x.dtype
+    )  # one row more, which only what means nothing reads
     padded[:, :, ph : ph + h, pw : pw + w] = x.swapaxes(0, 1)
     phases = padded.reshape(c, n, rows + 1, sh, row, sw).transpose(3, 5, 0, 1, 2, 4).reshape(sh, sw, c, n, -1)
     length = out_size[0] * row
@@ -135,7 +137,7 @@ def _turned(kernel_size, stride, padding, taps):
 
 
 def _transpose(g, w, b, size, geometry):
-    (n, out, p, q), c, (stride, padding, taps), m = g.shape, w.shape[1], geometry, xp(g, w)
+    (n, _, p, _), c, (stride, padding, taps), m = g.shape, w.shape[1], geometry, xp(g, w)
     if turned := _turned(w.shape[2:], *geometry):
         return _correlate(g, size, turned, _matrix(w.swapaxes(0, 1), taps), b)[0]
     matrix, row = _matrix(w, taps).T, _grid(size, stride, padding)[1]
