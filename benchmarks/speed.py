@@ -26,7 +26,7 @@ from tinygen.training import fit
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 BATCH = 64
-STEPS = 4  # of one contender before the other's turn
+STEPS = 4
 
 MODELS = {  # work: tinygen's model, PyTorch's loss
     "step/autoencoder": (lambda rng: Autoencoder(rng=rng), pytorch_models.autoencoder),

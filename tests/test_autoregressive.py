@@ -54,7 +54,7 @@ def jacobian(model, positive=False, rng=None):
             p.data = np.full(p.shape, 0.05)
     x = Tensor(np.full((n, c, height, width), 0.3) if positive else rng.standard_normal((n, c, height, width)))
     x.requires_grad = True
-    y = model.network(x, lambda layer, h: layer(h))
+    y = model.network(x, lambda layer, h, **relu: layer(h, **relu))
     chosen = np.zeros((n, c, model.outputs, height, width))  # of image i only the logits of sub-pixel i
     for i, (row, column, colour) in enumerate(np.ndindex(height, width, c)):
         chosen[i, colour, :, row, column] = 1 if positive else rng.standard_normal(model.outputs)

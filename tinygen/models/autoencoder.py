@@ -28,9 +28,9 @@ class Encoder(Module):
         self.out = Linear(CHANNELS[-1] * height * width, outputs, rng=rng)
 
     def forward(self, x):
-        for conv in self.convs:
-            x = ops.relu(conv(x))
-        return self.out(x.reshape(x.shape[0], -1))
+        for i, conv in enumerate(self.convs):
+            x = conv(x, relu=i > 0)
+        return self.out(ops.relu(x).reshape(x.shape[0], -1))
 
 
 class Decoder(Module):
@@ -44,9 +44,9 @@ class Decoder(Module):
         self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in zip(channels, channels[1:])]
 
     def forward(self, z):
-        h = ops.relu(self.into(z)).reshape(z.shape[0], CHANNELS[-1], *self.sizes[-1])
-        for i, up in enumerate(self.ups):
-            h = up(h if i == 0 else ops.relu(h), self.sizes[-2 - i])
+        h = self.into(z).reshape(z.shape[0], CHANNELS[-1], *self.sizes[-1])
+        for up, size in zip(self.ups, reversed(self.sizes[:-1])):
+            h = up(h, size, relu=True)
         return h
 
 

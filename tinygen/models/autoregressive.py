@@ -29,14 +29,14 @@ class Autoregressive(Module):
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
 
     def network(self, x, apply) -> Tensor:
-        """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h)`` evaluates a layer."""
+        """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, relu)`` evaluates a layer."""
         raise NotImplementedError
 
     def logits(self, x) -> Tensor:
         """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(Tensor(self._scaled(x)), lambda layer, h: layer(h))
+        y = self.network(Tensor(self._scaled(x)), lambda layer, h, **relu: layer(h, **relu))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
     def log_prob(self, x) -> Tensor:

@@ -26,12 +26,13 @@ class PixelCache:
         """The pixel that comes next. Pixels come in raster order; one may be evaluated several times (R, G, B)."""
         self.row, self.column = row, column
 
-    def __call__(self, layer, h: Tensor) -> Tensor:
+    def __call__(self, layer, h: Tensor, relu: bool = False) -> Tensor:
         if layer not in self.layers:
             kind = {MaskedConv2d: ConvPixel, RowLSTM: RowPixel, DiagonalBiLSTM: DiagonalPixel}[type(layer)]
             self.layers[layer] = kind(layer, self)
             self.first = self.first or self.layers[layer]
-        return Tensor(self.layers[layer](h.data, self.row, self.column))
+        h = xp(h.data).maximum(h.data, 0) if relu else h.data
+        return Tensor(self.layers[layer](h, self.row, self.column))
 
     def input(self, column) -> None:
         """The pixel's final values, which the first layer (mask A) sees from the next pixel on.

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count
 from tinygen.nn import MaskedConv2d, Module
@@ -34,8 +33,8 @@ class PixelCNN(Autoregressive):
         h = apply(self.first, x)
         for block in self.blocks:
             h = block(h, apply)
-        h = apply(self.hidden, ops.relu(h))
-        return apply(self.last, ops.relu(h))
+        h = apply(self.hidden, h, relu=True)
+        return apply(self.last, h, relu=True)
 
 
 class ResidualBlock(Module):
@@ -47,6 +46,6 @@ class ResidualBlock(Module):
         self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
     def forward(self, h, apply):
-        y = apply(self.down, ops.relu(h))
-        y = apply(self.middle, ops.relu(y))
-        return h + apply(self.up, ops.relu(y))
+        y = apply(self.down, h, relu=True)
+        y = apply(self.middle, y, relu=True)
+        return h + apply(self.up, y, relu=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count
 from tinygen.nn import DiagonalBiLSTM, MaskedConv2d, Module, RowLSTM
@@ -39,8 +38,8 @@ class PixelRNN(Autoregressive):
         h = apply(self.first, x)
         for layer in self.layers:
             h = layer(h, apply)
-        h = apply(self.hidden, ops.relu(h))
-        return apply(self.last, ops.relu(h))
+        h = apply(self.hidden, h, relu=True)
+        return apply(self.last, h, relu=True)
 
 
 class ResidualLSTM(Module):
