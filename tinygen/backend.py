@@ -5,6 +5,7 @@ CuPy is imported when an array first goes to the device, never before.
 """
 
 import functools
+import itertools
 import sys
 
 import numpy
@@ -59,6 +60,17 @@ def to_device(array, device: str):
 def to_host(array) -> numpy.ndarray:
     """``array`` as a NumPy array (from a device: a copy, which waits for the device)."""
     return numpy.asarray(array if xp(array) is numpy else array.get())
+
+
+def flatten(arrays):
+    """The numbers of all arrays in one row."""
+    return xp(*arrays).concatenate([array.ravel() for array in arrays])
+
+
+def split(flat, like) -> list:
+    """The inverse of ``flatten``: views of ``flat`` in the shapes of the arrays ``like``."""
+    starts = itertools.accumulate((array.size for array in like), initial=0)
+    return [flat[start : start + array.size].reshape(array.shape) for start, array in zip(starts, like)]
 
 
 def sum_over_ranks(array, comm):

@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-from tinygen.backend import sum_over_ranks, to_device, xp
+from tinygen.backend import flatten, split, sum_over_ranks, to_device, xp
 from tinygen.tensor import Tensor, grad, no_grad
 
 SHARD = 16  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
@@ -131,7 +131,7 @@ class Workers:
         tasks = [(k, len(part) / len(images), part, seed) for k, (part, seed) in enumerate(parts[rank::ranks])]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
-            np.concatenate([p.data.ravel() for p in self.parameters], out=self.weights)
+            self.weights[...] = flatten([p.data for p in self.parameters])
         for pipe, share in zip(self.pipes, shares[1:]):
             pipe.send((share, gradients))
         losses = self._run(shares[0], gradients)
@@ -158,7 +158,7 @@ class Workers:
                 loss = shard_loss(self.model, images, self.prepare, seeds)
             if gradients:
                 found = grad(loss, self.parameters)
-                self.slots[slot] = xp(loss.data).concatenate([g.data.ravel() for g in found]) * weight
+                self.slots[slot] = flatten([g.data for g in found]) * weight
             losses[slot] = (loss.item() if self.model.device == "cpu" else loss.data) * weight
         return losses
 
@@ -191,12 +191,6 @@ def shard_loss(model, images, prepare, seeds) -> Tensor:
     rng = np.random.default_rng(seeds)
     x = images if prepare is None else prepare(images, rng)
     return model.loss(Tensor(to_device(x, model.device)), rng)
-
-
-def split(flat, parameters) -> list:
-    """Views of a flat array, one in the shape of each parameter."""
-    ends = np.cumsum([p.size for p in parameters])
-    return [flat[end - p.size : end].reshape(p.shape) for p, end in zip(parameters, ends)]
 
 
 def _shared(shape, dtype):

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygen.backend import xp
+from tinygen.backend import split, xp
 from tinygen.checkpoint import Run
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.parallel import SHARD, communicator, first_rank, processes, shard_loss, split
+from tinygen.parallel import SHARD, communicator, first_rank, processes, shard_loss
 from tinygen.tensor import Tensor, grad
 
 SAVE_SECONDS = 60  # between checkpoints
