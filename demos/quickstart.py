@@ -6,10 +6,12 @@ figure with what it has learned to draw. Binary models see every training digit 
 
     python demos/quickstart.py               # about three minutes
     python demos/quickstart.py --minutes 10  # better samples
+    mpiexec -n 2 python -m mpi4py demos/quickstart.py  # by two processes, here or on several machines
 """
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
 from tinygen.optim import Adam, cosine
+from tinygen.parallel import first_rank
 from tinygen.plotting import draw_images, manifold
 from tinygen.training import evaluate, fit
 
@@ -118,6 +121,8 @@ def draw(models, digits, binary, rng):
 
 
 def main():
+    if not first_rank():  # under MPI one tells what happens
+        sys.stdout = open(os.devnull, "w")
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--minutes", type=float, default=CONFIG["minutes"], help="training time on two cores (default 3)"
@@ -151,7 +156,8 @@ def main():
     print(f"\n{'model':<12} {'parameters':>10} {'train s':>8} {'samples/s':>10}   on 500 test digits")
     for name, size, seconds, rate, figure in lines:
         print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")
-    draw(models, digits, binary, np.random.default_rng(config["seed"])).savefig(path, dpi=110)
+    if first_rank():
+        draw(models, digits, binary, np.random.default_rng(config["seed"])).savefig(path, dpi=110)
     print(f"\nfigure: {path.resolve()}")
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -92,3 +93,17 @@ print(*sys.modules)
     unwanted = {"matplotlib", "cupy", "tqdm", "threadpoolctl", "torch", "mpi4py", "pooch", "PIL", "scipy"}
     assert "numpy" in alone and not alone & unwanted
     assert "tinygen.training" in everything and not everything & unwanted
+
+
+def test_each_rank_has_a_device_of_its_own(strict, monkeypatch):
+    used = []
+    device = lambda i: types.SimpleNamespace(use=lambda: used.append(i))  # noqa: E731
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2)
+    monkeypatch.setattr(strict.cupy, "cuda", types.SimpleNamespace(Device=device, runtime=runtime), raising=False)
+    monkeypatch.setitem(
+        sys.modules,
+        "mpi4py",
+        types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(rank=3))),
+    )
+    to_device(np.zeros(1), "cuda")
+    assert used == [1]

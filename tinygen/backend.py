@@ -54,6 +54,10 @@ def to_device(array, device: str):
             "device='cuda': CuPy is installed but finds no CUDA device; check the driver and that the extra "
             "(tinygen[cuda12] or tinygen[cuda13]) matches it, or use device='cpu'"
         )
+    if "mpi4py" in sys.modules:  # each rank has a device of its own
+        from mpi4py import MPI
+
+        cupy.cuda.Device(MPI.COMM_WORLD.rank % cupy.cuda.runtime.getDeviceCount()).use()
     return cupy.asarray(array)
 
 

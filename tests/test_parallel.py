@@ -1,0 +1,295 @@
+"""tinygen.parallel: forked workers, and real MPI ranks where mpi4py and an mpiexec are installed."""
+
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinygen import Tensor, backend, grad
+from tinygen.backend import flatten, split, to_device
+from tinygen.models import PixelCNN
+from tinygen.nn import Linear, Module
+from tinygen.optim import SGD
+from tinygen.parallel import SHARD, communicator, first_rank, processes
+from tinygen.training import evaluate, fit
+
+MPIEXEC = Path(sys.executable).with_name("mpiexec")  # of the extra; else one of the system
+MPIEXEC = str(MPIEXEC) if MPIEXEC.exists() else shutil.which("mpiexec")
+needs_mpi = pytest.mark.skipif(
+    not MPIEXEC or importlib.util.find_spec("mpi4py") is None, reason="mpi4py or mpiexec is not installed"
+)
+
+
+class Tiny(Module):
+    """Squared distance of a linear map of the image from noise."""
+
+    unit = "squared distance"
+
+    def __init__(self):
+        self.layer = Linear(4, 3, rng=np.random.default_rng(0))
+
+    def loss(self, x, rng):
+        noise = rng.standard_normal((x.shape[0], 3), np.float32)
+        return ((self.layer(x.reshape(x.shape[0], -1)) - noise) ** 2).sum() / x.shape[0]
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((50, 1, 2, 2)).astype(np.float32)
+
+
+def test_flatten_and_split(rng, device):
+    arrays = [to_device(rng.standard_normal(shape), device) for shape in ((2, 3), (), (4,), (0, 2))]
+    flat = flatten(arrays)
+    assert flat.shape == (11,)
+    for part, array in zip(split(flat, arrays), arrays, strict=True):
+        assert part.shape == array.shape and bool((part == array).all())
+    part = split(flat, arrays)[0]
+    part += 1
+    assert bool((flat[:6] == arrays[0].ravel() + 1).all())  # views
+
+
+# -- workers
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+def test_the_mean_and_its_gradient(workers, images):
+    """... are those of the shards one by one, weighed by how many images they have."""
+    model, expected, gradient = Tiny(), 0.0, 0.0
+    for i, start in enumerate(range(0, 50, SHARD)):
+        part = images[start : start + SHARD]
+        loss = model.loss(Tensor(part), np.random.default_rng([7, i]))
+        expected += loss.item() * len(part) / 50
+        gradient = gradient + flatten([g.data for g in grad(loss, model.parameters())]) * (len(part) / 50)
+    with processes(model, None, workers, 50, 0) as crew:
+        loss, flat, stop = crew.mean(images, [7])
+        assert loss == pytest.approx(expected, rel=1e-6) and not stop
+        np.testing.assert_allclose(flat, gradient, rtol=1e-5, atol=1e-6)
+        assert crew.mean(images, [7])[0] == loss != crew.mean(images, [8])[0]
+        alone, nothing, stop = crew.mean(images, [7], gradients=False, stop=lambda: True)
+        assert alone == pytest.approx(loss, rel=1e-6) and nothing.size == 0 and stop
+
+
+def test_workers_see_the_present_parameters(images):
+    model = Tiny()
+    with processes(model, None, 2, 50, 0) as crew:
+        before = crew.mean(images, [7])[0]
+        model.layer.bias.data = model.layer.bias.data + 1  # a new array, as loading and averaging make
+        after = crew.mean(images, [7])[0]
+    with processes(model, None, 1, 50, 0) as crew:
+        assert crew.mean(images, [7])[0] == after != before
+
+
+def test_more_images_than_gradients_have_slots_for(images):
+    with processes(Tiny(), None, 2, 20, 50) as crew:
+        assert np.isfinite(crew.mean(images, [1], gradients=False)[0])
+        assert crew.mean(images[:20], [1])[1].any()
+
+
+def test_work_really_is_elsewhere(images, tmp_path):
+    def prepare(part, rng):
+        (tmp_path / str(os.getpid())).touch()
+        return part
+
+    evaluate(Tiny(), images, np.random.default_rng(0), prepare, workers=3)
+    pids = {path.name for path in tmp_path.iterdir()}
+    assert len(pids) == 3 and str(os.getpid()) in pids
+
+
+def test_no_worker_outlives_its_block(images):
+    with processes(Tiny(), None, 3, 50, 0) as crew:
+        assert len(crew.processes) == 2 and all(p.is_alive() for p in crew.processes)
+        workers = list(crew.processes)
+    assert not any(p.is_alive() for p in workers) and not multiprocessing.active_children()
+
+
+def test_an_error_that_only_workers_have(images, rng):
+    """It is not lost: the first process does that share again, here with success."""
+    first = os.getpid()
+
+    def prepare(part, rng):
+        if os.getpid() != first:
+            raise ValueError("not here")
+        return part
+
+    expected = evaluate(Tiny(), images, np.random.default_rng(0), workers=1)
+    assert evaluate(Tiny(), images, np.random.default_rng(0), prepare, workers=2) == expected
+
+
+def test_a_worker_that_dies_is_named(images):
+    first = os.getpid()
+
+    def prepare(part, rng):
+        if os.getpid() != first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return part
+
+    with pytest.raises(RuntimeError, match="a worker process was ended from outside"):
+        evaluate(Tiny(), images, np.random.default_rng(0), prepare, workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_where_their_parent_is_killed(tmp_path):
+    """Each has closed its copies of the others' pipes, so all of them notice."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, numpy as np\n"
+        "from tinygen.parallel import processes\n"
+        "from tinygen.models import PixelCNN\n"
+        "model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=np.random.default_rng(0))\n"
+        "with processes(model, None, 3, 48, 0) as crew:\n"
+        "    print(*[p.pid for p in crew.processes], flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    pids, end = [int(pid) for pid in done.stdout.split()], time.monotonic() + 10
+    while any(_running(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(pids) == 2 and not any(_running(pid) for pid in pids)
+
+
+def _running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# -- ranks
+
+
+def test_alone():
+    assert communicator() is None and first_rank()
+
+
+def test_sum_over_ranks_on_a_device(strict, monkeypatch):
+    """Through NCCL, on the device: nothing is copied to the host."""
+    calls = []
+
+    class Group:
+        def all_reduce(self, array, total):
+            total[...] = 2 * array
+
+    def init_process_group(size, rank, use_mpi):
+        calls.append((size, rank, use_mpi))
+        return Group()
+
+    monkeypatch.setitem(sys.modules, "cupyx.distributed", types.SimpleNamespace(init_process_group=init_process_group))
+    backend._nccl.cache_clear()
+    x = to_device(np.arange(3.0), "cuda")
+    strict.count.clear()
+    comm = types.SimpleNamespace(size=2, rank=1)
+    for _ in range(2):
+        total = backend.sum_over_ranks(x, comm)
+    assert calls == [(2, 1, True)] and not strict.count
+    assert (backend.to_host(total) == [0, 2, 4]).all()
+    backend._nccl.cache_clear()
+
+
+SCRIPT = """
+import hashlib, os, signal, sys
+import numpy as np
+from tinygen.models import PixelCNN
+from tinygen.optim import Adam
+from tinygen.parallel import communicator, first_rank
+from tinygen.training import evaluate, fit
+
+folder, workers, steps, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+rank = communicator().rank if communicator() else 0
+images = (np.random.default_rng(0).random((100, 1, 6, 6)) < 0.3).astype(np.float32)
+
+def prepare(part, rng):
+    if how == "raise" and rank == 1:
+        raise ValueError("the second rank has a problem")
+    if how == "interrupt" and rank == 1:
+        signal.raise_signal(signal.SIGINT)
+    return part
+
+model = PixelCNN((1, 6, 6), width=4, blocks=1, rng=np.random.default_rng(rank if how == "seeds" else 0))
+record = fit(
+    model, images, steps=steps, optimizer=Adam(model.parameters(), 0.01), rng=np.random.default_rng(rank),
+    batch_size=40, prepare=prepare, averaging=0.9, validation=images[:30], validate_every=50, workers=workers,
+    checkpoint=f"{folder}/{'run' if rank == 0 else 'not-mine'}.npz",
+)
+digest = hashlib.sha1(b"".join(p.numpy().tobytes() for p in model.parameters())).hexdigest()
+figure = evaluate(model, images, np.random.default_rng(0), workers=workers)
+with open(f"{folder}/{how}-{rank}.txt", "w") as file:
+    print(digest, record[-1]["step"], record[-1]["train"], record[-1]["validation"], figure, first_rank(), file=file)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+
+    def run(ranks, workers, steps, how="train"):
+        command = [sys.executable, *(["-m", "mpi4py"] if ranks > 1 else []), path, tmp_path, workers, steps, how]
+        start = [MPIEXEC, "-n", ranks] if ranks > 1 else []
+        done = subprocess.run([str(part) for part in start + command], capture_output=True, text=True, timeout=120)
+        rows = [(tmp_path / f"{how}-{rank}.txt") for rank in range(ranks)]
+        return done, [row.read_text().split() if row.exists() else None for row in rows]
+
+    return run
+
+
+def figures(row):
+    return [float(number) for number in row[2:5]]
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks,workers", [(2, 1), (2, 2), (3, 1), (4, 1)])
+def test_ranks_train_as_one_process_does(ranks, workers, script, tmp_path):
+    """Three shards a step: for two ranks not even, for four one comes away empty-handed."""
+    _, (alone,) = script(1, 1, 100)
+    (tmp_path / "run.npz").unlink()
+    done, rows = script(ranks, workers, 100)
+    assert done.returncode == 0, done.stderr
+    assert len({tuple(row[:5]) for row in rows}) == 1  # bit-identical parameters, the same figures
+    assert figures(rows[0]) == pytest.approx(figures(alone), rel=1e-5)
+    assert [row[5] for row in rows] == ["True"] + ["False"] * (ranks - 1)
+    assert (tmp_path / "run.npz").exists() and not (tmp_path / "not-mine.npz").exists()
+
+
+@needs_mpi
+def test_the_first_ranks_parameters_and_checkpoint_count(script, tmp_path):
+    """The ranks begin with parameters and seeds of their own, and are cut and resumed."""
+    _, whole = script(2, 1, 60, "seeds")
+    (tmp_path / "run.npz").unlink()
+    script(2, 1, 25, "seeds")
+    done, rows = script(2, 1, 60, "seeds")
+    assert done.stderr.count("going on from") == 1 and "step 25 of 60" in done.stderr
+    assert rows == whole and rows[0][0] == rows[1][0]
+
+
+@needs_mpi
+def test_a_rank_that_raises_ends_all_with_its_error(script):
+    begun = time.monotonic()
+    done, rows = script(2, 1, 10**6, "raise")
+    assert time.monotonic() - begun < 10
+    assert done.returncode != 0 and "ValueError: the second rank has a problem" in done.stderr and rows == [None, None]
+
+
+@needs_mpi
+def test_ctrl_c_on_one_rank_stops_all_after_the_same_step(script, tmp_path):
+    done, _ = script(2, 1, 10**6, "interrupt")
+    assert done.returncode != 0 and "interrupted after step 1 of 1000000" in done.stderr
+    with np.load(tmp_path / "run.npz") as file:
+        assert '"step": 1,' in str(file["run"])
+
+
+def test_a_whole_number_of_pixels_is_learned_by_any_number_of_workers(rng):
+    """A model of the library, end to end, with the default number of workers."""
+    images = (rng.random((64, 1, 4, 4)) < 0.2).astype(np.uint8)
+    model = PixelCNN((1, 4, 4), width=4, blocks=1, rng=rng)
+    record = fit(model, images, steps=20, optimizer=SGD(model.parameters(), 0.01), rng=rng, validate_every=10)
+    assert record[1]["train"] < record[0]["train"]
