@@ -22,24 +22,38 @@ import math
 
 import numpy as np
 
-from tinygen.backend import xp
+from tinygen.backend import device_of, xp
 from tinygen.ops import elementwise
 from tinygen.tensor import Op, Tensor, recording
 
-# Numbers in a block of columns, 1 MB of float32: larger ones leave the core's cache (2 to 3 times slower).
-CHUNK = 1 << 18
+# Numbers in a block of columns. On the host 1 MB of float32, since larger ones leave the core's cache (2 to 3 times
+# slower); a device wants few large kernels.
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
-# -- how images are laid out for the matrix product: (n, C, H, W) as some (groups, C, length) and back
+# -- how images lie for the matrix product: (n, C, H, W) as (groups, C, length), and what the taps see of them
 
 
-class ImageByImage:
-    """For 1x1: every image is its own columns, (n, C, H * W)."""
+class Layout:
+    """From images of ``size`` to ones of ``out_size``.
 
-    smallest = 1  # images at once
+    ``columns``: images of ``size`` -> (groups, C * taps, length). ``rows`` and ``images``: images of ``out_size`` ->
+    (groups, C, length), and back.
+    """
+
+    smallest = 1  # images in a block
 
     def __init__(self, size, out_size, stride, padding, taps):
-        self.out_size = out_size
+        self.size, self.out_size, self.stride, self.padding, self.taps = size, out_size, stride, padding, taps
+
+    def blocks(self, x, rows):
+        """Slices of the batch x with about CHUNK numbers in columns of so many rows."""
+        step = max(self.smallest, CHUNK[device_of(x)] // max(1, rows * math.prod(self.out_size)))
+        return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+class ImageByImage(Layout):
+    """For 1x1: every image is its own columns, (n, C, H * W)."""
 
     def columns(self, x):
         return self.rows(x)
@@ -51,18 +65,16 @@ class ImageByImage:
         return rows.reshape(*rows.shape[:2], *self.out_size)
 
 
-class RowByRow:
+class RowByRow(Layout):
     """For stride 1: the rows of the padded images one behind the other, (1, C, n * P * row) with row = W + 2 pw >= Q.
 
     What a tap sees is then one contiguous run, copied at full speed (measured: 0.6 of the time of cutting out Q numbers
     a row). What it sees beyond Q in a row means nothing, and meets zeros or is dropped.
     """
 
-    smallest = 1
-
-    def __init__(self, size, out_size, stride, padding, taps):
-        self.size, self.out_size, self.padding, self.taps = size, out_size, padding, taps
-        self.row = size[1] + 2 * padding[1]
+    @property
+    def row(self):
+        return self.size[1] + 2 * self.padding[1]
 
     def columns(self, x):
         (n, c, h, w), (ph, pw), length = x.shape, self.padding, self.out_size[0] * self.row
@@ -85,40 +97,39 @@ class RowByRow:
         return rows.reshape(rows.shape[1], -1, p, self.row)[..., :q].swapaxes(0, 1)
 
 
-class ImagesLast:
+class ImagesLast(Layout):
     """For any stride: (1, C, P * Q * n). Pixels apart from each other are copied in runs too, of one pixel's images."""
 
     smallest = 16
 
-    def __init__(self, size, out_size, stride, padding, taps):
-        self.size, self.out_size, self.padding, self.taps = size, out_size, padding, taps
-        (p, q), (sh, sw) = out_size, stride
-        self.seen = [(..., slice(i, i + p * sh, sh), slice(j, j + q * sw, sw), slice(None)) for i, j in taps]
+    def seen(self):
+        """For each tap its number and the part of the padded images that it meets."""
+        (p, q), (sh, sw) = self.out_size, self.stride
+        for k, (i, j) in enumerate(self.taps):
+            yield k, (..., slice(i, i + p * sh, sh), slice(j, j + q * sw, sw), slice(None))
 
-    def _padded(self, c, n, like):
+    def padded(self, c, n, like):
+        """Zeros (C, H, W, n) with room for the padding, and a view (n, C, H, W) of their inside."""
         (h, w), (ph, pw) = self.size, self.padding
-        return xp(like).zeros((c, h + 2 * ph, w + 2 * pw, n), like.dtype)
-
-    def _inside(self, padded):
-        (h, w), (ph, pw) = self.size, self.padding
-        return padded[:, ph : ph + h, pw : pw + w].transpose(3, 0, 1, 2)
+        padded = xp(like).zeros((c, h + 2 * ph, w + 2 * pw, n), like.dtype)
+        return padded, padded[:, ph : ph + h, pw : pw + w].transpose(3, 0, 1, 2)
 
     def columns(self, x):
         n, c = x.shape[:2]
-        padded = self._padded(c, n, x)
-        self._inside(padded)[...] = x
+        padded, inside = self.padded(c, n, x)
+        inside[...] = x
         cols = xp(x).empty((c, len(self.taps), *self.out_size, n), x.dtype)
-        for k, seen in enumerate(self.seen):
+        for k, seen in self.seen():
             cols[:, k] = padded[seen]
         return cols.reshape(1, c * len(self.taps), -1)
 
     def scattered(self, cols, n):
         """The transpose of ``columns``: each row added to where it was seen."""
         cols = cols.reshape(-1, len(self.taps), *self.out_size, n)
-        padded = self._padded(len(cols), n, cols)
-        for k, seen in enumerate(self.seen):
+        padded, inside = self.padded(len(cols), n, cols)
+        for k, seen in self.seen():
             padded[seen] += cols[:, k]
-        return self._inside(padded)
+        return inside
 
     def rows(self, g):
         return g.transpose(1, 2, 3, 0).reshape(1, g.shape[1], -1)
@@ -128,9 +139,9 @@ class ImagesLast:
 
 
 def _layout(size, out_size, stride, padding, taps):
-    if list(taps) == [padding] and stride == (1, 1) and size == out_size:
-        return ImageByImage(size, out_size, stride, padding, taps)
-    return (RowByRow if stride == (1, 1) else ImagesLast)(size, out_size, stride, padding, taps)
+    pointwise = stride == (1, 1) and list(taps) == [padding] and size == out_size
+    kind = ImageByImage if pointwise else RowByRow if stride == (1, 1) else ImagesLast
+    return kind(size, out_size, stride, padding, taps)
 
 
 # -- the kernels, on arrays
@@ -154,12 +165,6 @@ def _filters(parts, kernel_size, taps):
     return w
 
 
-def _chunks(n, layout, numbers):
-    """Slices of the batch with about CHUNK numbers in their columns."""
-    step = max(layout.smallest, CHUNK // max(1, numbers))
-    return (slice(start, start + step) for start in range(0, n, step))
-
-
 def _positive(x, relu):
     return xp(x).maximum(x, 0) if relu else x
 
@@ -168,7 +173,7 @@ def _correlate(x, out_size, geometry, matrix, b=None, relu=False):
     """``matrix cols(x) + b``: (n, C, H, W) -> (n, out, P, Q)"""
     layout, m = _layout(x.shape[2:], out_size, *geometry), xp(x, matrix)
     y = m.empty((len(x), len(matrix), *out_size), x.dtype)
-    for part in _chunks(len(x), layout, matrix.shape[1] * math.prod(out_size)):
+    for part in layout.blocks(x, matrix.shape[1]):
         product = m.matmul(matrix, layout.columns(_positive(x[part], relu)))
         if b is not None:
             product += b[:, None]  # while it is in the cache
@@ -179,11 +184,11 @@ def _correlate(x, out_size, geometry, matrix, b=None, relu=False):
 def _outer(x, g, geometry):
     """``g cols(x)^T``, (out, C, taps), for g (n, out, P, Q)."""
     layout, m = _layout(x.shape[2:], g.shape[2:], *geometry), xp(x, g)
-    gw, rows = m.zeros((x.shape[1], len(geometry[-1]), g.shape[1]), x.dtype), x.shape[1] * len(geometry[-1])
-    for part in _chunks(len(x), layout, rows * math.prod(g.shape[2:])):
+    gw = m.zeros((x.shape[1] * len(geometry[-1]), g.shape[1]), x.dtype)
+    for part in layout.blocks(x, len(gw)):
         # OpenBLAS multiplies tall by narrow up to 1.7 times faster than the other way around.
-        gw += m.matmul(layout.columns(x[part]), layout.rows(g[part]).swapaxes(1, 2)).sum(0).reshape(gw.shape)
-    return gw.transpose(2, 0, 1)
+        gw += m.matmul(layout.columns(x[part]), layout.rows(g[part]).swapaxes(1, 2)).sum(0)
+    return gw.reshape(x.shape[1], -1, g.shape[1]).transpose(2, 0, 1)
 
 
 def _gradients(g, x, geometry, matrix, relu):
@@ -194,7 +199,7 @@ def _gradients(g, x, geometry, matrix, relu):
     layout, m = _layout(g.shape[2:], x.shape[2:], *geometry), xp(g, x, matrix)
     gx, gb = m.empty(x.shape, x.dtype), m.zeros(g.shape[1], x.dtype)
     gw, ones = m.zeros((matrix.shape[1], x.shape[1]), x.dtype), m.ones(math.prod(g.shape[2:]), g.dtype)
-    for part in _chunks(len(x), layout, matrix.shape[1] * math.prod(x.shape[2:])):
+    for part in layout.blocks(x, matrix.shape[1]):
         cols = layout.columns(g[part])
         gx[part] = layout.images(m.matmul(matrix, cols))
         if relu:
@@ -215,7 +220,7 @@ def _spread(g, w, b, size, geometry, relu):
     """``cols^T(W^T g) + b``: (n, out, P, Q) -> (n, C, *size)"""
     layout, m, matrix = ImagesLast(size, g.shape[2:], *geometry), xp(g, w), _matrix(w, geometry[-1]).T
     x = m.empty((len(g), w.shape[1], *size), g.dtype)
-    for part in _chunks(len(g), layout, len(matrix) * math.prod(g.shape[2:])):
+    for part in layout.blocks(g, len(matrix)):
         x[part] = layout.scattered(m.matmul(matrix, layout.rows(_positive(g[part], relu))), len(g[part]))
     if b is not None:
         x += b[:, None, None]
