@@ -135,6 +135,38 @@ def test_derivatives(size, kernel, stride, padding, rng):
     gradcheck(lambda x, g: ops.conv_filter_grad(x, g, kernel, stride, padding), (x, g), rng=rng)
 
 
+@each_geometry
+@pytest.mark.parametrize("relu", [False, True])
+def test_first_derivatives_on_arrays(size, kernel, stride, padding, relu, rng, device):
+    """Where nobody records, both derivatives come from one set of columns: against the loops."""
+    small, extra = out_size(size, kernel, stride, padding), unread(size, kernel, stride, padding)
+    x, w, b = rng.standard_normal((3, 2, *size)), rng.standard_normal((4, 2, *kernel)), rng.standard_normal(4)
+    g, c = rng.standard_normal((3, 4, *small)), rng.standard_normal(2)
+    seen, through = (np.maximum(x, 0), x > 0) if relu else (x, 1)
+    xs = on(device, x, w, b)
+    y = ops.conv2d(*xs, stride, padding, relu=relu)
+    agree(y, conv_loops(seen, w, stride, padding, b))
+    expected = transpose_loops(g, w, stride, padding, extra) * through, filter_loops(seen, g, kernel, stride, padding)
+    for found, right in zip(grad(y, xs, to_device(g, device)), (*expected, g.sum((0, 2, 3))), strict=True):
+        agree(found, right)
+    seen, through = (np.maximum(g, 0), g > 0) if relu else (g, 1)
+    gs = on(device, g, w, c)
+    y = ops.conv_transpose2d(*gs, stride, padding, extra, relu=relu)
+    agree(y, transpose_loops(seen, w, stride, padding, extra, c))
+    expected = conv_loops(x, w, stride, padding) * through, filter_loops(x, seen, kernel, stride, padding)
+    for found, right in zip(grad(y, gs, to_device(x, device)), (*expected, x.sum((0, 2, 3))), strict=True):
+        agree(found, right)
+
+
+@each_geometry
+def test_derivatives_with_relu(size, kernel, stride, padding, rng):
+    extra, small = unread(size, kernel, stride, padding), out_size(size, kernel, stride, padding)
+    x, w = rng.standard_normal((2, 2, *size)), rng.standard_normal((3, 2, *kernel))
+    g = rng.standard_normal((2, 3, *small))
+    gradcheck(lambda x, w: ops.conv2d(x, w, None, stride, padding, relu=True), (x, w), rng=rng)
+    gradcheck(lambda g, w: ops.conv_transpose2d(g, w, None, stride, padding, extra, relu=True), (g, w), rng=rng)
+
+
 def test_third_derivatives(rng):
     x, w = rng.standard_normal((1, 1, 3, 3)), rng.standard_normal((1, 1, 2, 2))
     gradcheck(lambda x, w: ops.tanh(ops.conv2d(x, w, padding=1, stride=2)), (x, w), order=3, rng=rng)
