@@ -1,18 +1,77 @@
 """The models in PyTorch, as one writes them there, on a flat list of weights in the order of tinygen's layers.
 
-Each takes ``(w, x)``, w an iterator over the weights, and returns the loss that tinygen's model has.
+Each takes ``(w, x)``, w an iterator over the weights. The autoencoder and the VAE return the loss that tinygen's have,
+PixelCNN and PixelRNN the logits.
 """
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+
+def tensor(array, layout=torch.contiguous_format):
+    """A leaf with a copy of the array; ``layout``: in memory, of images and filters."""
+    return torch.tensor(array).to(memory_format=layout if array.ndim == 4 else torch.contiguous_format).requires_grad_()
+
+
+def trainer(loss, weights, x, layout=torch.contiguous_format):
+    """``run(n)``: n training steps; ``gradients(*noise)``: loss and gradients as NumPy has them."""
+    weights, batch = [tensor(w, layout) for w in weights], tensor(x, layout).detach()
+    adam = torch.optim.Adam(weights, 1e-4)
+
+    def gradients(*noise):
+        adam.zero_grad()
+        value = loss(iter(weights), batch, *noise)
+        value.backward()
+        return value.item(), [w.grad.numpy() for w in weights]
+
+    def run(n):
+        for _ in range(n):
+            gradients()
+            adam.step()
+
+    return run, gradients
+
+
+def operation(function, inputs, g):
+    """``run(n)``: n times forward and backward; ``gradients()``: the sum of ``g`` times the result, and gradients."""
+
+    def once():
+        y = function(*inputs)
+        return y, torch.autograd.grad(y, inputs, g)
+
+    def gradients():
+        y, found = once()
+        return (y * g).sum().item(), [t.numpy() for t in found]
+
+    def run(n):
+        for _ in range(n):
+            once()
+
+    return run, gradients
+
+
+def sampler(network, weights, n):
+    """``run(pixels)``: pixels of n images 28 x 28, with the whole network evaluated for each."""
+    weights = [torch.tensor(w) for w in weights]
+
+    def run(pixels):
+        images = torch.zeros(n, 1, 28, 28)
+        with torch.no_grad():
+            for i in range(pixels):
+                row, column = divmod(i % 784, 28)
+                p = torch.sigmoid(network(iter(weights), images)[:, 0, row, column])
+                images[:, 0, row, column] = torch.bernoulli(p)
+
+    return run
 
 
 @functools.cache
 def mask(kind, kh, kw):
     """(kh, kw): 1 above and to the left, and in the centre for kind "B"."""
-    m = torch.zeros(kh, kw)
+    m = np.zeros((kh, kw), np.float32)
     m[: kh // 2] = 1
     m[kh // 2, : kw // 2 + (kind == "B")] = 1
     return m
@@ -21,7 +80,7 @@ def mask(kind, kh, kw):
 def masked(kind, w, x):
     weight, bias = next(w), next(w)
     kh, kw = weight.shape[2:]
-    return F.conv2d(x, weight * mask(kind, kh, kw), bias, padding=(kh // 2, kw // 2))
+    return F.conv2d(x, weight * torch.from_numpy(mask(kind, kh, kw)), bias, padding=(kh // 2, kw // 2))
 
 
 def pointwise(w, x):
@@ -33,20 +92,24 @@ def pixelcnn(w, x, blocks=7):
     for _ in range(blocks):
         y = masked("B", w, F.relu(pointwise(w, F.relu(h))))
         h = h + pointwise(w, F.relu(y))
-    return nats(w, h, x)
+    return logits(w, h)
 
 
-def pixelrnn(w, x, scan, layers=7):
+def pixelrnn(scan, w, x, layers=7):
     h = masked("A", w, 2 * x - 1)
     for _ in range(layers):
         y = scan(w, h)
         h = h + pointwise(w, y)
-    return nats(w, h, x)
+    return logits(w, h)
 
 
-def nats(w, h, x):
-    logits = pointwise(w, F.relu(pointwise(w, F.relu(h))))
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+def logits(w, h):
+    return pointwise(w, F.relu(pointwise(w, F.relu(h))))
+
+
+def nats(network, w, x):
+    """The loss of PixelCNN and PixelRNN."""
+    return F.binary_cross_entropy_with_logits(network(w, x), x, reduction="sum") / len(x)
 
 
 def cell(a, c):
@@ -82,6 +145,10 @@ def diagonal_bilstm(w, x):
     left = diagonal_lstm(w, x)
     right = diagonal_lstm(w, x.flip(3)).flip(3)
     return left + F.pad(right[:, :, :-1], (0, 0, 1, 0))
+
+
+row_pixelrnn = functools.partial(pixelrnn, row_lstm)
+diagonal_pixelrnn = functools.partial(pixelrnn, diagonal_bilstm)
 
 
 def encoder(w, x):

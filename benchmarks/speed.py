@@ -1,159 +1,141 @@
-"""Time of a training step and of sampling, tinygen against PyTorch on the same CPU. Needs the extra ``bench``.
+"""Time of training steps, single operations and sampling: tinygen against other engines on the same CPU.
 
-A step is forward, backward and Adam on 64 images of 28 x 28, with the same weights on both sides; before timing, loss
-and gradients are compared. The contenders take turns in one run; given are medians, minima and the ratio of medians.
+A step is forward, backward and Adam on 64 images of 28 x 28, with the same weights on all sides; a single operation is
+forward and backward. Before timing, losses and gradients are compared. The contenders take turns of about a second (a
+slow one takes a single turn, of one step); given are medians, minima and the ratio of medians. Peak memory is from a
+fresh process. Needs the extra ``bench``.
 
-    python benchmarks/speed.py                        # everything, about five minutes
+    python benchmarks/speed.py                        # everything, about fifteen minutes
     python benchmarks/speed.py --only step/pixelcnn   # names that contain this
-    python benchmarks/speed.py --json speed.json
+    python benchmarks/speed.py --results              # into benchmarks/RESULTS.md and speed.png
 """
 
 import argparse
+import datetime
 import json
-import os
-import platform
+import shlex
 import statistics
-import time
+import sys
+from pathlib import Path
 
-import numpy as np
-import pytorch_models
-import torch
+from machine import CORES, STATUS, description, fresh, import_seconds, matmul_peak, timed
+from report import plot, write_section
+from works import BATCH, WORKERS, WORKS, check, flops
 
-from tinygen import grad
-from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
-from tinygen.optim import Adam
-from tinygen.training import fit
-
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-BATCH = 64
-STEPS = 4
-
-MODELS = {  # work: tinygen's model, PyTorch's loss
-    "step/autoencoder": (lambda rng: Autoencoder(rng=rng), pytorch_models.autoencoder),
-    "step/vae": (lambda rng: VAE(rng=rng), pytorch_models.vae),
-    "step/pixelcnn-h16": (lambda rng: PixelCNN(width=16, rng=rng), pytorch_models.pixelcnn),
-    "step/pixelcnn-h32": (lambda rng: PixelCNN(width=32, rng=rng), pytorch_models.pixelcnn),
-    "step/pixelcnn-h64": (lambda rng: PixelCNN(width=64, rng=rng), pytorch_models.pixelcnn),
-    "step/pixelrnn-row-h16": (
-        lambda rng: PixelRNN("row", width=16, layers=7, rng=rng),
-        lambda w, x: pytorch_models.pixelrnn(w, x, pytorch_models.row_lstm),
-    ),
-    "step/pixelrnn-diagonal-h16": (
-        lambda rng: PixelRNN("diagonal", width=16, layers=7, rng=rng),
-        lambda w, x: pytorch_models.pixelrnn(w, x, pytorch_models.diagonal_bilstm),
-    ),
-}
+RESULTS = Path(__file__).with_name("RESULTS.md")
+SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step
+COLUMNS = ["work", "contender", "median ms", "min ms", "tinygen / it", "peak MB", "of matmul peak", "turns"]
 
 
-def in_torch_order(module):
-    """A module's parameters in the order in which the PyTorch code takes them: layer by layer, own ones last."""
-    own = []
-    for _, child in module.children():
-        if hasattr(child, "children"):
-            yield from in_torch_order(child)
-        else:
-            own.append(child)
-    yield from own
+def measure(contenders, rounds):
+    """{contender: its seconds, turn by turn}; they take turns, so that all see the same machine."""
+    steps, seconds = {}, {name: [] for name in contenders}
+    for name, contender in contenders.items():
+        contender.run(1)  # warms up
+        once = timed(contender.run, 1)
+        steps[name] = 1 if 2 * once > SLOW else max(2, round(1 / once))
+    for i in range(rounds):
+        for name, (run, _, units) in contenders.items():
+            if i == 0 or steps[name] > 1:
+                seconds[name].append(timed(run, steps[name]) / steps[name] / units)
+    return seconds
 
 
-def check(model, loss, weights, x):
-    """Both sides compute the same loss and gradients from the same weights (relative 1e-4)."""
-    rng = np.random.default_rng(0)
-    ours = model.loss(x, np.random.default_rng(0))
-    gradients = grad(ours, list(in_torch_order(model)))
-    noise = [torch.tensor(rng.standard_normal((len(x), model.latent), np.float32))] if isinstance(model, VAE) else []
-    theirs = loss(iter(weights), torch.tensor(x), *noise)
-    theirs.backward()
-    assert abs(ours.item() - theirs.item()) <= 1e-4 * abs(theirs.item()), (ours.item(), theirs.item())
-    for g, w in zip(gradients, weights, strict=True):
-        scale = float(w.grad.abs().max())
-        assert np.abs(g.numpy() - w.grad.numpy()).max() <= 1e-4 * scale + 1e-6, (w.shape, scale)
+def rows_of(work, rounds, matmul):
+    """A work's rows; ``matmul``: the machine's operations a second."""
+    contenders = WORKS[work]()
+    if work.startswith(("step/", "op/")):
+        check(work, contenders)
+    seconds = measure(contenders, rounds)
+    medians = {name: statistics.median(s) for name, s in seconds.items()}
+    for name, median in medians.items():
+        yield {
+            "work": work,
+            "contender": name,
+            "median_s": median,
+            "min_s": min(seconds[name]),
+            "ratio": medians["tinygen"] / median if "tinygen" in medians else None,
+            "peak_bytes": fresh(f"peak({work!r}, {name!r})") if work.startswith("step/") and STATUS.exists() else None,
+            "matmul_share": flops(work) / median / matmul if work.startswith("step/") and "rnn" not in work else None,
+            "turns": len(seconds[name]),
+        }
 
 
-def steps(work, x):
-    """{contender: function that makes STEPS training steps}"""
-    constructor, loss = MODELS[work]
-    model = constructor(np.random.default_rng(0))
-    noise = np.random.default_rng(1)
-    for p in model.parameters():  # some start at zero, which would hide differences
-        p.data += 0.02 * noise.standard_normal(p.shape, np.float32)
-    weights = [torch.tensor(p.numpy().copy(), requires_grad=True) for p in in_torch_order(model)]
-    check(model, loss, weights, x)
-    ours, theirs = Adam(model.parameters(), 1e-4), torch.optim.Adam(weights, 1e-4)
-
-    def tinygen():
-        fit(model, x, steps=STEPS, optimizer=ours, rng=noise, batch_size=BATCH, progress=False)
-
-    def pytorch(batch):
-        for _ in range(STEPS):
-            theirs.zero_grad()
-            loss(iter(weights), batch).backward()
-            theirs.step()
-
-    plain, last = torch.tensor(x), torch.tensor(x).to(memory_format=torch.channels_last)
-    contenders = {"tinygen": tinygen, "pytorch": lambda: pytorch(plain)}
-    if "rnn" not in work:
-        contenders["pytorch channels_last"] = lambda: pytorch(last)
-    return contenders, STEPS
+def cells(row):
+    """A row as the table shows it."""
+    ratio, memory, share = row["ratio"], row["peak_bytes"], row["matmul_share"]
+    return [
+        row["work"],
+        row["contender"],
+        f"{1e3 * row['median_s']:.2f}",
+        f"{1e3 * row['min_s']:.2f}",
+        "" if ratio is None else f"{ratio:.3f}",
+        "" if memory is None else f"{memory / 1e6:.0f}",
+        "" if share is None else f"{share:.1%}",
+        str(row["turns"]),
+    ]
 
 
-def sampling(x):
-    """64 images of 28 x 28 from PixelCNN, 7 blocks, h = 32: kept activations against the network run for each pixel."""
-    model = PixelCNN(width=32, rng=np.random.default_rng(0))
-    weights = [torch.tensor(p.numpy()) for p in in_torch_order(model)]
-    pixels = 28  # the naive loop costs the same for each pixel: one row of 28 is timed
-
-    def naive():
-        images = torch.zeros(BATCH, 1, 28, 28)
-        with torch.no_grad():
-            for i in range(pixels):
-                pytorch_models.pixelcnn(iter(weights), images)  # its logits decide pixel i
-                images[:, 0, 0, i] = (torch.rand(BATCH) < 0.5).float()
-
-    return {"tinygen": lambda: model.sample(BATCH, np.random.default_rng(0)), "pytorch": naive}, {
-        "pytorch": pixels / 784
-    }
+def line(cells):
+    return f"{cells[0]:<29} {cells[1]:<22} " + " ".join(f"{c:>{len(name)}}" for c, name in zip(cells[2:], COLUMNS[2:]))
 
 
-def measure(contenders, per, rounds):
-    """Seconds of each contender, one round after the other; ``per``: by what to divide, for all or for some of them."""
-    times = {name: [] for name in contenders}
-    for i in range(rounds + 1):
-        for name, run in contenders.items():
-            begun = time.perf_counter()
-            run()
-            elapsed = (time.perf_counter() - begun) / (per.get(name, 1) if isinstance(per, dict) else per)
-            if i:  # the first round warms up
-                times[name].append(elapsed)
-    return times
+def remarks(rows, only):
+    """What the table does not say, in sentences."""
+    medians = {(row["work"], row["contender"]): row["median_s"] for row in rows}
+    one, two, busy = (
+        medians.get(("workers/pixelcnn-h32", name)) for name in ("1 worker", "2 workers", "2 workers, busy core")
+    )
+    if two:
+        yield f"Two workers are {one / two:.2f} times as fast as one; a busy core slows them {busy / two:.2f} times."
+    widths = [median for (work, _), median in medians.items() if work.startswith("sample/width")]
+    if len(widths) > 1:
+        yield f"Sampling a pixel: the slowest width takes {max(widths) / min(widths):.2f} times as long as the fastest."
+    if only in "import":
+        ours, numpy = import_seconds("tinygen", "numpy")
+        yield f"`import tinygen` takes {1e3 * ours:.0f} ms, `import numpy` alone {1e3 * numpy:.0f} ms."
+    if only in "memory" and STATUS.exists():
+        early, late = fresh("growth()")
+        yield f"A tiny PixelCNN's process has {early / 1e6:.1f} MB after 100 steps, {late / 1e6:.1f} MB after 1,000."
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--only", default="", help="measure the works whose name contains this")
+    parser.add_argument("--only", default="", help="works whose name contains this; also: import, memory")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
     parser.add_argument("--json", help="file for the rows")
+    parser.add_argument("--plot", help="file for a plot of the ratios")
+    parser.add_argument("--results", action="store_true", help="write the section Speed of RESULTS.md, and its plot")
     arguments = parser.parse_args()
-    torch.set_num_threads(CORES)
-    print(f"{platform.machine()}, {CORES} cores; numpy {np.__version__}, torch {torch.__version__}, batch {BATCH}")
-    print(f"{'work':<28} {'contender':<22} {'median ms':>10} {'min ms':>10} {'tinygen/it':>10}")
-    x = (np.random.default_rng(0).random((BATCH, 1, 28, 28)) < 0.2).astype(np.float32)
+    matmul = matmul_peak()
+    header = (
+        f"{description()}. Batch {BATCH}; {CORES} threads for PyTorch and BLAS, {WORKERS} workers for tinygen. "
+        f"Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
+    )
+    print(header, line(COLUMNS), sep="\n")
     rows = []
-    for work in [*MODELS, "sample/pixelcnn-h32"]:
-        if arguments.only not in work:
-            continue
-        contenders, per = sampling(x) if work.startswith("sample") else steps(work, x)
-        times = measure(contenders, per, arguments.rounds)
-        medians = {name: statistics.median(t) for name, t in times.items()}
-        for name, t in times.items():
-            ratio = medians["tinygen"] / medians[name]
-            rows.append({"work": work, "contender": name, "median_s": medians[name], "min_s": min(t), "ratio": ratio})
-            print(
-                f"{work:<28} {name:<22} {1e3 * medians[name]:>10.1f} {1e3 * min(t):>10.1f} {ratio:>10.3f}", flush=True
-            )
+    for work in WORKS:
+        if arguments.only in work:
+            for row in rows_of(work, arguments.rounds, matmul):
+                rows.append(row)
+                print(line(cells(row)), flush=True)
+    sentences = list(remarks(rows, arguments.only))
+    print(*sentences, sep="\n")
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=1)
+        Path(arguments.json).write_text(json.dumps(rows, indent=1))
+    if arguments.plot:
+        plot(rows, arguments.plot)
+    if arguments.results:
+        plot(rows, RESULTS.with_name("speed.png"))
+        table = [COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *map(cells, rows)]
+        command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
+        text = [
+            f"{datetime.date.today()}, `{command}`. {header}",
+            "\n".join(f"| {' | '.join(row)} |" for row in table),
+            *sentences,
+            "![Time of tinygen as a multiple of the others'](speed.png)",
+        ]
+        write_section(RESULTS, "Speed", "\n\n".join(text))
 
 
 if __name__ == "__main__":

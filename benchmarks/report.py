@@ -1,0 +1,37 @@
+"""Where results go: sections of ``RESULTS.md``, and the plot."""
+
+import os
+import re
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def write_section(path, title, text):
+    """Write the section ``## title`` of a Markdown file, in place of the one it has; its other sections stay."""
+    path = Path(path)
+    head, *sections = re.split(r"^(?=## )", path.read_text() if path.exists() else "# Results\n\n", flags=re.MULTILINE)
+    new = f"## {title}\n\n{text.strip()}\n\n"
+    i = next((i for i, section in enumerate(sections) if section.startswith(f"## {title}\n")), len(sections))
+    sections[i : i + 1] = [new]
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(head + "".join(sections).rstrip() + "\n")
+    os.replace(temporary, path)
+
+
+def plot(rows, path):
+    """Bars of tinygen's time as a multiple of each other contender's, with the line at 1."""
+    rows = [r for r in rows if r["ratio"] and r["contender"] != "tinygen"][::-1]
+    colours = {name: f"C{i}" for i, name in enumerate(["pytorch", "pytorch channels_last", "dezero", "autograd"])}
+    figure = Figure(figsize=(8, 1.2 + 0.22 * len(rows)), layout="constrained")
+    ax = figure.add_subplot()
+    bars = {}
+    for i, row in enumerate(rows):
+        bars[row["contender"]] = ax.barh(i, row["ratio"] - 1, left=1, color=colours[row["contender"]])
+    ax.axvline(1, color="black", linewidth=0.8)
+    ax.set_xscale("log")
+    ax.set_xlabel("time of tinygen / time of the other (left of 1: tinygen is faster)")
+    ax.set_ylabel("work")
+    ax.set_yticks(range(len(rows)), [r["work"] for r in rows], fontsize=8)
+    figure.legend(bars.values(), bars, loc="outside upper center", ncols=4)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,314 @@
+"""What ``speed.py`` measures: ``WORKS``, each a function that builds its contenders.
+
+tinygen has the C library keep freed memory, for the whole process: the contenders beside it have that for free.
+"""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import autograd_models
+import dezero_models
+import numpy as np
+import pytorch_models
+import torch
+import torch.nn.functional as F
+from machine import BLAS, CORES, memory
+
+from tinygen import Tensor, grad, ops
+from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
+from tinygen.nn import LSTM, Conv2d, Linear, MaskedConv2d, Module, UpConv2d
+from tinygen.optim import Adam
+from tinygen.parallel import SHARD, _keep_memory
+from tinygen.training import fit
+
+BATCH = 64
+WORKERS = min(CORES, BATCH // SHARD)  # of tinygen in a step
+IMAGES = (np.random.default_rng(0).random((BATCH, 1, 28, 28)) < 0.2).astype(np.float32)
+torch.set_num_threads(CORES)
+
+
+class Contender(NamedTuple):
+    run: Callable  # run(n): does it n times
+    gradients: Callable | None = None  # loss and gradients as NumPy arrays, for the check
+    units: float = 1  # how many of what is reported each of these n is
+
+
+# -- training steps
+
+PIXELCNN = functools.partial(pytorch_models.nats, pytorch_models.pixelcnn)
+STEPS = {  # work: tinygen's model, the loss in the other libraries
+    "step/autoencoder": (Autoencoder, {"pytorch": pytorch_models.autoencoder, "dezero": dezero_models.autoencoder}),
+    "step/vae": (VAE, {"pytorch": pytorch_models.vae}),
+    "step/pixelcnn-h16": (
+        functools.partial(PixelCNN, width=16),
+        {"pytorch": PIXELCNN, "dezero": dezero_models.pixelcnn, "autograd": autograd_models.pixelcnn},
+    ),
+    "step/pixelcnn-h32": (
+        functools.partial(PixelCNN, width=32),
+        {"pytorch": PIXELCNN, "dezero": dezero_models.pixelcnn},
+    ),
+    "step/pixelcnn-h64": (functools.partial(PixelCNN, width=64), {"pytorch": PIXELCNN}),
+    "step/pixelrnn-row-h16": (
+        functools.partial(PixelRNN, "row", width=16, layers=7),
+        {"pytorch": functools.partial(pytorch_models.nats, pytorch_models.row_pixelrnn)},
+    ),
+    "step/pixelrnn-diagonal-h16": (
+        functools.partial(PixelRNN, "diagonal", width=16, layers=7),
+        {"pytorch": functools.partial(pytorch_models.nats, pytorch_models.diagonal_pixelrnn)},
+    ),
+}
+TRAINERS = {
+    "pytorch": pytorch_models.trainer,
+    "dezero": dezero_models.trainer,
+    "autograd": autograd_models.trainer,
+}
+
+
+def trainer(model):
+    """``run(n, workers)``: n training steps; ``gradients()``: loss and gradients."""
+    adam, rng = Adam(model.parameters(), 1e-4), np.random.default_rng(0)
+
+    def gradients(*_):
+        loss = model.loss(IMAGES, np.random.default_rng(0))
+        return loss.item(), [g.numpy() for g in grad(loss, model.parameters())]
+
+    def run(n, workers=None):
+        fit(model, IMAGES, steps=n, optimizer=adam, rng=rng, batch_size=BATCH, workers=workers, progress=False)
+
+    return run, gradients
+
+
+def trainers(work):
+    """{contender: function that builds it}, all from the same weights."""
+    constructor, losses = STEPS[work]
+    model, noise = constructor(rng=np.random.default_rng(0)), np.random.default_rng(1)
+    for p in model.parameters():  # some start at zero, which would hide differences
+        p.data += 0.02 * noise.standard_normal(p.shape, np.float32)
+    weights = [p.numpy() for p in model.parameters()]
+    built = {"tinygen": functools.partial(trainer, model)}
+    for name, loss in losses.items():
+        built[name] = functools.partial(TRAINERS[name], loss, weights, IMAGES)
+        if name == "pytorch" and "rnn" not in work:
+            built["pytorch channels_last"] = functools.partial(built[name], torch.channels_last)
+    return built
+
+
+def training(work):
+    return {name: Contender(*build()) for name, build in trainers(work).items()}
+
+
+def flops(work):
+    """Multiplications and additions of a convolutional model's step: kept taps * in * out * pixels, twice.
+
+    Three times that: forward, and backward in input and weights; the first layer's input has no gradient.
+    """
+    total, size, larger = 0, 28, []
+    for i, layer in enumerate(weighted(STEPS[work][0](rng=np.random.default_rng(0)))):
+        if type(layer) is Conv2d:  # halves the images
+            larger.append(size)
+            size = (size + 1) // 2
+        kept = layer.mask.mean() if type(layer) is MaskedConv2d else 1
+        pixels = 1 if type(layer) is Linear else size**2
+        total += 2 * kept * layer.weight.size * pixels * (3 if i else 2)
+        if type(layer) is UpConv2d:  # back to the size before
+            size = larger.pop()
+    return BATCH * total
+
+
+def weighted(module):
+    """The layers below with a weight, in their order."""
+    if hasattr(module, "weight"):
+        yield module
+    for _, child in module.children():
+        if isinstance(child, Module):
+            yield from weighted(child)
+
+
+def peak(work, contender):
+    """The most memory that three steps take beyond what the built contender has; to be called in a new process.
+
+    tinygen's is that of one worker, which holds a shard at a time, times the number of workers.
+    """
+    run, _ = trainers(work)[contender]()
+    before = memory("VmRSS")
+    if contender != "tinygen":
+        run(3)
+        return memory("VmHWM") - before
+    run(3, workers=1)
+    return (memory("VmHWM") - before) * WORKERS
+
+
+def growth():
+    """Memory of this process after 100 and after 1,000 steps of a tiny PixelCNN."""
+    model, images = PixelCNN((1, 8, 8), width=4, blocks=1, rng=np.random.default_rng(0)), IMAGES[:, :, :8, :8]
+    adam, used = Adam(model.parameters(), 1e-4), []
+    for steps in 100, 900:
+        rng = np.random.default_rng(0)
+        fit(model, images, steps=steps, optimizer=adam, rng=rng, workers=1, progress=False)
+        used.append(memory("VmRSS"))
+    return used
+
+
+def workers():
+    """A step with one and two worker processes, and with two while another program keeps a core busy."""
+    run, _ = trainers("step/pixelcnn-h32")["tinygen"]()
+
+    def beside(n):
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+            try:
+                run(n, workers=2)
+            finally:
+                busy.kill()
+
+    return {
+        "1 worker": Contender(functools.partial(run, workers=1)),
+        "2 workers": Contender(functools.partial(run, workers=2)),
+        "2 workers, busy core": Contender(beside),
+    }
+
+
+# -- single operations, forward and backward in all inputs
+
+
+def sharded(function, x, weights, g, shard=SHARD, blas_threads=1):
+    """tinygen's side, on all cores: shards of the batch over a pool of threads, gradients of the weights summed.
+
+    Results and gradients in x stay in shards, as they do in training.
+    """
+    _keep_memory()
+    pool, parts = ThreadPoolExecutor(CORES), [slice(i, i + shard) for i in range(0, len(x), shard)]
+
+    def of_shard(part):
+        leaves = [Tensor(x[part], requires_grad=True), *weights]
+        y = function(*leaves)
+        return y.data, *(t.data for t in grad(y, leaves, Tensor(g[part])))
+
+    def once():
+        with BLAS.limit(limits=blas_threads, user_api="blas"):
+            ys, gxs, *gws = zip(*pool.map(of_shard, parts))
+        return ys, gxs, [sum(gw) for gw in gws]
+
+    def gradients():
+        ys, gxs, gws = once()
+        return float((np.concatenate(ys) * g).sum()), [np.concatenate(gxs), *gws]
+
+    return Contender(repeated(once), gradients)
+
+
+def repeated(function):
+    def run(n):
+        for _ in range(n):
+            function()
+
+    return run
+
+
+def image_operation(ours, theirs, x, w, y):
+    """``ours`` and ``theirs`` of images, filters and a bias, with the shapes given, the last that of the result."""
+    rng = np.random.default_rng(0)
+    x, w, b, g = (rng.standard_normal(shape, np.float32) for shape in (x, w, y[1:2], y))
+    contenders = {"tinygen": sharded(ours, x, [Tensor(a, requires_grad=True) for a in (w, b)], g)}
+    for name, layout in ("pytorch", torch.contiguous_format), ("pytorch channels_last", torch.channels_last):
+        *inputs, of_result = (pytorch_models.tensor(a, layout) for a in (x, w, b, g))
+        contenders[name] = Contender(*pytorch_models.operation(theirs, inputs, of_result.detach()))
+    return contenders
+
+
+def convolution(channels, mask=None):
+    kept = torch.tensor(1.0 if mask is None else mask, dtype=torch.float32)
+    images = BATCH, channels, 28, 28
+    return image_operation(
+        lambda x, w, b: ops.conv2d(x, w, b, padding=1, mask=mask),
+        lambda x, w, b: F.conv2d(x, w if mask is None else w * kept, b, padding=1),
+        images,
+        (channels, channels, 3, 3),
+        images,
+    )
+
+
+def transposed_convolution():
+    return image_operation(
+        lambda x, w, b: ops.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1),
+        lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1),
+        (BATCH, 32, 14, 14),
+        (32, 16, 3, 3),
+        (BATCH, 16, 28, 28),
+    )
+
+
+def lstm():
+    """28 steps, 128 features, 128 hidden units. The whole batch at once with BLAS's threads beats tinygen's shards."""
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, BATCH, 28, 128), np.float32)
+    ours, theirs = LSTM(128, 128, rng=rng), torch.nn.LSTM(128, 128, batch_first=True)
+    for p, q in zip(theirs.parameters(), ours.parameters()):
+        p.data = torch.tensor(q.numpy())
+    theirs.bias_hh_l0 = torch.nn.Parameter(torch.zeros(512), requires_grad=False)  # tinygen has one bias
+    inputs = [pytorch_models.tensor(x), *(p for p in theirs.parameters() if p.requires_grad)]
+    run, gradients = pytorch_models.operation(lambda x, *_: theirs(x)[0], inputs, torch.tensor(g))
+    return {
+        "tinygen": sharded(lambda x, *_: ours(x)[0], x, ours.parameters(), g, BATCH, CORES),
+        "pytorch": Contender(run, gradients),
+    }
+
+
+# -- sampling
+
+
+def sampling(constructor, network):
+    """64 images of 28 x 28: tinygen's kept activations against the whole network run again for each pixel.
+
+    The latter costs the same for each of the 784 pixels: some are timed, as many as a turn holds.
+    """
+    model, rng = constructor(rng=np.random.default_rng(0)), np.random.default_rng(0)
+    weights = [p.numpy() for p in model.parameters()]
+    return {
+        "tinygen": Contender(repeated(lambda: model.sample(BATCH, rng))),
+        "pytorch": Contender(pytorch_models.sampler(network, weights, BATCH), units=1 / 784),
+    }
+
+
+def sampling_width(width):
+    """A pixel of 64 images of this width and height."""
+    rng = np.random.default_rng(0)
+    model = PixelCNN((1, width, width), width=32, rng=rng)
+    return {"tinygen": Contender(repeated(lambda: model.sample(BATCH, rng)), units=width * width)}
+
+
+MASK_B = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]])
+WORKS = {
+    **{work: functools.partial(training, work) for work in STEPS},
+    "workers/pixelcnn-h32": workers,
+    **{f"op/conv3x3-{c}": functools.partial(convolution, c) for c in (16, 32, 64, 128)},
+    **{f"op/masked_conv3x3-{c}": functools.partial(convolution, c, MASK_B) for c in (16, 32, 64, 128)},
+    "op/conv_transpose": transposed_convolution,
+    "op/lstm": lstm,
+    "sample/pixelcnn-h32": functools.partial(sampling, functools.partial(PixelCNN, width=32), pytorch_models.pixelcnn),
+    "sample/pixelrnn-row-h16": functools.partial(
+        sampling, STEPS["step/pixelrnn-row-h16"][0], pytorch_models.row_pixelrnn
+    ),
+    "sample/pixelrnn-diagonal-h16": functools.partial(
+        sampling, STEPS["step/pixelrnn-diagonal-h16"][0], pytorch_models.diagonal_pixelrnn
+    ),
+    **{f"sample/width-{width}": functools.partial(sampling_width, width) for width in (14, 28, 56)},
+}
+
+
+def check(work, contenders):
+    """All compute the same loss and gradients from the same weights: relative 1e-4, of a gradient in its norm.
+
+    Single numbers of it may differ by more: where a ReLU's input rounds to either side of zero.
+    """
+    noise = []
+    if work == "step/vae":  # as tinygen draws it
+        noise = [torch.tensor(np.random.default_rng(0).standard_normal((BATCH, 32), np.float32))]
+    loss, gradients = contenders["tinygen"].gradients()
+    for name, contender in contenders.items():
+        their_loss, their_gradients = contender.gradients(*noise)
+        assert abs(loss - their_loss) <= 1e-4 * abs(their_loss), (work, name, loss, their_loss)
+        for g, t in zip(gradients, their_gradients, strict=True):
+            assert np.linalg.norm(g - t) <= 1e-4 * np.linalg.norm(t) + 1e-6, (work, name, t.shape)
