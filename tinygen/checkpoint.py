@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygen.optim import Average
+from tinygen.parallel import communicator, of_first_rank
 
 FIELDS = ("settings", "seed", "step", "seconds", "losses", "record")  # of a run, beside its arrays
 
@@ -75,10 +76,10 @@ class Run:
             self._restore(before)
             raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
 
-    def broadcast(self, comm):
+    def broadcast(self):
         """Under MPI every rank goes on from where the first one is."""
-        if comm is not None:
-            self._restore(comm.bcast(self._arrays()))
+        if communicator() is not None:
+            self._restore(of_first_rank(self._arrays()))
 
     def _arrays(self) -> dict:
         """All of it, by name."""

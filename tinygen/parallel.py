@@ -42,6 +42,12 @@ def first_rank() -> bool:
     return comm is None or comm.rank == 0
 
 
+def of_first_rank(value):
+    """The first rank's ``value``, on all ranks."""
+    comm = communicator()
+    return value if comm is None else comm.bcast(value)
+
+
 @contextlib.contextmanager
 def processes(model, prepare, workers: int | None, batch: int, others: int):
     """``Workers`` for gradients of up to ``batch`` images and losses of up to ``others``; ended with the block."""
@@ -84,7 +90,7 @@ def _keep_memory():
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # from malloc.h
-        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25)  # older ones allow no more
         mallopt(m_trim_threshold, (1 << 31) - 1)
         mallopt(m_top_pad, 1 << 26)
 
@@ -99,9 +105,9 @@ class Workers:
         self.model, self.prepare, self.comm = model, prepare, communicator()
         self.parameters = list(model.parameters())
         self.slots, self.processes, self.pipes = [None] * shards, [], []  # slots: a shard's gradient
-        self.size = sum(p.size for p in self.parameters)
-        self.dtype = np.result_type(*(p.dtype for p in self.parameters))
-        if count == 1:
+        self.size, dtypes = sum(p.size for p in self.parameters), {p.dtype for p in self.parameters}
+        self.dtype = np.result_type(*dtypes)
+        if count == 1 or len(dtypes) > 1:  # several dtypes do not fit into one row of weights
             return
         self.weights, self.slots = _shared((self.size,), self.dtype), _shared((shards, self.size), self.dtype)
         fork = multiprocessing.get_context("fork")
@@ -137,14 +143,12 @@ class Workers:
         losses = self._run(shares[0], gradients)
         for pipe, share in zip(self.pipes, shares[1:]):
             losses |= self._received(pipe) or self._run(share, gradients)  # to have its exception here, in full
-        loss = sum(losses[k] for k in sorted(losses))
-        m = xp(self.parameters[0].data)
-        flat = (
-            sum(self.slots[: len(tasks)]) if gradients and tasks else m.zeros(self.size if gradients else 0, self.dtype)
-        )
-        stopping = stop()
+        loss, stopping, m = sum(losses[k] for k in sorted(losses)), stop(), xp(self.parameters[0].data)
+        flat = m.zeros(self.size if gradients else 0, self.dtype)
+        if gradients and tasks:
+            flat = sum(self.slots[: len(tasks)])
         if self.comm is not None:
-            ends = m.zeros(2, flat.dtype if gradients else np.float64)
+            ends = m.zeros(2, self.dtype if gradients else np.float64)
             ends[0], ends[1] = loss, stopping
             total = sum_over_ranks(m.concatenate([ends, flat]), self.comm)
             loss, stopping, flat = total[0], total[1], total[2:]

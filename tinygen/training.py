@@ -21,7 +21,7 @@ from tinygen.backend import split, xp
 from tinygen.checkpoint import Run
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.parallel import SHARD, communicator, first_rank, processes, shard_loss
+from tinygen.parallel import SHARD, first_rank, of_first_rank, processes, shard_loss
 from tinygen.tensor import Tensor, grad
 
 SAVE_SECONDS = 60  # between checkpoints
@@ -97,7 +97,7 @@ def fit(
         print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
     elif checkpoint is not None:
         run.save(checkpoint)  # if that is not possible, better now than after an hour
-    run.broadcast(communicator())
+    run.broadcast()
     on_cpu, full_rate, looked, stop = model.device == "cpu", optimizer.lr, True, False
     saved = time.monotonic()
 
@@ -115,7 +115,7 @@ def fit(
                     with run.averaged():
                         figure = _evaluate(model, validation, [run.seed, 2], crew)
                 run.note(figure)
-            if run.step == steps or (stop and looked):  # what is saved has been looked at
+            if run.step == steps or (looked and stop):  # what is saved has been looked at
                 break
             begun = time.perf_counter()
             batch, seeds = images[_batch(len(images), batch_size, run.seed, run.step)], [run.seed, 1, run.step]
@@ -134,7 +134,7 @@ def fit(
                 scale = xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0)
                 gradient = gradient * scale.astype(gradient.dtype)
             for p, g in zip(optimizer.parameters, split(gradient, optimizer.parameters)):
-                p.grad = Tensor(g)
+                p.grad = Tensor(g.astype(p.dtype, copy=False))
             optimizer.step()
             if run.average is not None:
                 run.average.step()
@@ -152,7 +152,8 @@ def fit(
         run.save(checkpoint)
     if stop or interrupted.is_set():
         kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
-        print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
+        if first_rank():
+            print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
         raise KeyboardInterrupt if hasattr(sys, "ps1") else SystemExit(130)  # a prompt stays, a script ends
     if run.average is not None:
         run.average.swap()
@@ -170,7 +171,7 @@ def evaluate(
     if len(images) == 0:
         raise ValueError("images: the set is empty")
     with processes(model, prepare, workers, 0, len(images)) as crew:
-        return _evaluate(model, images, [int(rng.integers(2**63))], crew)
+        return _evaluate(model, images, [of_first_rank(int(rng.integers(2**63)))], crew)
 
 
 # -- the parts of a step
