@@ -1,9 +1,9 @@
 """Time of training steps, single operations and sampling: tinygen against other engines on the same CPU.
 
 A step is forward, backward and Adam on 64 images of 28 x 28, with the same weights on all sides; a single operation is
-forward and backward. Before timing, losses and gradients are compared. The contenders take turns of about two seconds (a
-slow one takes a single turn, of one step); given are medians, minima and the ratio of medians. Peak memory is from a
-fresh process. Needs the extra ``bench``.
+forward and backward. Before timing, losses and gradients are compared. The contenders take turns of about two seconds,
+a slow one a single turn of one step; given are medians, minima and the ratio of medians. Peak memory is from a fresh
+process. Needs the extra ``bench``.
 
     python benchmarks/speed.py                        # everything, about a quarter of an hour
     python benchmarks/speed.py --only step/pixelcnn   # names that contain this
