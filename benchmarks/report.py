@@ -6,17 +6,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
 
-def write_section(path, title, text):
-    """Write the section ``## title`` of a Markdown file, in place of the one it has; its other sections stay."""
-    path = Path(path)
-    head, *sections = re.split(r"^(?=## )", path.read_text() if path.exists() else "# Results\n\n", flags=re.MULTILINE)
+
+def write_section(title, text):
+    """Write the section ``## title`` of RESULTS.md, in place of the one it has; its other sections stay."""
+    head, *sections = re.split(
+        r"^(?=## )", RESULTS.read_text() if RESULTS.exists() else "# Results\n\n", flags=re.MULTILINE
+    )
     new = f"## {title}\n\n{text.strip()}\n\n"
     i = next((i for i, section in enumerate(sections) if section.startswith(f"## {title}\n")), len(sections))
     sections[i : i + 1] = [new]
-    temporary = path.with_name(path.name + ".part")
+    temporary = RESULTS.with_name(RESULTS.name + ".part")
     temporary.write_text(head + "".join(sections).rstrip() + "\n")
-    os.replace(temporary, path)
+    os.replace(temporary, RESULTS)
 
 
 def plot(rows, path):

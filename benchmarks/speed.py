@@ -19,10 +19,9 @@ import sys
 from pathlib import Path
 
 from machine import CORES, STATUS, description, fresh, import_seconds, matmul_peak, timed
-from report import plot, write_section
+from report import RESULTS, plot, write_section
 from works import BATCH, WORKERS, WORKS, check, flops
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 TURN = 2  # seconds of a contender before the next one's turn
 SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step
 COLUMNS = ["work", "contender", "median ms", "min ms", "tinygen / it", "peak MB", "of matmul peak", "turns"]
@@ -35,7 +34,8 @@ def measure(contenders, rounds):
         contender.run(1)  # warms up
         once = timed(contender.run, 1)
         if once < 1:  # without what a turn costs by itself, forking workers for instance
-            once = max(1e-4, (timed(contender.run, 5) - once) / 4)
+            five = timed(contender.run, 5)
+            once = max(five / 20, (five - once) / 4)
         steps[name] = 1 if 2 * once > SLOW else max(2, round(TURN / once))
     for i in range(rounds):
         for name, (run, _, units) in contenders.items():
@@ -138,7 +138,7 @@ def main():
             *sentences,
             "![Time of tinygen as a multiple of the others'](speed.png)",
         ]
-        write_section(RESULTS, "Speed", "\n\n".join(text))
+        write_section("Speed", "\n\n".join(text))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tinygen import Tensor, grad, ops
 from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
 from tinygen.nn import LSTM, Conv2d, Linear, MaskedConv2d, Module, UpConv2d
 from tinygen.optim import Adam
-from tinygen.parallel import SHARD, _keep_memory
+from tinygen.parallel import SHARD, keep_memory
 from tinygen.training import fit
 
 BATCH = 64
@@ -179,7 +179,7 @@ def sharded(function, x, weights, g):
 
     Results and gradients in x stay in their shards; the sum of the processes' gradients of the weights is not in it.
     """
-    _keep_memory()
+    keep_memory()
     parts = [slice(i, i + SHARD) for i in range(0, len(x), SHARD)]
 
     def of_shard(part):

@@ -152,7 +152,8 @@ def main():
         models[name], seconds = train(name, digits, config)
         model = models[name]
         figure = test(name, model, digits, binary)
-        lines.append((name, f"{model.size():,}", f"{seconds:.0f}", sampling_rate(model), figure))
+        rate = sampling_rate(model) if first_rank() else "-"
+        lines.append((name, f"{model.size():,}", f"{seconds:.0f}", rate, figure))
     print(f"\n{'model':<12} {'parameters':>10} {'train s':>8} {'samples/s':>10}   on 500 test digits")
     for name, size, seconds, rate, figure in lines:
         print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")

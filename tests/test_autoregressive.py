@@ -7,6 +7,7 @@ import pytest
 
 from tinygen import Tensor, grad, no_grad, ops
 from tinygen.models import PixelCNN, PixelRNN, bits_per_dim
+from tinygen.nn import Module
 
 BUILD = {
     "cnn": lambda shape, levels=2, depth=2, width=6, **kw: PixelCNN(shape, levels, width, depth, **kw),
@@ -54,7 +55,7 @@ def jacobian(model, positive=False, rng=None):
             p.data = np.full(p.shape, 0.05)
     x = Tensor(np.full((n, c, height, width), 0.3) if positive else rng.standard_normal((n, c, height, width)))
     x.requires_grad = True
-    y = model.network(x, lambda layer, h, **relu: layer(h, **relu))
+    y = model.network(x, Module.__call__)
     chosen = np.zeros((n, c, model.outputs, height, width))  # of image i only the logits of sub-pixel i
     for i, (row, column, colour) in enumerate(np.ndindex(height, width, c)):
         chosen[i, colour, :, row, column] = 1 if positive else rng.standard_normal(model.outputs)

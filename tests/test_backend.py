@@ -100,10 +100,11 @@ def test_each_rank_has_a_device_of_its_own(strict, monkeypatch):
     device = lambda i: types.SimpleNamespace(use=lambda: used.append(i))  # noqa: E731
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 2)
     monkeypatch.setattr(strict.cupy, "cuda", types.SimpleNamespace(Device=device, runtime=runtime), raising=False)
+    monkeypatch.setattr("tinygen.backend.ranks_on_this_machine", lambda: (3, 4))
     monkeypatch.setitem(
         sys.modules,
         "mpi4py",
-        types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(rank=3))),
+        types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(size=8))),
     )
     to_device(np.zeros(1), "cuda")
     assert used == [1]

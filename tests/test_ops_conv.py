@@ -137,8 +137,12 @@ def test_derivatives(size, kernel, stride, padding, rng):
 
 @each_geometry
 @pytest.mark.parametrize("relu", [False, True])
-def test_first_derivatives_on_arrays(size, kernel, stride, padding, relu, rng, device):
-    """Where nobody records, both derivatives come from one set of columns: against the loops."""
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_first_derivatives_on_arrays(size, kernel, stride, padding, relu, blocks, rng, device, monkeypatch):
+    """Where nobody records, both derivatives come from one set of columns: against the loops, for one or all images."""
+    if blocks == 3:  # an image each
+        monkeypatch.setattr("tinygen.ops.conv.CHUNK", {"cpu": 1, "cuda": 1})
+        monkeypatch.setattr("tinygen.ops.conv.ImagesLast.smallest", 1)
     small, extra = out_size(size, kernel, stride, padding), unread(size, kernel, stride, padding)
     x, w, b = rng.standard_normal((3, 2, *size)), rng.standard_normal((4, 2, *kernel)), rng.standard_normal(4)
     g, c = rng.standard_normal((3, 4, *small)), rng.standard_normal(2)
@@ -203,6 +207,8 @@ def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng
     xs, zeroed = on(device, x, w, b), on(device, x, w * mask, b)
     y, z = ops.conv2d(*xs, stride, padding, mask), ops.conv2d(*zeroed, stride, padding)
     agree(y, z.numpy())
+    positive = ops.conv2d(*xs, stride, padding, mask, relu=True)
+    agree(positive, conv_loops(np.maximum(x, 0), w * mask, (stride, stride), (padding, padding), b))
     agree(y, conv_loops(x, w * mask, (stride, stride), (padding, padding), b))
     gx, gw, gb = grad((y * y).sum(), xs)
     hx, hw, hb = grad((z * z).sum(), zeroed)
@@ -260,6 +266,13 @@ def test_a_batch_is_its_images(rng):
         agree(ops.conv_transpose2d(*on("cpu", y.data[n : n + 1], w), padding=1), up.numpy()[n : n + 1])
         one_by_one = one_by_one + ops.conv_filter_grad(*on("cpu", x[n : n + 1], y.data[n : n + 1]), 3, padding=1).data
     np.testing.assert_allclose(gw.numpy(), one_by_one, rtol=1e-10, atol=1e-8)
+
+
+def test_no_images_with_a_stride(device):
+    x, w = on(device, np.zeros((0, 2, 5, 4)), np.ones((3, 2, 3, 3)))
+    y = ops.conv2d(x, w, stride=2, padding=1)
+    assert y.shape == (0, 3, 3, 2) and not grad(y.sum(), w)[0].numpy().any()
+    assert ops.conv_transpose2d(y, w, None, 2, 1, (0, 1)).shape == (0, 2, 5, 4)
 
 
 @pytest.mark.parametrize("n,c,o", [(0, 2, 3), (1, 1, 1), (5, 1, 3), (1, 7, 1)])

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, backend, grad
-from tinygen.backend import flatten, split, to_device
-from tinygen.models import PixelCNN
+from tinygen.backend import communicator, flatten, split, to_device
 from tinygen.nn import Linear, Module
 from tinygen.optim import SGD
-from tinygen.parallel import SHARD, communicator, first_rank, processes
+from tinygen.parallel import SHARD, first_rank, start_workers
 from tinygen.training import evaluate, fit
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")  # of the extra; else one of the system
@@ -70,7 +69,7 @@ def test_the_mean_and_its_gradient(workers, images):
         loss = model.loss(Tensor(part), np.random.default_rng([7, i]))
         expected += loss.item() * len(part) / 50
         gradient = gradient + flatten([g.data for g in grad(loss, model.parameters())]) * (len(part) / 50)
-    with processes(model, None, workers, 50, 0) as crew:
+    with start_workers(model, None, workers, 50, 0) as crew:
         loss, flat, stop = crew.mean(images, [7])
         assert loss == pytest.approx(expected, rel=1e-6) and not stop
         np.testing.assert_allclose(flat, gradient, rtol=1e-5, atol=1e-6)
@@ -81,16 +80,29 @@ def test_the_mean_and_its_gradient(workers, images):
 
 def test_workers_see_the_present_parameters(images):
     model = Tiny()
-    with processes(model, None, 2, 50, 0) as crew:
+    with start_workers(model, None, 2, 50, 0) as crew:
         before = crew.mean(images, [7])[0]
         model.layer.bias.data = model.layer.bias.data + 1  # a new array, as loading and averaging make
         after = crew.mean(images, [7])[0]
-    with processes(model, None, 1, 50, 0) as crew:
+    with start_workers(model, None, 1, 50, 0) as crew:
         assert crew.mean(images, [7])[0] == after != before
 
 
+def test_parameters_of_several_dtypes(images):
+    """... stay in this process, each gradient in its parameter's dtype."""
+    results = []
+    for workers in (1, 2):
+        model = Tiny()
+        model.layer.bias.data = model.layer.bias.data.astype(np.float64)
+        optimizer = SGD(model.parameters(), 0.1)
+        fit(model, images, steps=3, optimizer=optimizer, rng=np.random.default_rng(0), workers=workers)
+        assert [p.dtype for p in model.parameters()] == [np.float32, np.float64]
+        results.append(model.state_dict())
+    assert all((results[0][name] == results[1][name]).all() for name in results[0])
+
+
 def test_more_images_than_gradients_have_slots_for(images):
-    with processes(Tiny(), None, 2, 20, 50) as crew:
+    with start_workers(Tiny(), None, 2, 20, 50) as crew:
         assert np.isfinite(crew.mean(images, [1], gradients=False)[0])
         assert crew.mean(images[:20], [1])[1].any()
 
@@ -106,7 +118,7 @@ def test_work_really_is_elsewhere(images, tmp_path):
 
 
 def test_no_worker_outlives_its_block(images):
-    with processes(Tiny(), None, 3, 50, 0) as crew:
+    with start_workers(Tiny(), None, 3, 50, 0) as crew:
         assert len(crew.processes) == 2 and all(p.is_alive() for p in crew.processes)
         workers = list(crew.processes)
     assert not any(p.is_alive() for p in workers) and not multiprocessing.active_children()
@@ -138,15 +150,33 @@ def test_a_worker_that_dies_is_named(images):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_died_between_steps_is_named(images):
+    with start_workers(Tiny(), None, 2, 50, 0) as crew:
+        crew.processes[0].kill()
+        crew.processes[0].join()
+        with pytest.raises(RuntimeError, match="a worker process was ended from outside"):
+            crew.mean(images, [1])
+
+
+@pytest.mark.parametrize(
+    "workers,message", [(0, "got 0, needs at least 1"), (2, "got 2, but this process cannot fork")]
+)
+def test_workers_that_cannot_be(workers, message, images, rng, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(ValueError, match=f"workers: {message}"):
+        evaluate(Tiny(), images, rng, workers=workers)
+    assert evaluate(Tiny(), images, rng) > 0  # with one
+
+
 def test_workers_end_where_their_parent_is_killed(tmp_path):
     """Each has closed its copies of the others' pipes, so all of them notice."""
     script = tmp_path / "script.py"
     script.write_text(
         "import os, numpy as np\n"
-        "from tinygen.parallel import processes\n"
+        "from tinygen.parallel import start_workers\n"
         "from tinygen.models import PixelCNN\n"
         "model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=np.random.default_rng(0))\n"
-        "with processes(model, None, 3, 48, 0) as crew:\n"
+        "with start_workers(model, None, 3, 48, 0) as crew:\n"
         "    print(*[p.pid for p in crew.processes], flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
@@ -196,11 +226,13 @@ def test_sum_over_ranks_on_a_device(strict, monkeypatch):
 
 
 SCRIPT = """
-import hashlib, os, signal, sys
+import hashlib, os, signal, sys, time
 import numpy as np
 from tinygen.models import PixelCNN
 from tinygen.optim import Adam
-from tinygen.parallel import communicator, first_rank
+from tinygen.backend import communicator
+from tinygen.checkpoint import Run
+from tinygen.parallel import first_rank
 from tinygen.training import evaluate, fit
 
 folder, workers, steps, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -214,6 +246,10 @@ def prepare(part, rng):
         signal.raise_signal(signal.SIGINT)
     return part
 
+if how == "interrupt":  # while the first rank is saving, the others must not end it
+    save = Run.save
+    Run.save = lambda run, path: (time.sleep(1), save(run, path))
+
 model = PixelCNN((1, 6, 6), width=4, blocks=1, rng=np.random.default_rng(rank if how == "seeds" else 0))
 record = fit(
     model, images, steps=steps, optimizer=Adam(model.parameters(), 0.01), rng=np.random.default_rng(rank),
@@ -221,7 +257,10 @@ record = fit(
     checkpoint=f"{folder}/{'run' if rank == 0 else 'not-mine'}.npz",
 )
 digest = hashlib.sha1(b"".join(p.numpy().tobytes() for p in model.parameters())).hexdigest()
-figure = evaluate(model, images, np.random.default_rng(0), workers=workers)
+def noisy(part, rng):
+    return (part + rng.random(part.shape) > 0.9).astype(np.uint8)
+
+figure = evaluate(model, images, np.random.default_rng(rank), noisy, workers)
 with open(f"{folder}/{how}-{rank}.txt", "w") as file:
     print(digest, record[-1]["step"], record[-1]["train"], record[-1]["validation"], figure, first_rank(), file=file)
 """
@@ -287,9 +326,19 @@ def test_ctrl_c_on_one_rank_stops_all_after_the_same_step(script, tmp_path):
         assert '"step": 1,' in str(file["run"])
 
 
-def test_a_whole_number_of_pixels_is_learned_by_any_number_of_workers(rng):
-    """A model of the library, end to end, with the default number of workers."""
-    images = (rng.random((64, 1, 4, 4)) < 0.2).astype(np.uint8)
-    model = PixelCNN((1, 4, 4), width=4, blocks=1, rng=rng)
-    record = fit(model, images, steps=20, optimizer=SGD(model.parameters(), 0.01), rng=rng, validate_every=10)
-    assert record[1]["train"] < record[0]["train"]
+@needs_mpi
+def test_one_rank_is_alone():
+    code = "from tinygen.parallel import first_rank; from tinygen.backend import communicator; import mpi4py.MPI"
+    command = [MPIEXEC, "-n", "1", sys.executable, "-m", "mpi4py", "-c", f"{code}; print(communicator(), first_rank())"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "None True\n"
+
+
+@needs_mpi
+def test_the_quickstart_on_two_ranks(tmp_path):
+    """One of them tells and draws."""
+    script = Path(__file__).parent.parent / "demos" / "quickstart.py"
+    command = [MPIEXEC, "-n", "2", sys.executable, "-m", "mpi4py", script, "--minutes", "0.02", "--out", tmp_path]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("training VAE") == done.stdout.count("figure: ") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart.png"]

@@ -5,6 +5,7 @@ import gc
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -320,13 +321,18 @@ def test_evaluate_follows_its_rng(images):
 
 
 def test_an_error_in_a_worker_comes_out(images, rng):
-    def prepare(part, rng):
-        raise KeyError("mine")
+    last = images[-5:]  # a shard that the first process does not have
 
-    model, before = Tiny(), threading.active_count()
-    with pytest.raises(KeyError, match="mine"):
-        fit(model, images, steps=1, optimizer=SGD(model.parameters(), 1), rng=rng, prepare=prepare, workers=3)
-    assert threading.active_count() <= before + 1  # tqdm has one of its own
+    def prepare(part, rng):
+        if len(part) == 5:
+            raise KeyError("mine")
+        return part
+
+    model = Tiny()
+    with pytest.raises(KeyError, match="mine") as error:
+        evaluate(model, np.concatenate([images[:16], last]), rng, prepare, workers=2)
+    assert error.traceback[-1].name == "prepare"  # as if it had happened here
+    assert not multiprocessing.active_children()
 
 
 # --- cuts and resume ---------------------------------------------------------------------------------------------

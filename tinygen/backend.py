@@ -1,4 +1,4 @@
-"""NumPy or CuPy: the one file that knows there are two kinds of arrays.
+"""NumPy or CuPy: the one file that knows there are two kinds of arrays, and where MPI's ranks have theirs.
 
 Everything else asks ``xp(array)`` for the module whose functions take that array and writes one code for both.
 CuPy is imported when an array first goes to the device, never before.
@@ -54,10 +54,8 @@ def to_device(array, device: str):
             "device='cuda': CuPy is installed but finds no CUDA device; check the driver and that the extra "
             "(tinygen[cuda12] or tinygen[cuda13]) matches it, or use device='cpu'"
         )
-    if "mpi4py" in sys.modules:  # each rank has a device of its own
-        from mpi4py import MPI
-
-        cupy.cuda.Device(MPI.COMM_WORLD.rank % cupy.cuda.runtime.getDeviceCount()).use()
+    if communicator() is not None:  # each rank of a machine has a device of its own
+        cupy.cuda.Device(ranks_on_this_machine()[0] % cupy.cuda.runtime.getDeviceCount()).use()
     return cupy.asarray(array)
 
 
@@ -75,6 +73,26 @@ def split(flat, like) -> list:
     """The inverse of ``flatten``: views of ``flat`` in the shapes of the arrays ``like``."""
     starts = itertools.accumulate((array.size for array in like), initial=0)
     return [flat[start : start + array.size].reshape(array.shape) for start, array in zip(starts, like)]
+
+
+def communicator():
+    """MPI's, where the script was started with ``mpiexec -n N python -m mpi4py`` and N > 1; else None."""
+    if "mpi4py" not in sys.modules:
+        return None
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD if MPI.COMM_WORLD.size > 1 else None
+
+
+@functools.cache
+def ranks_on_this_machine() -> tuple[int, int]:
+    """This rank's number among those on the same machine, and how many they are; all ranks ask for it together."""
+    if communicator() is None:
+        return 0, 1
+    from mpi4py import MPI
+
+    here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    return here.rank, here.size
 
 
 def sum_over_ranks(array, comm):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tinygen.backend import communicator
 from tinygen.optim import Average
-from tinygen.parallel import communicator, of_first_rank
+from tinygen.parallel import of_first_rank
 
 FIELDS = ("settings", "seed", "step", "seconds", "losses", "record")  # of a run, beside its arrays
 
@@ -66,7 +67,8 @@ class Run:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
             fields = json.loads(str(arrays["run"]))
-            _ = [fields[name] for name in FIELDS]
+            if missing := set(FIELDS) - set(fields):
+                raise KeyError(*missing)
         except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
             raise ValueError(f"checkpoint {path}: damaged or no checkpoint of fit ({error}); move it away") from error
         before = self._arrays()
@@ -79,7 +81,10 @@ class Run:
     def broadcast(self):
         """Under MPI every rank goes on from where the first one is."""
         if communicator() is not None:
-            self._restore(of_first_rank(self._arrays()))
+            try:
+                self._restore(of_first_rank(self._arrays()))
+            except ValueError as error:
+                raise ValueError(f"the ranks call fit with different things: {error}") from error
 
     def _arrays(self) -> dict:
         """All of it, by name."""

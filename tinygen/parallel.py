@@ -21,19 +21,10 @@ import sys
 
 import numpy as np
 
-from tinygen.backend import flatten, split, sum_over_ranks, to_device, xp
+from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
 from tinygen.tensor import Tensor, grad, no_grad
 
 SHARD = 16  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
-
-
-def communicator():
-    """MPI's, where the script was started with ``mpiexec -n N python -m mpi4py`` and N > 1; else None."""
-    if "mpi4py" not in sys.modules:
-        return None
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD if MPI.COMM_WORLD.size > 1 else None
 
 
 def first_rank() -> bool:
@@ -48,41 +39,42 @@ def of_first_rank(value):
     return value if comm is None else comm.bcast(value)
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` holds on any rank; for all ranks to call, and no rank goes on before all have."""
+    comm = communicator()
+    return bool(flag if comm is None else comm.allreduce(int(flag)))
+
+
 @contextlib.contextmanager
-def processes(model, prepare, workers: int | None, batch: int, others: int):
-    """``Workers`` for gradients of up to ``batch`` images and losses of up to ``others``; ended with the block."""
+def start_workers(model, prepare, workers: int | None, largest_batch: int, most_images: int):
+    """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; ended with the block."""
     from threadpoolctl import threadpool_limits
 
-    if workers is not None and workers < 1:
+    # Elsewhere a fork is missing, or not safe with the system's BLAS; and a daemon may not have processes of its own.
+    forks = sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
+    if workers is None:
+        workers = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine()[1]) if forks else 1
+    if workers < 1:
         raise ValueError(f"workers: got {workers}, needs at least 1")
+    if workers > 1 and not forks:
+        raise ValueError(f"workers: got {workers}, but this process cannot fork any: needs 1")
     if model.device != "cpu":
-        yield Workers(model, prepare, 1, 1)
+        yield Workers(model, prepare, 1)
         return
-    _keep_memory()
+    keep_memory()
+    count = min(workers, -(-max(largest_batch, most_images) // SHARD))
+    crew = Workers(model, prepare, max(1, -(-largest_batch // SHARD)))
     # BLAS's own threads collapse when another program uses a core, and workers keep all cores busy.
-    with threadpool_limits(1, user_api="blas"):
-        count = min(_cores() if workers is None else workers, -(-max(batch, others) // SHARD))
-        crew = Workers(model, prepare, max(1, -(-batch // SHARD)), count)
+    with threadpool_limits(1 if forks else None, user_api="blas"):
         try:
+            crew.fork(count - 1)
             yield crew
         finally:
             crew.close()
 
 
-def _cores():
-    """Cores that this process may use; its share of them where there are more ranks on the machine."""
-    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
-        return 1  # elsewhere a fork is missing or not safe for the system's BLAS; a daemon may not have any
-    comm, cores = communicator(), len(os.sched_getaffinity(0))
-    if comm is None:
-        return cores
-    from mpi4py import MPI
-
-    return max(1, cores // comm.Split_type(MPI.COMM_TYPE_SHARED).size)
-
-
 @functools.cache
-def _keep_memory():
+def keep_memory():
     """Have glibc keep freed blocks for the next step instead of returning them to the system (for the whole process).
 
     Measured: otherwise half of a PixelCNN's step is spent in page faults on the same few arrays, over and over.
@@ -96,34 +88,45 @@ def _keep_memory():
 
 
 class Workers:
-    """This process and ``count`` - 1 forked from it, which have the model, ``prepare`` and all else as it is now.
+    """This process and those forked from it, which have the model, ``prepare`` and all else as it is now.
 
     Weights go to them and gradients come back through memory that all share, the rest through pipes.
     """
 
-    def __init__(self, model, prepare, shards, count):
+    def __init__(self, model, prepare, slots):
         self.model, self.prepare, self.comm = model, prepare, communicator()
-        self.parameters = list(model.parameters())
-        self.slots, self.processes, self.pipes = [None] * shards, [], []  # slots: a shard's gradient
+        self.parameters, self.pipes, self.processes = model.parameters(), [], []
         self.size, dtypes = sum(p.size for p in self.parameters), {p.dtype for p in self.parameters}
-        self.dtype = np.result_type(*dtypes)
-        if count == 1 or len(dtypes) > 1:  # several dtypes do not fit into one row of weights
+        self.dtype, self.one_dtype = np.result_type(*dtypes), len(dtypes) == 1
+        self.slots = [None] * slots  # for a shard's gradient each
+
+    def fork(self, count):
+        if count < 1 or not self.one_dtype:  # several dtypes do not fit into one row of weights
             return
-        self.weights, self.slots = _shared((self.size,), self.dtype), _shared((shards, self.size), self.dtype)
-        fork = multiprocessing.get_context("fork")
-        for _ in range(count - 1):
-            ours, theirs = fork.Pipe()
+        self.weights = _shared((self.size,), self.dtype)
+        self.slots = _shared((len(self.slots), self.size), self.dtype)
+        context = multiprocessing.get_context("fork")
+        for _ in range(count):
+            ours, theirs = context.Pipe()
             self.pipes.append(ours)  # before the fork, since a worker closes its copies of our ends
-            self.processes.append(fork.Process(target=self._serve, args=(theirs,), daemon=True))
-            self.processes[-1].start()
+            process = context.Process(target=self._serve, args=(theirs,), daemon=True)
+            process.start()
+            self.processes.append(process)
             theirs.close()
 
     def close(self):
         """End the workers, whatever they are at."""
-        for pipe, process in zip(self.pipes, self.processes):
-            pipe.close()
+        for process in self.processes:
             process.kill()
             process.join()
+        for pipe in self.pipes:
+            pipe.close()
+
+    def shards(self, images, seeds):
+        """The shards of a minibatch, each with its seeds; on a device one for each rank."""
+        size = SHARD if self.model.device == "cpu" else -(-len(images) // (self.comm.size if self.comm else 1))
+        starts = range(0, len(images), size)
+        return [(images[start : start + size], [*seeds, i]) for i, start in enumerate(starts)]
 
     def mean(self, images, seeds, gradients: bool = True, stop=lambda: False):
         """The mean loss over ``images``, its gradient as one flat array, and whether any rank says ``stop()``.
@@ -131,18 +134,19 @@ class Workers:
         On a device nothing of it is waited for.
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
-        on_cpu = self.model.device == "cpu"
-        size = SHARD if on_cpu else -(-len(images) // ranks)
-        parts = [(images[start : start + size], [*seeds, i]) for i, start in enumerate(range(0, len(images), size))]
-        tasks = [(k, len(part) / len(images), part, seed) for k, (part, seed) in enumerate(parts[rank::ranks])]
+        mine = enumerate(self.shards(images, seeds)[rank::ranks])
+        tasks = [(slot, len(part) / len(images), part, seed) for slot, (part, seed) in mine]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
             self.weights[...] = flatten([p.data for p in self.parameters])
-        for pipe, share in zip(self.pipes, shares[1:]):
-            pipe.send((share, gradients))
+        with _workers_alive():
+            for pipe, share in zip(self.pipes, shares[1:]):
+                pipe.send((share, gradients))
         losses = self._run(shares[0], gradients)
         for pipe, share in zip(self.pipes, shares[1:]):
-            losses |= self._received(pipe) or self._run(share, gradients)  # to have its exception here, in full
+            with _workers_alive():
+                theirs = pipe.recv()
+            losses |= self._run(share, gradients) if theirs is None else theirs  # to have its exception here, in full
         loss, stopping, m = sum(losses[k] for k in sorted(losses)), stop(), xp(self.parameters[0].data)
         flat = m.zeros(self.size if gradients else 0, self.dtype)
         if gradients and tasks:
@@ -183,11 +187,13 @@ class Workers:
                     losses = None
                 pipe.send(losses)
 
-    def _received(self, pipe):
-        try:
-            return pipe.recv()
-        except (EOFError, OSError) as error:
-            raise RuntimeError("a worker process was ended from outside, perhaps for want of memory") from error
+
+@contextlib.contextmanager
+def _workers_alive():
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise RuntimeError("a worker process was ended from outside, perhaps for want of memory") from error
 
 
 def shard_loss(model, images, prepare, seeds) -> Tensor:

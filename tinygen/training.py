@@ -21,7 +21,7 @@ from tinygen.backend import split, xp
 from tinygen.checkpoint import Run
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.parallel import SHARD, first_rank, of_first_rank, processes, shard_loss
+from tinygen.parallel import any_rank, first_rank, of_first_rank, shard_loss, start_workers
 from tinygen.tensor import Tensor, grad
 
 SAVE_SECONDS = 60  # between checkpoints
@@ -57,10 +57,10 @@ def fit(
     (for longer, if ``steps`` is larger now); the parameters end bit-identical to those of a run that was not
     interrupted. One of another model, optimizer, rate, batch size and so on is refused.
     ``workers``: processes (default: one for each core, on Linux). A minibatch is cut into shards of a fixed size whose
-    gradients are added in their order, so that the result does not depend on it. Further ones are forked when training
-    begins: what ``prepare`` or the model's ``loss`` change outside their arguments then stays in each. Under MPI
-    (``mpiexec -n 2 python -m mpi4py script.py``) all ranks call ``fit`` and share the shards; the parameters and the
-    checkpoint of the first one count, and it alone writes.
+    gradients are added in their order, so that the result does not depend on it. All but the first are forked when
+    training begins: what ``prepare`` or the model's ``loss`` change outside their arguments then stays in each.
+    Under MPI (``mpiexec -n 2 python -m mpi4py script.py``) all ranks call ``fit`` and share the shards; the parameters
+    and the checkpoint of the first one count, and it alone writes.
 
     Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since
     the row before and on the validation images, in ``model.unit``.
@@ -105,7 +105,7 @@ def fit(
         _saved_on_error(run, checkpoint),
         _restored(optimizer),
         _interrupts() as interrupted,
-        processes(model, prepare, workers, batch_size, 0 if validation is None else len(validation)) as crew,
+        start_workers(model, prepare, workers, batch_size, 0 if validation is None else len(validation)) as crew,
         _bar(model, steps, batch_size, run, progress) as bar,
     ):
         while True:
@@ -127,7 +127,7 @@ def fit(
             if looked:
                 loss = float(loss)
                 if not math.isfinite(loss + float(norm)):
-                    _explain(model, batch, prepare, seeds, run.step)
+                    _explain(model, crew.shards(batch, seeds), prepare, run.step)
                 run.add_loss(loss)
                 bar.set_postfix_str(f"{loss:.2f} {model.unit}", refresh=False)
             if clip_norm is not None:
@@ -150,7 +150,7 @@ def fit(
     _check_parameters(model, run.step)
     if checkpoint is not None:
         run.save(checkpoint)
-    if stop or interrupted.is_set():
+    if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: the end of one ends all
         kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
         if first_rank():
             print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
@@ -167,10 +167,13 @@ def evaluate(
     prepare: Callable | None = None,
     workers: int | None = None,
 ) -> float:
-    """Mean loss on ``images``, in ``model.unit``, with the noise that ``rng`` gives; arguments as for ``fit``."""
+    """Mean loss on ``images``, in ``model.unit``, with the noise that ``rng`` gives; arguments as for ``fit``.
+
+    Under MPI all ranks call it, with the same parameters and images, and share the work.
+    """
     if len(images) == 0:
         raise ValueError("images: the set is empty")
-    with processes(model, prepare, workers, 0, len(images)) as crew:
+    with start_workers(model, prepare, workers, 0, len(images)) as crew:
         return _evaluate(model, images, [of_first_rank(int(rng.integers(2**63)))], crew)
 
 
@@ -256,14 +259,13 @@ def _bar(model, steps, batch_size, run, progress):
     )
 
 
-def _explain(model, images, prepare, seeds, step):
+def _explain(model, shards, prepare, step):
     """Raise FloatingPointError with the parameter or operation where a number first stopped being finite."""
     if model.device != "cpu":
         step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # nobody has looked since
     _check_parameters(model, step)
-    size = SHARD if model.device == "cpu" else len(images)
-    for i, start in enumerate(range(0, len(images), size)):
-        loss = shard_loss(model, images[start : start + size], prepare, [*seeds, i])
+    for images, seeds in shards:
+        loss = shard_loss(model, images, prepare, seeds)
         results = {"the loss": loss}
         if _finite(loss.data):
             gradients = grad(loss, model.parameters(), create_graph=True)

@@ -36,7 +36,7 @@ class Autoregressive(Module):
         """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(Tensor(self._scaled(x)), lambda layer, h, **relu: layer(h, **relu))
+        y = self.network(Tensor(self._scaled(x)), Module.__call__)
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
     def log_prob(self, x) -> Tensor:

@@ -100,7 +100,7 @@ class RowByRow(Layout):
 class ImagesLast(Layout):
     """For any stride: (1, C, P * Q * n). Pixels apart from each other are copied in runs too, of one pixel's images."""
 
-    smallest = 16
+    smallest = 16  # fewer make the runs too short
 
     def seen(self):
         """For each tap its number and the part of the padded images that it meets."""
@@ -140,7 +140,8 @@ class ImagesLast(Layout):
 
 def _layout(size, out_size, stride, padding, taps):
     pointwise = stride == (1, 1) and list(taps) == [padding] and size == out_size
-    kind = ImageByImage if pointwise else RowByRow if stride == (1, 1) else ImagesLast
+    mostly_seen = size[1] + 2 * padding[1] <= 2 * out_size[1]  # of the rows that RowByRow copies
+    kind = ImageByImage if pointwise else RowByRow if stride == (1, 1) and mostly_seen else ImagesLast
     return kind(size, out_size, stride, padding, taps)
 
 
@@ -353,7 +354,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None, relu=False) -> Tensor:
 
     ``stride`` and ``padding`` (zeros on both sides): an integer or (vertical, horizontal).
     ``mask``: boolean (kh, kw), the taps to keep; the others count as zero, cost nothing and get gradient zero.
-    ``relu``: convolve max(x, 0), which no array is made for.
+    ``relu``: convolve max(x, 0), without an array of it that is kept for the derivative.
     Result: (N, out, P, Q) with P = (H + 2 padding - kh) // stride + 1.
     Raises ValueError where shapes do not fit, TypeError where dtypes differ.
     """
@@ -368,7 +369,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None, relu=False) -> Tensor:
 def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0, relu=False) -> Tensor:
     """The derivative of conv2d in its input, as a layer: x (N, in, P, Q), w (in, out, kh, kw), b (out,).
 
-    ``relu``: of max(x, 0), which no array is made for.
+    ``relu``: of max(x, 0), without an array of it that is kept for the derivative.
     Result: (N, out, H, W) with H = (P - 1) stride - 2 padding + kh + output_padding.
     Raises ValueError where shapes do not fit (output_padding must be smaller than the stride), TypeError for dtypes.
     """
