@@ -16,9 +16,10 @@ import json
 import shlex
 import statistics
 import sys
+import time
 from pathlib import Path
 
-from machine import CORES, STATUS, description, fresh, import_seconds, matmul_peak, timed
+from machine import CORES, STATUS, description, fresh, import_seconds, matmul_peak
 from report import RESULTS, plot, write_section
 from works import BATCH, WORKERS, WORKS, check, flops
 
@@ -27,20 +28,26 @@ SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one tu
 COLUMNS = ["work", "contender", "median ms", "min ms", "tinygen / it", "peak MB", "of matmul peak", "turns"]
 
 
+def seconds_of(run, n):
+    begun = time.perf_counter()
+    own = run(n)
+    return time.perf_counter() - begun if own is None else own
+
+
 def measure(contenders, rounds):
     """{contender: its seconds, turn by turn}; they take turns, so that all see the same machine."""
     steps, seconds = {}, {name: [] for name in contenders}
     for name, contender in contenders.items():
         contender.run(1)  # warms up
-        once = timed(contender.run, 1)
+        once = seconds_of(contender.run, 1)
         if once < 1:  # without what a turn costs by itself, forking workers for instance
-            five = timed(contender.run, 5)
+            five = seconds_of(contender.run, 5)
             once = max(five / 20, (five - once) / 4)
         steps[name] = 1 if 2 * once > SLOW else max(2, round(TURN / once))
     for i in range(rounds):
         for name, (run, _, units) in contenders.items():
             if i == 0 or steps[name] > 1:
-                seconds[name].append(timed(run, steps[name]) / steps[name] / units)
+                seconds[name].append(seconds_of(run, steps[name]) / steps[name] / units)
     return seconds
 
 

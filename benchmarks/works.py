@@ -32,7 +32,7 @@ torch.set_num_threads(CORES)
 
 
 class Contender(NamedTuple):
-    run: Callable  # run(n): does it n times
+    run: Callable  # run(n): does it n times; returns the seconds, or None where they are to be taken from outside
     gradients: Callable | None = None  # loss and gradients as NumPy arrays, for the check
     units: float = 1  # how many of what is reported each of these n is
 
@@ -69,7 +69,11 @@ TRAINERS = {
 
 
 def trainer(model):
-    """``run(n, workers)``: n training steps; ``gradients()``: loss and gradients."""
+    """``run(n, workers)``: n training steps; ``gradients()``: loss and gradients.
+
+    ``run`` says itself how long they took: without forking the workers and the step before, in which these get memory
+    of their own.
+    """
     adam, rng = Adam(model.parameters(), 1e-4), np.random.default_rng(0)
 
     def gradients(*_):
@@ -77,7 +81,9 @@ def trainer(model):
         return loss.item(), [g.numpy() for g in grad(loss, model.parameters())]
 
     def run(n, workers=None):
-        fit(model, IMAGES, steps=n, optimizer=adam, rng=rng, batch_size=BATCH, workers=workers, progress=False)
+        options = {"rng": rng, "batch_size": BATCH, "workers": workers, "validate_every": 1, "progress": False}
+        record = fit(model, IMAGES, steps=n + 1, optimizer=adam, **options)
+        return record[-1]["seconds"] - record[0]["seconds"]
 
     return run, gradients
 
@@ -160,7 +166,7 @@ def workers():
     def beside(n):
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
             try:
-                run(n, workers=2)
+                return run(n, workers=2)
             finally:
                 busy.kill()
 
