@@ -125,7 +125,10 @@ def main():
         sys.stdout = open(os.devnull, "w")
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "--minutes", type=float, default=CONFIG["minutes"], help="training time on two cores (default 3)"
+        "--minutes",
+        type=float,
+        default=CONFIG["minutes"],
+        help="training time on two cores (default 3); tests, samples and figure come on top",
     )
     parser.add_argument("--seed", type=int, default=CONFIG["seed"], help="of all random numbers (default 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=CONFIG["device"], help="where to compute")
