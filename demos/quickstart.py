@@ -128,7 +128,7 @@ def main():
         "--minutes",
         type=float,
         default=CONFIG["minutes"],
-        help="training time on two cores (default 3); tests, samples and figure come on top",
+        help="training time on two cores (default 3); tests, samples and the figure come on top",
     )
     parser.add_argument("--seed", type=int, default=CONFIG["seed"], help="of all random numbers (default 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=CONFIG["device"], help="where to compute")

@@ -171,6 +171,13 @@ def test_derivatives_with_relu(size, kernel, stride, padding, rng):
     gradcheck(lambda g, w: ops.conv_transpose2d(g, w, None, stride, padding, extra, relu=True), (g, w), rng=rng)
 
 
+@pytest.mark.parametrize("op", [ops.conv2d, ops.conv_transpose2d])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_relu_has_no_derivative_at_zero(op, stride, rng, device):
+    x, w = on(device, np.zeros((2, 3, 5, 5)), rng.standard_normal((3, 3, 3, 3)))
+    assert not grad(op(x, w, stride=stride, padding=1, relu=True).sum(), [x, w])[0].numpy().any()
+
+
 def test_third_derivatives(rng):
     x, w = rng.standard_normal((1, 1, 3, 3)), rng.standard_normal((1, 1, 2, 2))
     gradcheck(lambda x, w: ops.tanh(ops.conv2d(x, w, padding=1, stride=2)), (x, w), order=3, rng=rng)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from tinygen import Tensor, backend, grad
 from tinygen.backend import communicator, flatten, split, to_device
@@ -33,8 +34,8 @@ class Tiny(Module):
 
     unit = "squared distance"
 
-    def __init__(self):
-        self.layer = Linear(4, 3, rng=np.random.default_rng(0))
+    def __init__(self, pixels=4):
+        self.layer = Linear(pixels, 3, rng=np.random.default_rng(0))
 
     def loss(self, x, rng):
         noise = rng.standard_normal((x.shape[0], 3), np.float32)
@@ -58,6 +59,44 @@ def test_flatten_and_split(rng, device):
 
 
 # -- workers
+
+
+def test_workers_leave_ctrl_c_to_the_first_process(images):
+    with start_workers(Tiny(), None, 2, 50, 0) as crew:
+        before = crew.mean(images, [7])[0]
+        os.kill(crew.processes[0].pid, signal.SIGINT)
+        time.sleep(0.1)
+        assert crew.mean(images, [7])[0] == before
+
+
+def test_each_worker_has_one_blas_thread(images):
+    def prepare(part, rng):
+        assert all(library["num_threads"] == 1 for library in threadpool_info() if library["user_api"] == "blas")
+        return part
+
+    evaluate(Tiny(), images, np.random.default_rng(0), prepare, workers=2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prepare_may_change_what_it_gets(workers, images):
+    def prepare(part, rng):
+        part *= rng.random()
+        return part
+
+    kept = images.copy()
+    figures = [evaluate(Tiny(), images, np.random.default_rng(0), prepare, workers=workers) for _ in range(2)]
+    assert figures[0] == figures[1] and (images == kept).all()
+
+
+def test_parameters_in_another_memory_order(rng):
+    images, results = rng.standard_normal((40, 1, 15, 15)).astype(np.float32), []
+    for workers in (1, 2):
+        model = Tiny(225)
+        model.layer.weight.data = np.asfortranarray(model.layer.weight.data)
+        optimizer = SGD(model.parameters(), 0.001)
+        fit(model, images, steps=6, optimizer=optimizer, rng=np.random.default_rng(0), batch_size=17, workers=workers)
+        results.append(model.state_dict())
+    assert all((results[0][name] == results[1][name]).all() for name in results[0])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 9])

@@ -99,6 +99,8 @@ class Workers:
         self.size, dtypes = sum(p.size for p in self.parameters), {p.dtype for p in self.parameters}
         self.dtype, self.one_dtype = np.result_type(*dtypes), len(dtypes) == 1
         self.slots = [None] * slots  # for a shard's gradient each
+        for p in self.parameters:  # BLAS rounds differently in another memory order, and workers have them in this one
+            p.data = xp(p.data).ascontiguousarray(p.data).reshape(p.shape)
 
     def fork(self, count):
         if count < 1 or not self.one_dtype:  # several dtypes do not fit into one row of weights
@@ -183,7 +185,7 @@ class Workers:
                 share, gradients = pipe.recv()
                 try:
                     losses = self._run(share, gradients)
-                except Exception:
+                except BaseException:  # the first process will see for itself
                     losses = None
                 pipe.send(losses)
 
@@ -199,7 +201,7 @@ def _workers_alive():
 def shard_loss(model, images, prepare, seeds) -> Tensor:
     """The model's loss on ``images``, with all noise from ``seeds``."""
     rng = np.random.default_rng(seeds)
-    x = images if prepare is None else prepare(images, rng)
+    x = images if prepare is None else prepare(images.copy(), rng)  # which may change them
     return model.loss(Tensor(to_device(x, model.device)), rng)
 
 
