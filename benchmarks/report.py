@@ -14,11 +14,11 @@ def write_section(title, text):
     head, *sections = re.split(
         r"^(?=## )", RESULTS.read_text() if RESULTS.exists() else "# Results\n\n", flags=re.MULTILINE
     )
-    new = f"## {title}\n\n{text.strip()}\n\n"
+    new = f"## {title}\n\n{text}"
     i = next((i for i, section in enumerate(sections) if section.startswith(f"## {title}\n")), len(sections))
     sections[i : i + 1] = [new]
     temporary = RESULTS.with_name(RESULTS.name + ".part")
-    temporary.write_text(head + "".join(sections).rstrip() + "\n")
+    temporary.write_text("\n\n".join(part.strip() for part in [head, *sections]) + "\n")
     os.replace(temporary, RESULTS)
 
 
