@@ -63,10 +63,10 @@ def test_flatten_and_split(rng, device):
 
 def test_workers_leave_ctrl_c_to_the_first_process(images):
     with start_workers(Tiny(), None, 2, 50, 0) as crew:
-        before = crew.mean(images, [7])[0]
+        before = crew.mean((images,), [7])[0]
         os.kill(crew.processes[0].pid, signal.SIGINT)
         time.sleep(0.1)
-        assert crew.mean(images, [7])[0] == before
+        assert crew.mean((images,), [7])[0] == before
 
 
 def test_each_worker_has_one_blas_thread(images):
@@ -109,22 +109,22 @@ def test_the_mean_and_its_gradient(workers, images):
         expected += loss.item() * len(part) / 50
         gradient = gradient + flatten([g.data for g in grad(loss, model.parameters())]) * (len(part) / 50)
     with start_workers(model, None, workers, 50, 0) as crew:
-        loss, flat, stop = crew.mean(images, [7])
+        loss, flat, stop = crew.mean((images,), [7])
         assert loss == pytest.approx(expected, rel=1e-6) and not stop
         np.testing.assert_allclose(flat, gradient, rtol=1e-5, atol=1e-6)
-        assert crew.mean(images, [7])[0] == loss != crew.mean(images, [8])[0]
-        alone, nothing, stop = crew.mean(images, [7], gradients=False, stop=lambda: True)
+        assert crew.mean((images,), [7])[0] == loss != crew.mean(images, [8])[0]
+        alone, nothing, stop = crew.mean((images,), [7], gradients=False, stop=lambda: True)
         assert alone == pytest.approx(loss, rel=1e-6) and nothing.size == 0 and stop
 
 
 def test_workers_see_the_present_parameters(images):
     model = Tiny()
     with start_workers(model, None, 2, 50, 0) as crew:
-        before = crew.mean(images, [7])[0]
+        before = crew.mean((images,), [7])[0]
         model.layer.bias.data = model.layer.bias.data + 1  # a new array, as loading and averaging make
-        after = crew.mean(images, [7])[0]
+        after = crew.mean((images,), [7])[0]
     with start_workers(model, None, 1, 50, 0) as crew:
-        assert crew.mean(images, [7])[0] == after != before
+        assert crew.mean((images,), [7])[0] == after != before
 
 
 def test_parameters_of_several_dtypes(images):
@@ -142,8 +142,8 @@ def test_parameters_of_several_dtypes(images):
 
 def test_more_images_than_gradients_have_slots_for(images):
     with start_workers(Tiny(), None, 2, 20, 50) as crew:
-        assert np.isfinite(crew.mean(images, [1], gradients=False)[0])
-        assert crew.mean(images[:20], [1])[1].any()
+        assert np.isfinite(crew.mean((images,), [1], gradients=False)[0])
+        assert crew.mean((images[:20],), [1])[1].any()
 
 
 def test_work_really_is_elsewhere(images, tmp_path):
@@ -194,7 +194,7 @@ def test_a_worker_that_died_between_steps_is_named(images):
         crew.processes[0].kill()
         crew.processes[0].join()
         with pytest.raises(RuntimeError, match="a worker process was ended from outside"):
-            crew.mean(images, [1])
+            crew.mean((images,), [1])
 
 
 @pytest.mark.parametrize(

@@ -1043,3 +1043,54 @@ def test_fit_refuses(options, message, images, rng):
     model = Tiny(0)
     with pytest.raises(ValueError, match=message):
         fit(model, images, **{"steps": 1, **options}, optimizer=SGD(model.parameters(), 0.1), rng=rng)
+
+
+def test_labels_go_with_their_images(rng):
+    """Whatever the order and the worker: image and label are the same number here."""
+
+    class Compares(Linear):
+        unit = "differences"
+
+        def loss(self, x, rng, labels):
+            assert x.shape[0] == len(labels)
+            return (x.reshape(-1) - Tensor(labels)).sum() ** 2 + 0 * self.weight.sum() + 0 * self.bias.sum()
+
+    numbers = rng.permutation(100).astype(np.float32)
+    images, model = numbers.reshape(-1, 1, 1, 1), Compares(1, 1, rng=rng)
+    held_out = {"validation": images[::-1], "validation_labels": numbers[::-1]}
+    for workers in (1, 3):
+        record = fit(
+            model,
+            images,
+            labels=numbers,
+            steps=4,
+            optimizer=SGD(model.parameters(), 0.1),
+            rng=rng,
+            batch_size=40,
+            workers=workers,
+            progress=False,
+            **held_out,
+        )
+        assert record[-1]["train"] == record[-1]["validation"] == 0
+        assert evaluate(model, images, rng, labels=numbers, workers=workers) == 0
+        assert evaluate(model, images, rng, labels=numbers[::-1], workers=workers) > 0
+
+
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        ({"labels": np.zeros(7)}, r"^labels: has shape \(7,\), needs \(8,\), one an image"),
+        ({"labels": np.zeros((8, 1))}, r"^labels: has shape \(8, 1\), needs \(8,\)"),
+        (
+            {"labels": np.zeros(8), "validation": np.zeros((3, 1, 2, 2)), "validation_labels": [1, 2]},
+            r"^validation_labels: has shape \(2,\), needs \(3,\)",
+        ),
+    ],
+)
+def test_labels_of_another_number_are_refused(given, message, rng):
+    model = Autoencoder((1, 2, 2), code=2, rng=rng)
+    with pytest.raises(ValueError, match=message):
+        fit(model, np.zeros((8, 1, 2, 2)), steps=1, optimizer=SGD(model.parameters(), 0.1), rng=rng, **given)
+    if "validation" not in given:
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, np.zeros((8, 1, 2, 2)), rng, **given)

@@ -124,20 +124,20 @@ class Workers:
         for pipe in self.pipes:
             pipe.close()
 
-    def shards(self, images, seeds):
+    def shards(self, batch, seeds):
         """The shards of a minibatch, each with its seeds; on a device one for each rank."""
-        size = SHARD if self.model.device == "cpu" else -(-len(images) // (self.comm.size if self.comm else 1))
-        starts = range(0, len(images), size)
-        return [(images[start : start + size], [*seeds, i]) for i, start in enumerate(starts)]
+        n = len(batch[0])
+        size = SHARD if self.model.device == "cpu" else -(-n // (self.comm.size if self.comm else 1))
+        parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
+        return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
-    def mean(self, images, seeds, gradients: bool = True, stop=lambda: False):
-        """The mean loss over ``images``, its gradient as one flat array, and whether any rank says ``stop()``.
-
-        On a device nothing of it is waited for.
+    def mean(self, batch, seeds, gradients: bool = True, stop=lambda: False):
+        """The mean loss over ``batch``, (images,) or (images, labels), its gradient as one flat array, and whether any
+        rank says ``stop()``. On a device nothing of it is waited for.
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
-        mine = enumerate(self.shards(images, seeds)[rank::ranks])
-        tasks = [(slot, len(part) / len(images), part, seed) for slot, (part, seed) in mine]
+        mine = enumerate(self.shards(batch, seeds)[rank::ranks])
+        tasks = [(slot, len(part[0]) / len(batch[0]), part, seed) for slot, (part, seed) in mine]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
             self.weights[...] = flatten([p.data for p in self.parameters])
@@ -163,9 +163,9 @@ class Workers:
     def _run(self, share, gradients):
         """{slot: weighted loss} of a share of the shards; their weighted gradients go into the slots."""
         losses = {}
-        for slot, weight, images, seeds in share:
+        for slot, weight, part, seeds in share:
             with contextlib.nullcontext() if gradients else no_grad():
-                loss = shard_loss(self.model, images, self.prepare, seeds)
+                loss = shard_loss(self.model, part, self.prepare, seeds)
             if gradients:
                 found = grad(loss, self.parameters)
                 self.slots[slot] = flatten([g.data for g in found]) * weight
@@ -198,11 +198,11 @@ def _workers_alive():
         raise RuntimeError("a worker process was ended from outside, perhaps for want of memory") from error
 
 
-def shard_loss(model, images, prepare, seeds) -> Tensor:
-    """The model's loss on ``images``, with all noise from ``seeds``."""
-    rng = np.random.default_rng(seeds)
+def shard_loss(model, part, prepare, seeds) -> Tensor:
+    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``."""
+    rng, (images, *labels) = np.random.default_rng(seeds), part
     x = images if prepare is None else prepare(images.copy(), rng)  # which may change them
-    return model.loss(Tensor(to_device(x, model.device)), rng)
+    return model.loss(Tensor(to_device(x, model.device)), rng, *labels)
 
 
 def _shared(shape, dtype):

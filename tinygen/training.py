@@ -35,12 +35,14 @@ def fit(
     steps: int,
     optimizer: Optimizer,
     rng: np.random.Generator,
+    labels: np.ndarray | None = None,
     batch_size: int = 64,
     prepare: Callable | None = None,
     schedule: Callable[[float], float] | None = None,
     clip_norm: float | None = None,
     averaging: float | None = None,
     validation: np.ndarray | None = None,
+    validation_labels: np.ndarray | None = None,
     validate_every: int = 500,
     checkpoint: str | Path | None = None,
     workers: int | None = None,
@@ -48,11 +50,12 @@ def fit(
 ) -> list[dict]:
     """Minimize ``model.loss`` on ``images`` (N, C, H, W), a NumPy array, for ``steps`` minibatches in shuffled epochs.
 
+    ``labels`` (N,): of the images, cut with them and handed on as ``model.loss(images, rng, labels)``.
     ``prepare(images, rng)``: applied to each part of a batch, e.g. ``data.binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
-    which validation uses and the model has at the end. ``validation``: images whose mean loss is taken every
-    ``validate_every`` steps and at the end, with the same noise each time.
+    which validation uses and the model has at the end. ``validation``: images (with ``validation_labels``) whose mean
+    loss is taken every ``validate_every`` steps and at the end, with the same noise each time.
     ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it
     (for longer, if ``steps`` is larger now); the parameters end bit-identical to those of a run that was not
     interrupted. One of another model, optimizer, rate, batch size and so on is refused.
@@ -70,10 +73,8 @@ def fit(
     """
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         raise ValueError(f"images: got {getattr(images, 'shape', type(images).__name__)}, needs an array (N, C, H, W)")
-    if len(images) == 0:
-        raise ValueError("images: the set is empty")
-    if validation is not None and len(validation) == 0:
-        raise ValueError("validation: the set is empty")
+    data = _set("images", images, "labels", labels)
+    held_out = None if validation is None else _set("validation", validation, "validation_labels", validation_labels)
     for name, value, smallest in [
         ("batch_size", batch_size, 1),
         ("validate_every", validate_every, 1),
@@ -111,14 +112,15 @@ def fit(
         while True:
             if run.noted < run.step and (run.step % validate_every == 0 or run.step == steps):
                 figure = None
-                if validation is not None:
+                if held_out is not None:
                     with run.averaged():
-                        figure = _evaluate(model, validation, [run.seed, 2], crew)
+                        figure = _evaluate(model, held_out, [run.seed, 2], crew)
                 run.note(figure)
             if run.step == steps or (looked and stop):  # what is saved has been looked at
                 break
             begun = time.perf_counter()
-            batch, seeds = images[_batch(len(images), batch_size, run.seed, run.step)], [run.seed, 1, run.step]
+            chosen, seeds = _batch(len(images), batch_size, run.seed, run.step), [run.seed, 1, run.step]
+            batch = tuple(array[chosen] for array in data)
             if schedule is not None:
                 optimizer.lr = full_rate * schedule((run.step + 0.5) / steps)
             loss, gradient, stop = crew.mean(batch, seeds, stop=interrupted.is_set)
@@ -140,7 +142,7 @@ def fit(
                 run.average.step()
             run.step += 1
             run.seconds += time.perf_counter() - begun
-            bar.update(len(batch))
+            bar.update(len(chosen))
             if crew.comm is None:
                 stop = interrupted.is_set()
             if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
@@ -164,6 +166,7 @@ def evaluate(
     model: Module,
     images: np.ndarray,
     rng: np.random.Generator,
+    labels: np.ndarray | None = None,
     prepare: Callable | None = None,
     workers: int | None = None,
 ) -> float:
@@ -171,21 +174,30 @@ def evaluate(
 
     Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
-    if len(images) == 0:
-        raise ValueError("images: the set is empty")
+    data = _set("images", images, "labels", labels)
     with start_workers(model, prepare, workers, 0, len(images)) as crew:
-        return _evaluate(model, images, [of_first_rank(int(rng.integers(2**63)))], crew)
+        return _evaluate(model, data, [of_first_rank(int(rng.integers(2**63)))], crew)
 
 
 # -- the parts of a step
 
 
-def _evaluate(model, images, seeds, crew) -> float:
+def _set(name, images, name_of_labels, labels) -> tuple:
+    """(images,) or (images, labels). Raises ValueError where there are none, or not one label an image."""
+    if len(images) == 0:
+        raise ValueError(f"{name}: the set is empty")
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise ValueError(f"{name_of_labels}: has shape {np.shape(labels)}, needs ({len(images)},), one an image")
+    return (images,) if labels is None else (images, np.asarray(labels))
+
+
+def _evaluate(model, data, seeds, crew) -> float:
     """In parts where the images have a device to fit on."""
-    size = len(images) if model.device == "cpu" else 256
-    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    n = len(data[0])
+    size = n if model.device == "cpu" else 256
+    parts = [tuple(array[start : start + size] for array in data) for start in range(0, n, size)]
     losses = [crew.mean(part, [*seeds, i], gradients=False)[0] for i, part in enumerate(parts)]
-    return sum(float(loss) * (len(part) / len(images)) for loss, part in zip(losses, parts))
+    return sum(float(loss) * (len(part[0]) / n) for loss, part in zip(losses, parts))
 
 
 @functools.lru_cache(maxsize=1)
@@ -264,8 +276,8 @@ def _explain(model, shards, prepare, step):
     if model.device != "cpu":
         step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # nobody has looked since
     _check_parameters(model, step)
-    for images, seeds in shards:
-        loss = shard_loss(model, images, prepare, seeds)
+    for part, seeds in shards:
+        loss = shard_loss(model, part, prepare, seeds)
         results = {"the loss": loss}
         if _finite(loss.data):
             gradients = grad(loss, model.parameters(), create_graph=True)

@@ -20,6 +20,7 @@ class Autoregressive(Module):
     """Images (N, C, H, W) of whole numbers 0 .. levels - 1."""
 
     unit = "nats per image"  # of the loss
+    classes = 0  # that the images are given with: a subclass with some has ``network(x, apply, labels)``
 
     def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
@@ -32,28 +33,43 @@ class Autoregressive(Module):
         """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, relu)`` evaluates a layer."""
         raise NotImplementedError
 
-    def logits(self, x) -> Tensor:
+    def logits(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(Tensor(self._scaled(x)), Module.__call__)
+        y = self.network(Tensor(self._scaled(x)), Module.__call__, **self._given(labels, n))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
-    def log_prob(self, x) -> Tensor:
-        """(N, C, H, W) -> (N,): log p(x) in nats, exact.
+    def log_prob(self, x, labels=None) -> Tensor:
+        """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
 
-        Raises ValueError for another shape, an empty batch, or (on the host) values that are not 0 .. levels - 1.
+        Raises ValueError for another shape, an empty batch, labels that do not fit, or (on the host) values that are
+        not 0 .. levels - 1.
         """
         x = check_images(x, self.image_shape, self.levels)
-        return self._distribution(self.logits(x), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
+        return self._distribution(self.logits(x, labels), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
 
-    def loss(self, x, rng=None) -> Tensor:
+    def loss(self, x, rng=None, labels=None) -> Tensor:
         """Mean of -log p(x) in nats per image; ``rng`` is not needed."""
-        return -self.log_prob(x).mean()
+        return -self.log_prob(x, labels).mean()
 
     def _scaled(self, x):
         """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""
         return x.astype(self.dtype) * (2 / (self.levels - 1)) - 1
+
+    def _given(self, labels, n) -> dict:
+        """What ``network`` is given beside the image: nothing, or labels (n,) on the model's device."""
+        if not self.classes and labels is None:
+            return {}
+        if not self.classes:
+            raise ValueError("labels: the model was built without classes")
+        found = getattr(labels, "dtype", None) or np.asarray(labels).dtype
+        if labels is None or np.shape(labels) != (n,) or found.kind not in "iu":
+            got = "none" if labels is None else f"shape {np.shape(labels)}, dtype {found}"
+            raise ValueError(f"labels: got {got}, needs ({n},) whole numbers, the class of each image")
+        if isinstance(labels, list | np.ndarray) and not (0 <= np.min(labels) and np.max(labels) < self.classes):
+            raise ValueError(f"labels: from {np.min(labels)} to {np.max(labels)}, needs 0 .. {self.classes - 1}")
+        return {"labels": to_device(labels if hasattr(labels, "dtype") else np.asarray(labels), self.device)}
 
     def _distribution(self, logits, axis):
         """Of the values, given logits with the K outputs along ``axis``."""
@@ -66,12 +82,13 @@ class Autoregressive(Module):
         return x.astype(self.dtype if self.levels == 2 else np.int64)
 
     @no_grad()
-    def sample(self, n: int, rng: np.random.Generator, given=None, mask=None):
+    def sample(self, n: int, rng: np.random.Generator, given=None, mask=None, labels=None):
         """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
 
         ``given`` (n, C, H, W) with a boolean ``mask`` that broadcasts to it: values to keep where the mask holds; each
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
-        Raises ValueError for n < 1, or where only one of ``given`` and ``mask`` is there or does not fit.
+        ``labels`` (n,): the classes to draw from, for a model with classes.
+        Raises ValueError for n < 1, where only one of ``given`` and ``mask`` is there, or where something does not fit.
         """
         check_count("n", n)
         if (given is None) != (mask is None):
@@ -91,13 +108,15 @@ class Autoregressive(Module):
             except ValueError:
                 raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
+        of_class = self._given(labels, n)
         cache = PixelCache(n, self.image_shape, self.parameters()[0].data)
         c, height, width = self.image_shape
         for row in range(height):
             for column in range(width):
                 cache.at(row, column)
                 for colour in range(c):
-                    y = self.network(Tensor(self._scaled(x[:, :, row, column]).T), cache)  # sees the colours before
+                    seen = Tensor(self._scaled(x[:, :, row, column]).T)  # the colours before
+                    y = self.network(seen, cache, **of_class)
                     logits = y.reshape(c, self.outputs, n)[colour]
                     drawn = self._distribution(logits, axis=0).at(u[:, colour, row, column])
                     if keep is not None:

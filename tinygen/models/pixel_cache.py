@@ -8,6 +8,7 @@ are the right factor of one matrix product for all taps in a row of the kernel.
 
 from tinygen.backend import xp
 from tinygen.nn.conv import MaskedConv2d
+from tinygen.nn.gated import Gate, VerticalStack
 from tinygen.nn.recurrent import DiagonalBiLSTM, RowLSTM, input_weights
 from tinygen.ops.elementwise import Sigmoid
 from tinygen.tensor import Tensor
@@ -19,27 +20,27 @@ class PixelCache:
     def __init__(self, n: int, image_shape, like):
         self.n, (_, self.height, self.width) = n, image_shape
         self.like = like  # an array of the dtype and on the device wanted
-        self.layers = {}
-        self.first = None
+        self.layers, self.readers = {}, []
 
     def at(self, row: int, column: int) -> None:
         """The pixel that comes next. Pixels come in raster order; one may be evaluated several times (R, G, B)."""
         self.row, self.column = row, column
 
-    def __call__(self, layer, h: Tensor, relu: bool = False) -> Tensor:
+    def __call__(self, layer, h: Tensor, relu: bool = False, **given) -> Tensor:
         if layer not in self.layers:
-            kind = {MaskedConv2d: ConvPixel, RowLSTM: RowPixel, DiagonalBiLSTM: DiagonalPixel}[type(layer)]
-            self.layers[layer] = kind(layer, self)
-            self.first = self.first or self.layers[layer]
+            self.layers[layer] = KINDS[type(layer)](layer, self)
+            if isinstance(layer, VerticalStack) or getattr(layer, "kind", None) == "A":
+                self.readers.append(self.layers[layer])
         h = xp(h.data).maximum(h.data, 0) if relu else h.data
-        return Tensor(self.layers[layer](h, self.row, self.column))
+        return Tensor(self.layers[layer](h, self.row, self.column, **given))
 
     def input(self, column) -> None:
-        """The pixel's final values, which the first layer (mask A) sees from the next pixel on.
+        """The pixel's final values, which the layers that read the image see from the next pixel on.
 
-        Only the first layer: nothing else that was kept at this pixel depends on its last colour.
+        Only these: nothing else that was kept at this pixel depends on its last colour.
         """
-        self.first.store(column, self.row, self.column)
+        for layer in self.readers:
+            layer.store(column, self.row, self.column)
 
     def zeros(self, *shape):
         return xp(self.like).zeros((*shape, self.n), self.like.dtype)
@@ -72,10 +73,54 @@ class ConvPixel:
         if self.pointwise:
             return self.rows[0][2] @ h + self.bias
         self.store(h, row, column)
+        return self.at(row, column)
+
+    def at(self, row, column):
+        """Of the inputs that are stored."""
         y = self.bias
         for i, taps, matrix in self.rows:
             y = y + matrix @ self.inputs[row + i, column : column + taps].reshape(matrix.shape[1], -1)
         return y
+
+
+class GatePixel:
+    def __init__(self, layer, cache):
+        self.layer, self.of_class = layer, None
+
+    def __call__(self, x, row, column, labels=None):
+        if labels is not None:
+            if self.of_class is None:
+                self.of_class = self.layer.weight.data[labels].T
+            x = x + self.of_class
+        f, g = x.reshape(self.layer.groups, 2, -1, x.shape[1]).swapaxes(0, 1)
+        return (xp(x).tanh(f) * Sigmoid().forward(g)).reshape(-1, x.shape[1])
+
+
+class VerticalPixel:
+    """A vertical stack. It needs whole rows, but none below the last: so when a row begins, all of it is computed
+    from the rows above, again one pixel's work a pixel.
+    """
+
+    def __init__(self, layer, cache):
+        self.convs = [ConvPixel(conv, cache) for conv in layer.convs]
+        self.gates = [GatePixel(gate, cache) for gate in layer.gates]
+        self.links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in layer.links]
+        self.told = cache.zeros(cache.width, len(self.links), self.links[0][1].size)  # of this row, for each layer
+        self.row = None
+
+    def store(self, image, row, column):
+        self.convs[0].store(image, row, column)
+
+    def __call__(self, image, row, column, labels=None):
+        if row != self.row:
+            for i, (weight, bias) in enumerate(self.links):
+                for j in range(len(self.told)):
+                    y = self.convs[i].at(row, j)
+                    self.told[j, i] = weight @ y + bias
+                    if i < len(self.gates):
+                        self.convs[i + 1].store(self.gates[i](y, row, j, labels), row, j)
+            self.row = row
+        return self.told[column]
 
 
 class RowPixel:
@@ -149,3 +194,12 @@ def _cell(a, c):
     i, f, g, o = a.reshape(4, *c.shape)
     c = sigmoid(f) * c + sigmoid(i) * xp(a).tanh(g)
     return sigmoid(o) * xp(a).tanh(c), c
+
+
+KINDS = {
+    MaskedConv2d: ConvPixel,
+    Gate: GatePixel,
+    VerticalStack: VerticalPixel,
+    RowLSTM: RowPixel,
+    DiagonalBiLSTM: DiagonalPixel,
+}

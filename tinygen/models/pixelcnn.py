@@ -20,11 +20,13 @@ class PixelCNN(Autoregressive):
     The blind spot (pixels above, to the right, that 3x3 masks never reach) is the paper's: Gated PixelCNN removes it.
     """
 
-    def __init__(self, image_shape=(1, 28, 28), levels=2, width=32, blocks=7, kernel=3, *, rng: np.random.Generator):
+    def __init__(
+        self, image_shape=(1, 28, 28), levels=2, width=32, blocks=7, kernel=3, first=7, *, rng: np.random.Generator
+    ):
         super().__init__(image_shape, levels, width)
         groups = self.image_shape[0]
         stream = 2 * width
-        self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
+        self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.blocks = [ResidualBlock(width, kernel, groups, rng=rng) for _ in range(check_count("blocks", blocks, 0))]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)

@@ -21,13 +21,15 @@ class PixelRNN(Autoregressive):
     the right begins, stays unseen. That is the paper's construction.
     """
 
-    def __init__(self, kind="row", image_shape=(1, 28, 28), levels=2, width=16, layers=7, *, rng: np.random.Generator):
+    def __init__(
+        self, kind="row", image_shape=(1, 28, 28), levels=2, width=16, layers=7, first=7, *, rng: np.random.Generator
+    ):
         super().__init__(image_shape, levels, width)
         if kind not in KINDS:
             raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
         groups = self.image_shape[0]
         stream = 2 * width
-        self.first = MaskedConv2d("A", groups, stream, 7, groups, rng=rng)
+        self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.layers = [
             ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(check_count("layers", layers, 0))
         ]

@@ -1,6 +1,7 @@
 """Layers: they own parameters and call ops."""
 
 from tinygen.nn.conv import Conv2d, MaskedConv2d, UpConv2d
+from tinygen.nn.gated import Gate, VerticalStack
 from tinygen.nn.linear import Linear
 from tinygen.nn.module import Dropout, Module, Parameter, Sequential
 from tinygen.nn.recurrent import LSTM, DiagonalBiLSTM, RowLSTM
@@ -10,6 +11,7 @@ __all__ = [
     "Conv2d",
     "DiagonalBiLSTM",
     "Dropout",
+    "Gate",
     "Linear",
     "MaskedConv2d",
     "Module",
@@ -17,4 +19,5 @@ __all__ = [
     "RowLSTM",
     "Sequential",
     "UpConv2d",
+    "VerticalStack",
 ]

@@ -67,15 +67,16 @@ class MaskedConv2d(Module):
     An output pixel sees the rows above and, in its own row, what lies left. Of its own position, mask ``"A"`` shows
     only earlier colour groups and ``"B"`` its own group too. ``groups`` cuts input and output channels into that many
     blocks in the order of the colours: 1 for grey images (A hides the centre), 3 for R, G, B.
+    For the vertical stack of Gated PixelCNN, mask ``"above"`` shows the rows above alone, ``"rows"`` its own row too.
     Weights that the mask forbids are zero and stay zero. Kernel sizes are odd.
     Raises ValueError for an even kernel, an unknown mask, or channels that ``groups`` does not divide.
-    Source: van den Oord et al. 2016, section 3.4, figure 2.
+    Source: van den Oord et al. 2016, section 3.4, figure 2; 2016b, figure 1.
     """
 
     def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, scale: float = 1.0):
         kh, kw = kernel_size = _pair(kernel_size)
-        if mask not in ("A", "B"):
-            raise ValueError(f"MaskedConv2d: mask is {mask!r}, needs 'A' or 'B'")
+        if mask not in ("A", "B", "above", "rows"):
+            raise ValueError(f"MaskedConv2d: mask is {mask!r}, needs 'A', 'B', 'above' or 'rows'")
         if kh % 2 == 0 or kw % 2 == 0:
             raise ValueError(f"MaskedConv2d: kernel_size is {kernel_size}, needs odd numbers")
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -85,10 +86,13 @@ class MaskedConv2d(Module):
         self.kind, self.padding = mask, (kh // 2, kw // 2)
         kept = np.zeros((out_channels, in_channels, kh, kw), bool)
         kept[:, :, : kh // 2] = True  # rows above
-        kept[:, :, kh // 2, : kw // 2] = True  # left in the same row
-        of_output, of_input = (np.arange(n) * groups // n for n in (out_channels, in_channels))
-        earlier = of_output[:, None] > of_input if mask == "A" else of_output[:, None] >= of_input
-        kept[:, :, kh // 2, kw // 2] = earlier
+        if mask in ("A", "B"):
+            kept[:, :, kh // 2, : kw // 2] = True  # left in the same row
+            of_output, of_input = (np.arange(n) * groups // n for n in (out_channels, in_channels))
+            earlier = of_output[:, None] > of_input if mask == "A" else of_output[:, None] >= of_input
+            kept[:, :, kh // 2, kw // 2] = earlier
+        else:
+            kept[:, :, kh // 2] = mask == "rows"
         self.mask = kept.any((0, 1))  # (kh, kw): taps that the convolution visits
         # Only with several groups does a visited tap have forbidden weights.
         self.channel_mask = None if (kept == self.mask).all() else kept.astype(np.float32)

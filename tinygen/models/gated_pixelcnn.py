@@ -1,0 +1,63 @@
+"""Gated PixelCNN: two stacks without a blind spot, gates, and classes (van den Oord et al. 2016b, arXiv 1606.05328)."""
+
+import numpy as np
+
+from tinygen.models.autoregressive import Autoregressive
+from tinygen.models.images import check_count
+from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
+
+
+class GatedPixelCNN(Autoregressive):
+    """p(x | class) = prod_i p(x_i | x_<i, class): a vertical stack sees all rows above, a horizontal one the pixels
+    to the left and, layer by layer, what the vertical one has seen; then twice (ReLU, 1x1 mask B).
+
+    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width``: channels of each stack, a multiple of C;
+    ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size; ``first``:
+    that of the first layer; ``classes``: how many, or 0 for a model without. With classes, ``log_prob``, ``loss`` and
+    ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
+
+    Deviation from the paper: as in PixelCNN, residual branches and logits start at zero.
+    """
+
+    def __init__(
+        self,
+        image_shape=(1, 28, 28),
+        levels=2,
+        width=32,
+        layers=7,
+        kernel=3,
+        first=7,
+        classes=0,
+        *,
+        rng: np.random.Generator,
+    ):
+        super().__init__(image_shape, levels, width)
+        groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
+        self.vertical = VerticalStack(
+            groups, width, check_count("layers", layers, 0) + 1, first, kernel, classes, rng=rng
+        )
+        self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
+        self.layers = [HorizontalLayer("B", width, width, kernel, groups, classes, rng=rng) for _ in range(layers)]
+        self.hidden = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=2.0)
+        self.last = MaskedConv2d("B", 2 * width, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
+
+    def network(self, x, apply, labels=None):
+        above = apply(self.vertical, x, labels=labels)
+        h = self.first(x, above[0], apply, labels)
+        for i, layer in enumerate(self.layers):
+            h = h + layer(h, above[i + 1], apply, labels)
+        h = apply(self.hidden, h, relu=True)
+        return apply(self.last, h, relu=True)
+
+
+class HorizontalLayer(Module):
+    """1 x k masked convolution, plus what the vertical stack has seen, gate, 1x1."""
+
+    def __init__(self, mask, channels, width, kernel, groups, classes, *, rng):
+        self.conv = MaskedConv2d(mask, channels, 2 * width, (1, kernel), groups, rng=rng)
+        self.gate = Gate(width, groups, classes)
+        self.out = MaskedConv2d("B", width, width, 1, groups, rng=rng, scale=1.0 if mask == "A" else 0.0)
+
+    def forward(self, h, above, apply, labels=None):
+        y = apply(self.gate, apply(self.conv, h) + above, labels=labels)
+        return apply(self.out, y)

@@ -1,0 +1,53 @@
+"""Layers of Gated PixelCNN: the gate, and the stack of convolutions that sees the rows above."""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.nn import init
+from tinygen.nn.conv import Conv2d, MaskedConv2d
+from tinygen.nn.module import Module
+
+
+class Gate(Module):
+    """tanh(f + V_f h) sigmoid(g + V_g h): (N, 2 channels, H, W) -> (N, channels, H, W).
+
+    f and g are the halves of x's channels (of each colour group's), h the one-hot class, given as ``labels`` (N,);
+    without ``classes`` there is no h. Source: van den Oord et al. 2016b, equations 2 and 4.
+    """
+
+    def __init__(self, channels: int, groups: int = 1, classes: int = 0):
+        self.groups = groups
+        self.weight = init.zeros((classes, 2 * channels)) if classes else None
+
+    def forward(self, x, labels=None):
+        n, _, height, width = x.shape
+        if labels is not None:
+            x = x + self.weight[labels].reshape(n, -1, 1, 1)
+        halves = x.reshape(n, self.groups, 2, -1, height, width)
+        y = ops.tanh(halves[:, :, 0]) * ops.sigmoid(halves[:, :, 1])
+        return y.reshape(n, -1, height, width)
+
+
+class VerticalStack(Module):
+    """What each pixel is told of the rows above, all of it: (N, channels, H, W) -> for each layer (N, 2 width, H, W).
+
+    Gated convolutions whose rows end above the pixel in the first layer (``first`` x ``first``), at its own row in the
+    others (``kernel`` x ``kernel``): nothing to the right is missed, and nothing of the image's own row is seen.
+    A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
+    Source: van den Oord et al. 2016b, section 2.2, figure 2.
+    """
+
+    def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
+        self.convs = [MaskedConv2d("above", channels, 2 * width, first, rng=rng)]
+        self.convs += [MaskedConv2d("rows", width, 2 * width, kernel, rng=rng) for _ in range(layers - 1)]
+        self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
+        self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
+
+    def forward(self, x, labels=None):
+        told = []
+        for i, (conv, link) in enumerate(zip(self.convs, self.links)):
+            y = conv(x)
+            told.append(link(y))
+            if i < len(self.gates):
+                x = self.gates[i](y, labels)
+        return told
