@@ -9,13 +9,14 @@ import pytest
 from tinygen import Tensor
 from tinygen.backend import to_device, to_host
 from tinygen.nn import Parameter
-from tinygen.optim import SGD, Adam, Average, RMSProp, cosine
+from tinygen.optim import SGD, Adam, Average, Muon, RMSProp, cosine, orthogonalized
 
 OPTIMIZERS = {
     "sgd": functools.partial(SGD, lr=0.1),
     "momentum": functools.partial(SGD, lr=0.1, momentum=0.9),
     "rmsprop": functools.partial(RMSProp, lr=0.01, alpha=0.9),
     "adam": functools.partial(Adam, lr=0.01, betas=(0.8, 0.95)),
+    "muon": functools.partial(Muon, lr=0.01, momentum=0.8),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -83,16 +84,29 @@ def written_out(name, p, gradients):
             p = p - 0.1 * (0.9**age * past).sum(0)
         elif name == "rmsprop":
             p = p - 0.01 * g[t - 1] / (np.sqrt((0.1 * 0.9**age * past**2).sum(0)) + 1e-8)
+        elif name == "muon" and p.ndim > 1:
+            m = 0.2 * (0.8 ** (age + 1) * past).sum(0) + 0.2 * past[-1]  # Nesterov's, one step ahead
+            p = p - 0.01 * 0.2 * np.sqrt(max(p.shape[0], p[0].size)) * by_singular_values(m)
         else:
-            m = (0.8**age * past).sum(0) / (0.8**age).sum(0)  # weights that sum to one: the bias is gone
-            v = (0.95**age * past**2).sum(0) / (0.95**age).sum(0)
+            b1, b2 = (0.8, 0.95) if name == "adam" else (0.9, 0.999)
+            m = (b1**age * past).sum(0) / (b1**age).sum(0)  # weights that sum to one: the bias is gone
+            v = (b2**age * past**2).sum(0) / (b2**age).sum(0)
             p = p - 0.01 * m / (np.sqrt(v) + 1e-8)
     return p
 
 
+def by_singular_values(g):
+    """The five steps of Newton and Schulz on the singular values alone."""
+    u, s, v = np.linalg.svd(g.reshape(len(g), -1), full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s @ v).reshape(g.shape)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fifty_steps(name, device, rng):
-    shapes = [(3, 2), (4,), ()]
+    shapes = [(3, 2), (2, 5, 3, 1), (4,), ()]
     start = [rng.standard_normal(shape) for shape in shapes]
     gradients = [[rng.standard_normal(shape) for shape in shapes] for _ in range(50)]
     parameters = [parameter(p, device) for p in start]
@@ -107,13 +121,32 @@ def test_fifty_steps(name, device, rng):
         np.testing.assert_allclose(to_host(p.data), expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (1, 7), (7, 1)])
+def test_orthogonalized(shape, device, rng):
+    """All singular values of the result are near 1, whatever those of g are (from 1 to 1/30 here)."""
+    u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    g = u * np.geomspace(1, 1 / 30, min(shape)) @ v
+    o = to_host(orthogonalized(to_device(g, device)))
+    assert o.shape == shape
+    np.testing.assert_allclose(np.linalg.svd(o)[1], 1, atol=0.35)
+    np.testing.assert_allclose(to_host(orthogonalized(to_device(1e-4 * g, device))), o, rtol=1e-6)
+    np.testing.assert_allclose(u.T @ o @ v.T, np.diag(np.diag(u.T @ o @ v.T)), atol=1e-12)  # the same directions
+
+
+def test_orthogonalized_zero_and_masked():
+    assert (orthogonalized(np.zeros((3, 4))) == 0).all()
+    g = np.random.default_rng(0).standard_normal((6, 8))
+    g[:, 2::3] = 0  # weights that a mask forbids have no gradient, and stay
+    assert (orthogonalized(g)[:, 2::3] == 0).all()
+
+
 @every_optimizer
 def test_float32_stays(make, device):
-    p = parameter([1.0, 2.0], device, np.float32)
-    optimizer = make([p])
-    give([p], [[0.1, 0.2]])
+    p, q = parameter([1.0, 2.0], device, np.float32), parameter([[1.0, 2.0]], device, np.float32)
+    optimizer = make([p, q])
+    give([p, q], [[0.1, 0.2], [[0.3, 0.4]]])
     optimizer.step()
-    assert p.dtype == np.float32
+    assert p.dtype == q.dtype == np.float32
     assert all(a.dtype == np.float32 for slots in optimizer.state for a in slots.values())
 
 
@@ -132,10 +165,11 @@ def test_step_moves_nothing_between_host_and_device(make, strict):
 
 def test_gradients_are_left_as_they_are():
     p = parameter([1.0, 2.0])
+    q = parameter([[1.0, 2.0]])
     for make in OPTIMIZERS.values():
-        give([p], [[0.5, -0.25]])
-        make([p]).step()
-        assert p.grad.data.tolist() == [0.5, -0.25]
+        give([p, q], [[0.5, -0.25], [[1.0, 2.0]]])
+        make([p, q]).step()
+        assert p.grad.data.tolist() == [0.5, -0.25] and q.grad.data.tolist() == [[1.0, 2.0]]
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

@@ -699,3 +699,20 @@ def test_clipped_training(clip_norm, dtype, rng):
     fit(model, images, steps=10, optimizer=own, rng=rng, batch_size=16, clip_norm=clip_norm, progress=False)
     for p, t in zip(model.parameters(), weights.values()):
         close(p, t, dtype)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_muon(shape, rng):
+    """PyTorch's, which multiplies in bfloat16: hence the tolerance, of the distance moved."""
+    start = rng.standard_normal(shape).astype(np.float32)
+    ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
+    a = optim.Muon([ours], 0.01)
+    b = torch.optim.Muon([theirs], 0.01, weight_decay=0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(20):
+        g = rng.standard_normal(shape).astype(np.float32)
+        ours.grad, theirs.grad = Tensor(g), torch.tensor(g)
+        a.step()
+        b.step()
+    moved = theirs.detach().numpy() - start
+    assert np.linalg.norm(ours.data - start - moved) < 0.02 * np.linalg.norm(moved)
