@@ -265,7 +265,7 @@ def test_masked_conv_counts_only_the_inputs_it_sees(rng):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (("C", 1, 1, 3), "mask is 'C', needs 'A' or 'B'"),
+        (("C", 1, 1, 3), "mask is 'C', needs 'A', 'B', 'above' or 'rows'"),
         (("A", 1, 1, 4), r"kernel_size is \(4, 4\), needs odd numbers"),
         (("A", 1, 1, (3, 2)), r"kernel_size is \(3, 2\), needs odd numbers"),
         (("A", 3, 8, 3, 3), "3 and 8 channels, 3 groups must divide both"),
