@@ -19,12 +19,12 @@ STATUS = Path("/proc/self/status")  # Linux alone has it
 BLAS = ThreadpoolController()
 
 
-def description():
-    """Processor, cores, versions."""
+def description(*packages):
+    """Processor, cores, versions of Python and of the packages."""
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     processor = named[1] if named else platform.processor() or platform.machine()
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "dezero", "autograd")]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     return f"{processor}, {CORES} cores; Python {platform.python_version()}, {', '.join(versions)}"
 
 

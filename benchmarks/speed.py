@@ -119,8 +119,8 @@ def main():
     arguments = parser.parse_args()
     matmul = matmul_peak()
     header = (
-        f"{description()}. Batch {BATCH}; {CORES} threads for PyTorch and BLAS, {WORKERS} workers for tinygen. "
-        f"Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
+        f"{description('numpy', 'torch', 'dezero', 'autograd')}. Batch {BATCH}; {CORES} threads for PyTorch and BLAS, "
+        f"{WORKERS} workers for tinygen. Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
     )
     print(header, line(COLUMNS), sep="\n")
     rows = []

@@ -5,4 +5,12 @@ from tinygen.gradcheck import gradcheck
 from tinygen.tensor import Tensor, grad, no_grad
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "grad", "gradcheck", "no_grad", "ops"]
+__all__ = ["Tensor", "grad", "gradcheck", "no_grad", "ops", "pretrained"]
+
+
+def __getattr__(name):  # so that the models are imported only when one is asked for
+    if name == "pretrained":
+        from tinygen.weights import pretrained
+
+        return pretrained
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,252 @@
+"""The table of van den Oord et al. 2016 (binarized MNIST), with the VAE and the autoencoder, on a laptop.
+
+    python benchmarks/likelihood.py gated-pixelcnn             # train, or go on where it was cut off; write the row
+    python benchmarks/likelihood.py gated-pixelcnn --evaluate  # the weights that ship with tinygen; add --json
+
+Needs the full MNIST: what is missing is downloaded, or a message says where to put it.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from machine import description
+from matplotlib.figure import Figure
+from report import write_section
+
+from tinygen import data, models, no_grad
+from tinygen.optim import Muon
+from tinygen.plotting import draw_images
+from tinygen.training import fit
+from tinygen.weights import FOLDER, load, save
+
+PROTOCOL = """
+Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation; all choices
+were made on these, and the 10,000 test images were used for the final figures alone. *static*: each image binarized
+once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*: training images are drawn anew
+whenever they are seen, validation and test images are those of *static*. *grey*: values from 0 to 1. Likelihoods are
+exact; the VAE's is a bound with 5,000 importance-weighted samples. After ±: the standard error of the mean over images.
+""".strip()
+SEED = 0  # of the weights, the order of the images and all noise
+VALIDATION = 2000  # images of the 10,000, for the learning curves
+SAMPLES = 5000  # importance-weighted, of the VAE
+CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
+PICTURES = Path(__file__).parent / "pictures"
+
+# What is built and how Muon trains it. ``published``: van den Oord et al. 2016, table 4, and for the VAE Burda et al.
+# 2016, table 1 (one stochastic layer, one sample).
+ROWS = {
+    "gated-pixelcnn": {
+        "model": "GatedPixelCNN",
+        "settings": {"width": 48, "layers": 8, "first": 15},
+        "protocol": "static",
+        "steps": 5400,
+        "batch_size": 32,
+        "lr": 5e-3,
+        "averaging": 0.998,
+        "published": None,
+    },
+}
+
+
+def schedule(done):
+    """The full rate, then in a straight line to zero: a longer run begins with the steps of a shorter one."""
+    return min(1, (1 - done) / 0.3)
+
+
+def grey(images):
+    return images.astype(np.float32) / 255
+
+
+def sets(protocol):
+    """Images to learn from, to validate on, and to test on."""
+    digits = data.mnist()
+    if protocol == "grey":
+        learned, tested = grey(digits.train_images), grey(digits.test_images)
+    else:
+        learned, tested = data.binarize_static(digits.train_images, 0), data.binarize_static(digits.test_images, 1)
+    return (digits.train_images if protocol == "dynamic" else learned)[:50_000], learned[50_000:], tested
+
+
+def train(name):
+    """Train from the start or from the checkpoint, and write the weights."""
+    row, rng = ROWS[name], np.random.default_rng(SEED)
+    images, validation, _ = sets(row["protocol"])
+    model = getattr(models, row["model"])(**row["settings"], rng=rng)
+    record = fit(
+        model,
+        images,
+        steps=row["steps"],
+        optimizer=Muon(model.parameters(), row["lr"]),
+        rng=rng,
+        batch_size=row["batch_size"],
+        prepare=data.binarize_dynamic if row["protocol"] == "dynamic" else None,
+        schedule=schedule,
+        averaging=row["averaging"],
+        validation=validation[:VALIDATION],
+        validate_every=300,
+        checkpoint=CHECKPOINTS / f"{name}.npz",
+    )
+    about = {key: row[key] for key in ("settings", "protocol", "steps", "batch_size", "lr", "averaging")}
+    about |= {"seed": SEED, "epochs": round(row["steps"] * row["batch_size"] / len(images), 1)}
+    about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
+    about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
+    save(FOLDER / f"{name}.npz", model, about)
+
+
+@no_grad()
+def test(model, images):
+    """(N,) nats of each image; of the autoencoder squared errors."""
+    rng, figures = np.random.default_rng(SEED), []
+    for start in range(0, len(images), 100):
+        part = images[start : start + 100]
+        if isinstance(model, models.Autoencoder):
+            figures.append(((model.reconstruct(part).numpy() - part) ** 2).sum((1, 2, 3)))
+        elif isinstance(model, models.VAE):
+            figures.append(-model.log_likelihood(part, rng, SAMPLES))
+        else:
+            figures.append(-model.log_prob(part).numpy())
+    return np.concatenate(figures).astype(float)
+
+
+def evaluate(name, count=None):
+    """The shipped weights on the first ``count`` test images (default: all), as an object for JSON."""
+    model, about = load(FOLDER / f"{name}.npz")
+    images, _, tested = sets(about["protocol"])
+    figures = test(model, tested[:count])
+    result = {
+        "name": name,
+        "squared_error" if name == "autoencoder" else "nats": round(figures.mean(), 3),
+        "stderr": round(figures.std(ddof=1) / math.sqrt(len(figures)), 3),
+        "images": len(figures),
+        "protocol": about["protocol"],
+        "parameters": model.size(),
+    }
+    if name == "autoencoder":
+        linear = pca(images, tested[:count], about["settings"]["code"])
+        result["pca_squared_error"] = round(float(((linear - tested[:count]) ** 2).sum((1, 2, 3)).mean()), 3)
+    return result
+
+
+def pca(images, tested, k):
+    """What the k linear features that reconstruct ``images`` best make of ``tested``."""
+    x, mean = tested.reshape(len(tested), -1), images.reshape(len(images), -1).mean(0)
+    vectors = np.linalg.eigh(np.cov(images.reshape(len(images), -1).T))[1][:, -k:]  # eigenvalues ascend
+    return ((x - mean) @ vectors @ vectors.T + mean).reshape(tested.shape)
+
+
+# -- pictures and tables
+
+
+def completions(model, images, rng):
+    """The images with their lower halves drawn anew, given the upper ones."""
+    upper = np.arange(images.shape[2])[:, None] < images.shape[2] // 2
+    if not isinstance(model, models.VAE):
+        return model.sample(len(images), rng, given=images, mask=upper)
+    # z given x and x given z in turn, keeping what is given (Rezende et al. 2014, appendix F)
+    x = np.where(upper, images, rng.integers(0, 2, images.shape))
+    for _ in range(200):
+        mean = model.decode(model.encode(x).rsample(rng)).numpy()
+        x = np.where(upper, images, rng.random(x.shape) < mean)
+    return np.where(upper, images, mean)
+
+
+@no_grad()
+def draw(name):
+    """64 test digits, 64 samples, and completions; of the autoencoder reconstructions, beside PCA's."""
+    model, about = load(FOLDER / f"{name}.npz")
+    images, _, tested = sets(about["protocol"])
+    rng = np.random.default_rng(SEED)
+    if name == "autoencoder":
+        code = about["settings"]["code"]
+        linear = np.clip(pca(images, tested[:64], code), 0, 1)
+        others = {
+            f"{code} numbers each: autoencoder": (np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8),
+            f"{code} numbers each: PCA": (linear, 8),
+        }
+    else:
+        chosen = tested[64:72, None]
+        completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
+        rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
+        kind = "pixel probabilities of 64 samples" if name == "vae" else "64 samples"
+        others = {
+            kind: (model.sample(64, rng), 8),
+            "given half, six completions, the digit": (rows.reshape(-1, 1, 28, 28), 8),
+        }
+    write_picture({"64 test digits": (tested[:64], 8), **others}, f"{name}.png")
+
+
+def write_picture(panels, file):
+    """``panels``: {title: (images, columns)}"""
+    figure = Figure(figsize=(4 * len(panels), 4.3), layout="constrained")
+    for ax, (title, (images, columns)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        draw_images(ax, images, columns, title)
+    PICTURES.mkdir(exist_ok=True)
+    figure.savefig(PICTURES / file, dpi=110)
+
+
+def write_tables():
+    """The rows that have weights into RESULTS.md, and their learning curves as a picture."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    ax = figure.add_subplot()
+    lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]
+    recipes = ["| row | built with | batch | rate | average | steps | seed | machine |", "|---" * 8 + "|"]
+    for name, row in ROWS.items():
+        if (FOLDER / f"{name}.npz").exists():
+            model, about = load(FOLDER / f"{name}.npz")
+            result, minutes = about["result"], about["minutes"]
+            if name == "autoencoder":
+                on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
+            else:
+                on_test, published = f"{result['nats']:.2f}", row["published"] or "-"
+                ax.plot(minutes, about["validation"], label=f"{name} ({about['protocol']})")
+            settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
+            lines.append(
+                f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
+                f"| {about['protocol']} | {model.size():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
+            )
+            recipes.append(
+                f"| {name} | `{about['model']}({settings})` | {about['batch_size']} | {about['lr']:g} "
+                f"| {about['averaging']} | {about['steps']:,} | {about['seed']} | {about['machine']} |"
+            )
+    ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
+    ax.set_ylim(top=100)
+    ax.legend()
+    ax.grid(alpha=0.3)
+    figure.savefig(PICTURES / "learning_curves.png", dpi=110)
+    units = "Nats per image; of the autoencoder the squared error per image, with 32 numbers a code."
+    write_section("Likelihood", "\n\n".join([PROTOCOL, units, "\n".join(lines), "\n".join(recipes)]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("name", choices=ROWS, help="the row")
+    parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights that ship with tinygen")
+    parser.add_argument("--images", type=int, help="evaluate the first so many test images (default: all 10,000)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    options = parser.parse_args()
+    try:
+        data.mnist()
+    except FileNotFoundError as error:  # it says what to download and where to put it
+        parser.error(str(error))
+    path = FOLDER / f"{options.name}.npz"
+    if not options.evaluate:
+        train(options.name)
+    elif not path.exists():
+        parser.error(f"name: {options.name} has no weights yet; train it without --evaluate")
+    result = evaluate(options.name, options.images)
+    if not options.evaluate:
+        model, about = load(path)
+        save(path, model, {**about, "result": result})
+        draw(options.name)
+        write_tables()
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(", ".join(f"{key} {value}" for key, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""tinygen.weights: files of trained models, and those that ship with tinygen."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tinygen
+from tinygen import data, weights
+from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
+from tinygen.training import evaluate
+
+SHIPPED = sorted(path.stem for path in weights.FOLDER.glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    "constructor,settings",
+    [
+        (PixelCNN, {"image_shape": [1, 4, 5], "width": 2, "blocks": 1}),
+        (PixelRNN, {"kind": "diagonal", "image_shape": [3, 4, 5], "levels": 4, "width": 3, "layers": 1}),
+        (VAE, {"image_shape": [1, 4, 5], "latent": 2, "beta": 0.5}),
+    ],
+)
+def test_saved_and_loaded(constructor, settings, tmp_path, rng):
+    settings["image_shape"] = tuple(settings["image_shape"])
+    model = constructor(**settings, rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape, np.float32)
+    weights.save(tmp_path / "new" / "a.npz", model, {"settings": settings, "seed": 3})
+    loaded, about = weights.load(tmp_path / "new" / "a.npz")
+    assert type(loaded) is constructor and about["seed"] == 3
+    for (name, p), (other, q) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert name == other and q.dtype == np.float32
+        np.testing.assert_array_equal(q.data, p.data.astype(np.float16))
+    x = rng.integers(0, 2, (3, *settings["image_shape"]))
+    assert np.isfinite(loaded.loss(x, rng).item())
+    weights.save(tmp_path / "again.npz", loaded, about)  # half precision loses nothing the second time
+    assert all(
+        (p.data == q.data).all()
+        for p, q in zip(weights.load(tmp_path / "again.npz")[0].parameters(), loaded.parameters())
+    )
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, rng):
+    model, settings = (
+        PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng),
+        {"image_shape": (1, 2, 2), "width": 2, "blocks": 0},
+    )
+    weights.save(tmp_path / "a.npz", model, {"settings": settings})
+    before = (tmp_path / "a.npz").read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        weights.save(tmp_path / "a.npz", model, {"settings": settings, "array": np.zeros(2)})
+    assert (tmp_path / "a.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_files_that_are_something_else_are_refused(tmp_path, rng):
+    path = tmp_path / "a.npz"
+    with pytest.raises(FileNotFoundError):
+        weights.load(path)
+    weights.save(path, PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng), {"settings": {"width": 2}})
+    for content in (b"", b"no npz", path.read_bytes()[:-40]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.npz: damaged, or no model that was saved here"):
+            weights.load(path)
+    np.savez(path, about=np.array(json.dumps({"model": "os", "settings": {}})))
+    with pytest.raises(ValueError, match="damaged, or no model"):
+        weights.load(path)
+    np.savez(path, about=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        weights.load(path)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="pretrained: got 'pixelcnm', needs one of "):
+        tinygen.pretrained("pixelcnm")
+    with pytest.raises(AttributeError, match="module 'tinygen' has no attribute 'pretrainde'"):
+        tinygen.pretrainde  # noqa: B018
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped(name, rng):
+    """Small, whole, and trained: it knows the digits that ship with tinygen about as well as the test images."""
+    assert (weights.FOLDER / f"{name}.npz").stat().st_size < 2e6
+    model, (_, about) = tinygen.pretrained(name), weights.load(weights.FOLDER / f"{name}.npz")
+    grey = data.digits().test_images[:100]
+    labels = {"labels": data.digits().test_labels[:100]} if getattr(model, "classes", 0) else {}
+    images = grey / np.float32(255) if isinstance(model, Autoencoder) else data.binarize_static(grey, 0)
+    figure = evaluate(model, images, rng, **labels)
+    expected = about["result"].get("nats", about["result"].get("squared_error"))
+    assert 0.85 * expected < figure < 1.15 * expected
