@@ -11,6 +11,7 @@ from tinygen.ops.elementwise import (
     elu,
     exp,
     expm1,
+    gate,
     leaky_relu,
     log,
     log1p,
