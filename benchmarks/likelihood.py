@@ -30,7 +30,8 @@ whenever they are seen, validation and test images are those of *static*. *grey*
 exact; the VAE's is a bound with 5,000 importance-weighted samples. After ±: the standard error of the mean over images.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
-VALIDATION = 2000  # images of the 10,000, for the learning curves
+LEARNED = 50_000  # images of the training set; the others are for validation
+VALIDATION = 2000  # images of these 10,000, for the learning curves
 SAMPLES = 5000  # importance-weighted, of the VAE
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
@@ -67,7 +68,7 @@ def sets(protocol):
         learned, tested = grey(digits.train_images), grey(digits.test_images)
     else:
         learned, tested = data.binarize_static(digits.train_images, 0), data.binarize_static(digits.test_images, 1)
-    return (digits.train_images if protocol == "dynamic" else learned)[:50_000], learned[50_000:], tested
+    return (digits.train_images if protocol == "dynamic" else learned)[:LEARNED], learned[LEARNED:], tested
 
 
 def train(name):

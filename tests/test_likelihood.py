@@ -1,0 +1,109 @@
+"""benchmarks/likelihood.py with a small budget: every row is trained, cut off, resumed, evaluated and written."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinygen import data, weights
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+likelihood = pytest.importorskip("likelihood")
+
+SMALL = {  # instead of the rows' own
+    "Autoencoder": {"code": 3},
+    "VAE": {"latent": 2},
+    "PixelCNN": {"width": 2, "blocks": 1},
+    "PixelRNN": {"width": 2, "layers": 1},
+    "GatedPixelCNN": {"width": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Small models, the digits that ship in place of MNIST, and folders of their own."""
+    monkeypatch.setattr(data, "mnist", data.digits)
+    monkeypatch.setattr(likelihood, "LEARNED", 4400)
+    for name, row in likelihood.ROWS.items():
+        settings = {**row["settings"], **SMALL[row["model"]]}
+        monkeypatch.setitem(likelihood.ROWS, name, {**row, "settings": settings, "steps": 2})
+    for name, value in {
+        "FOLDER": tmp_path,
+        "PICTURES": tmp_path,
+        "CHECKPOINTS": tmp_path / "out",
+        "SAMPLES": 3,
+    }.items():
+        monkeypatch.setattr(likelihood, name, value)
+    monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
+    return tmp_path
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["likelihood.py", *arguments])
+    likelihood.main()
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", likelihood.ROWS)
+def test_a_row(name, small, monkeypatch, capsys):
+    trained = json.loads(call(monkeypatch, capsys, name, "--json", "--images", "80"))
+    assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
+    assert trained["name"] == name and trained["images"] == 80
+    assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json", "--images", "80")) == trained
+    model, about = weights.load(small / f"{name}.npz")
+    assert about["result"] == trained and model.size() == trained["parameters"]
+    assert f"| {name} |" in (small / "RESULTS.md").read_text()
+    assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
+    assert call(monkeypatch, capsys, name, "--evaluate", "--images", "5").startswith(f"name {name}, ")
+    likelihood.ROWS[name]["steps"] = 3  # goes on for longer
+    call(monkeypatch, capsys, name, "--images", "5")
+    assert weights.load(small / f"{name}.npz")[1]["steps"] == 3
+
+
+def test_figures_are_means_over_images_with_their_standard_error(small, monkeypatch, capsys):
+    name = "gated-pixelcnn"
+    result = json.loads(call(monkeypatch, capsys, name, "--json", "--images", "150"))
+    model, _ = weights.load(small / f"{name}.npz")
+    tested = data.binarize_static(data.digits().test_images, seed=1)[:150]
+    nats = -model.log_prob(tested).data.astype(float)
+    np.testing.assert_allclose(result["nats"], nats.mean(), atol=1e-3)
+    np.testing.assert_allclose(result["stderr"], nats.std(ddof=1) / 150**0.5, atol=1e-3)
+
+
+def test_sets(small):
+    digits = data.mnist()
+    for protocol in ("static", "dynamic", "grey"):
+        learned, validation, tested = likelihood.sets(protocol)
+        assert len(learned) == 4400 and len(validation) == 100 and len(tested) == 500
+        if protocol == "grey":
+            np.testing.assert_array_equal(np.rint(255 * learned), digits.train_images[:4400])
+            np.testing.assert_array_equal(np.rint(255 * tested), digits.test_images)
+        else:
+            assert set(np.unique(validation)) == set(np.unique(tested)) == {0, 1}
+            grey = digits.train_images[4400:] / 255
+            assert abs(validation.mean() - grey.mean()) < 0.01
+            assert (learned.max() == 255) == (protocol == "dynamic")
+
+
+def test_pca_is_the_best_linear_reconstruction(rng):
+    images = rng.standard_normal((200, 1, 3, 4)) @ rng.standard_normal((4, 4)) + 2
+    centred = (images - images.mean(0)).reshape(200, 12)
+    u, s, v = np.linalg.svd(centred, full_matrices=False)
+    best = (u[:, :5] * s[:5]) @ v[:5] + images.reshape(200, 12).mean(0)
+    np.testing.assert_allclose(likelihood.pca(images, images, 5).reshape(200, 12), best)
+
+
+def test_the_schedule_of_a_longer_run_begins_as_a_shorter_ones():
+    assert [likelihood.schedule(done) for done in (0, 0.3, 0.7)] == [1, 1, 1]
+    np.testing.assert_allclose([likelihood.schedule(done) for done in (0.85, 1)], [0.5, 0])
+
+
+def test_without_mnist_it_says_what_to_do(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TINYGEN_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(data, "_MNIST_MIRRORS", ())
+    with pytest.raises(SystemExit):
+        call(monkeypatch, capsys, "gated-pixelcnn")
+    assert "put it at" in capsys.readouterr().err
