@@ -43,10 +43,21 @@ ROWS = {
         "model": "GatedPixelCNN",
         "settings": {"width": 48, "layers": 8, "first": 15},
         "protocol": "static",
-        "steps": 5400,
+        "steps": 4200,
         "batch_size": 32,
         "lr": 5e-3,
         "averaging": 0.998,
+        "published": None,
+    },
+    "gated-pixelcnn-classes": {
+        "model": "GatedPixelCNN",
+        "settings": {"width": 48, "layers": 8, "first": 15, "classes": 10},
+        "from": "gated-pixelcnn",  # the weights to begin with; those of the classes begin at zero
+        "protocol": "static",
+        "steps": 600,
+        "batch_size": 32,
+        "lr": 2e-3,
+        "averaging": 0.99,
         "published": None,
     },
 }
@@ -71,22 +82,35 @@ def sets(protocol):
     return (digits.train_images if protocol == "dynamic" else learned)[:LEARNED], learned[LEARNED:], tested
 
 
+def labels(model):
+    """Of the same three sets, for a model with classes."""
+    if not getattr(model, "classes", 0):
+        return None, None, None
+    digits = data.mnist()
+    return digits.train_labels[:LEARNED], digits.train_labels[LEARNED:], digits.test_labels
+
+
 def train(name):
     """Train from the start or from the checkpoint, and write the weights."""
     row, rng = ROWS[name], np.random.default_rng(SEED)
     images, validation, _ = sets(row["protocol"])
     model = getattr(models, row["model"])(**row["settings"], rng=rng)
+    if "from" in row:
+        model.load_state_dict({**model.state_dict(), **load(FOLDER / f"{row['from']}.npz")[0].state_dict()})
+    of_images, of_validation, _ = labels(model)
     record = fit(
         model,
         images,
         steps=row["steps"],
         optimizer=Muon(model.parameters(), row["lr"]),
         rng=rng,
+        labels=of_images,
         batch_size=row["batch_size"],
         prepare=data.binarize_dynamic if row["protocol"] == "dynamic" else None,
         schedule=schedule,
         averaging=row["averaging"],
         validation=validation[:VALIDATION],
+        validation_labels=None if of_validation is None else of_validation[:VALIDATION],
         validate_every=300,
         checkpoint=CHECKPOINTS / f"{name}.npz",
     )
@@ -98,8 +122,8 @@ def train(name):
 
 
 @no_grad()
-def test(model, images):
-    """(N,) nats of each image; of the autoencoder squared errors."""
+def test(model, images, of_images):
+    """(N,) nats of each image (given its label, for a model with classes); of the autoencoder squared errors."""
     rng, figures = np.random.default_rng(SEED), []
     for start in range(0, len(images), 100):
         part = images[start : start + 100]
@@ -108,7 +132,8 @@ def test(model, images):
         elif isinstance(model, models.VAE):
             figures.append(-model.log_likelihood(part, rng, SAMPLES))
         else:
-            figures.append(-model.log_prob(part).numpy())
+            given = None if of_images is None else of_images[start : start + len(part)]
+            figures.append(-model.log_prob(part, given).numpy())
     return np.concatenate(figures).astype(float)
 
 
@@ -116,13 +141,13 @@ def evaluate(name, count=None):
     """The shipped weights on the first ``count`` test images (default: all), as an object for JSON."""
     model, about = load(FOLDER / f"{name}.npz")
     images, _, tested = sets(about["protocol"])
-    figures = test(model, tested[:count])
+    figures = test(model, tested[:count], labels(model)[2])
     result = {
         "name": name,
         "squared_error" if name == "autoencoder" else "nats": round(figures.mean(), 3),
         "stderr": round(figures.std(ddof=1) / math.sqrt(len(figures)), 3),
         "images": len(figures),
-        "protocol": about["protocol"],
+        "protocol": about["protocol"] + (", given the class" if getattr(model, "classes", 0) else ""),
         "parameters": model.size(),
     }
     if name == "autoencoder":
@@ -156,7 +181,8 @@ def completions(model, images, rng):
 
 @no_grad()
 def draw(name):
-    """64 test digits, 64 samples, and completions; of the autoencoder reconstructions, beside PCA's."""
+    """64 test digits, 64 samples, and completions; of the autoencoder reconstructions, beside PCA's; with classes ten
+    samples of each."""
     model, about = load(FOLDER / f"{name}.npz")
     images, _, tested = sets(about["protocol"])
     rng = np.random.default_rng(SEED)
@@ -167,6 +193,10 @@ def draw(name):
             f"{code} numbers each: autoencoder": (np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8),
             f"{code} numbers each: PCA": (linear, 8),
         }
+    elif getattr(model, "classes", 0):
+        drawn = model.sample(100, rng, labels=np.arange(100) // 10)
+        write_picture({"ten samples of each class": (drawn, 10)}, f"{name}.png")
+        return
     else:
         chosen = tested[64:72, None]
         completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
@@ -202,11 +232,11 @@ def write_tables():
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
             else:
                 on_test, published = f"{result['nats']:.2f}", row["published"] or "-"
-                ax.plot(minutes, about["validation"], label=f"{name} ({about['protocol']})")
+                ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
             lines.append(
                 f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
-                f"| {about['protocol']} | {model.size():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
+                f"| {result['protocol']} | {model.size():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
             )
             recipes.append(
                 f"| {name} | `{about['model']}({settings})` | {about['batch_size']} | {about['lr']:g} "
