@@ -225,8 +225,9 @@ def write_tables():
     lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]
     recipes = ["| row | built with | batch | rate | average | steps | seed | machine |", "|---" * 8 + "|"]
     for name, row in ROWS.items():
-        if (FOLDER / f"{name}.npz").exists():
-            model, about = load(FOLDER / f"{name}.npz")
+        path = FOLDER / f"{name}.npz"
+        model, about = load(path) if path.exists() else (None, {})
+        if "result" in about:
             result, minutes = about["result"], about["minutes"]
             if name == "autoencoder":
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
