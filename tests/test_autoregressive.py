@@ -97,9 +97,9 @@ def test_neighbours_and_borders_are_seen(name, shape, rng):
             assert row == 0 or (mine[row - 1, :4] != 0).all()
 
 
-def first_layer(up, left):
+def first_layer(up, left, reach=3):
     """7x7, mask A. ``up``, ``left``: where the seen pixel lies from the one that sees it."""
-    return (up in (1, 2, 3) and abs(left) <= 3) or (up == 0 and left in (1, 2, 3))
+    return (1 <= up <= reach and abs(left) <= reach) or (up == 0 and 1 <= left <= reach)
 
 
 CONTEXT = {
@@ -145,19 +145,43 @@ def test_context_of_a_shallow_row_lstm_is_a_triangle(depth):
     np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
 
 
-@pytest.mark.parametrize("depth,kernel", [(0, 3), (1, 3), (2, 3), (1, 5)])
-def test_context_of_a_shallow_pixelcnn(depth, kernel, rng):
+@pytest.mark.parametrize("depth,kernel,first", [(0, 3, 7), (1, 3, 7), (2, 3, 7), (1, 5, 7), (1, 3, 3), (0, 3, 11)])
+def test_context_of_a_shallow_pixelcnn(depth, kernel, first, rng):
     pixels, reach = list(np.ndindex(9, 9)), kernel // 2
 
     def matrix(sees):
         return np.array([[sees(r - rr, c - cc) for rr, cc in pixels] for r, c in pixels], int)
 
-    expected = matrix(first_layer)
+    expected = matrix(lambda up, left: first_layer(up, left, first // 2))
     block = matrix(lambda up, left: (1 <= up <= reach and abs(left) <= reach) or (up == 0 and 0 <= left <= reach))
     for _ in range(depth):
         expected = block @ expected
-    model = PixelCNN((1, 9, 9), width=2, blocks=depth, kernel=kernel, rng=rng)
+    model = PixelCNN((1, 9, 9), width=2, blocks=depth, kernel=kernel, first=first, rng=rng)
     np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
+
+
+@pytest.mark.parametrize("depth,kernel,first", [(0, 3, 7), (0, 3, 3), (1, 3, 3), (2, 3, 3), (1, 5, 3), (2, 1, 5)])
+def test_context_of_a_shallow_gated_pixelcnn(depth, kernel, first, rng):
+    pixels, far, reach = list(np.ndindex(9, 9)), first // 2, kernel // 2
+
+    def matrix(sees):
+        return np.array([[sees(r - rr, c - cc) for rr, cc in pixels] for r, c in pixels], int)
+
+    vertical = matrix(lambda up, left: 1 <= up <= far and abs(left) <= far)
+    expected = vertical + matrix(lambda up, left: up == 0 and 1 <= left <= far)
+    for _ in range(depth):
+        vertical = matrix(lambda up, left: 0 <= up <= reach and abs(left) <= reach) @ vertical
+        expected = matrix(lambda up, left: up == 0 and 0 <= left <= reach) @ expected + vertical
+    model = GatedPixelCNN((1, 9, 9), width=2, layers=depth, kernel=kernel, first=first, rng=rng)
+    np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
+
+
+@pytest.mark.parametrize("kind", ["row", "diagonal"])
+def test_the_first_kernel_of_a_pixelrnn(kind, rng):
+    pixels = list(np.ndindex(6, 9))
+    expected = np.array([[first_layer(r - rr, c - cc, 5) for rr, cc in pixels] for r, c in pixels])
+    model = PixelRNN(kind, (1, 6, 9), width=2, layers=0, first=11, rng=rng)
+    np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected)
 
 
 @every_model

@@ -8,11 +8,12 @@ from tinygen.nn import MaskedConv2d, Module
 
 
 class PixelCNN(Autoregressive):
-    """p(x) = prod_i p(x_i | x_<i): 7x7 mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
+    """p(x) = prod_i p(x_i | x_<i): a convolution with mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
     the second of which gives the logits.
 
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
-    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size. The width is a multiple of C.
+    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first``: the first layer's, 7 in the paper
+    (on so few channels a larger one is cheap, and sees far). The width is a multiple of C.
 
     Deviations from the paper, each for faster learning: what the mask leaves of a kernel sets the scale of its first
     weights (He et al. 2015), and the last convolution of a block and the logits start at zero, so that the stack starts

@@ -10,14 +10,15 @@ KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
 
 class PixelRNN(Autoregressive):
-    """7x7 mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), the second of which gives the logits.
+    """A convolution with mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), the second of which gives the logits.
 
     ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W);
-    ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many.
-    The width is a multiple of C. As in PixelCNN the residual branches and the logits start at zero.
+    ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many;
+    ``first``: the convolution's kernel size, 7 in the paper. The width is a multiple of C. As in PixelCNN the residual
+    branches and the logits start at zero.
 
     A stack of Diagonal BiLSTM layers sees all of its input that comes earlier. Its input, through mask A, knows of a
-    pixel only later; so where the 7x7 kernel does not reach, the last pixel of the row above, at which the scan from
+    pixel only later; so where that kernel does not reach, the last pixel of the row above, at which the scan from
     the right begins, stays unseen. That is the paper's construction.
     """
 
