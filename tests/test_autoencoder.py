@@ -11,6 +11,14 @@ from tinygen.models.autoencoder import sizes
 def test_sizes():
     assert sizes((1, 28, 28)) == [(28, 28), (14, 14), (7, 7), (4, 4), (2, 2)]
     assert sizes((3, 5, 7)) == [(5, 7), (3, 4), (2, 2), (1, 1), (1, 1)]
+    assert sizes((3, 5, 7), 2) == [(5, 7), (3, 4), (2, 2)]
+
+
+def test_channels(rng):
+    model = Autoencoder((3, 9, 8), code=2, channels=(5, 7), rng=rng)
+    shapes = [conv.weight.shape for conv in (*model.encoder.convs, *model.decoder.ups)]
+    assert shapes == [(5, 3, 3, 3), (7, 5, 3, 3), (7, 5, 3, 3), (5, 3, 3, 3)]
+    assert model.encoder.out.weight.shape == (2, 7 * 3 * 2) and model.decoder.into.weight.shape == (7 * 3 * 2, 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 1, 1), (1, 5, 7), (3, 2, 17)])

@@ -5,7 +5,7 @@ import pytest
 
 from tinygen import Tensor, gradcheck, ops
 from tinygen.backend import to_device
-from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.models import VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 from tinygen.optim import Adam
 
 # Each with the number of values of a pixel, 0 where any real number is one.
@@ -14,9 +14,10 @@ BUILD = {
     "cnn, levels": (5, lambda shape, rng: PixelCNN(shape, 5, width=3, blocks=1, rng=rng)),
     "row": (2, lambda shape, rng: PixelRNN("row", shape, width=3, layers=1, rng=rng)),
     "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, width=3, layers=1, rng=rng)),
-    "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, rng=rng)),
-    "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", rng=rng)),
-    "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, rng=rng)),
+    "gated": (2, lambda shape, rng: GatedPixelCNN(shape, width=3, layers=1, rng=rng)),
+    "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
+    "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
+    "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
 }
 every_model = pytest.mark.parametrize("name", BUILD)
 
@@ -32,7 +33,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
     return model, images
 
 
-@pytest.mark.parametrize("model", [PixelCNN, PixelRNN, VAE, Autoencoder])
+@pytest.mark.parametrize("model", [PixelCNN, GatedPixelCNN, PixelRNN, VAE, Autoencoder])
 def test_defaults(model, rng):
     model = model(rng=rng)
     loss = model.loss(rng.integers(0, 2, (2, 1, 28, 28)), rng)
@@ -75,7 +76,6 @@ def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 1, 2)])
 def test_a_whole_model_differentiates_twice(name, shape, rng, monkeypatch):
     monkeypatch.setattr(ops, "relu", ops.softplus)  # no kinks; the ReLU is tested where it is defined
-    monkeypatch.setattr("tinygen.models.autoencoder.CHANNELS", (2, 2, 2, 2))
     model, x = build(name, shape, rng, n=2)
 
     def loss(*values):

@@ -1,5 +1,7 @@
 """The lecture's autoencoder: features without labels, by reconstructing the image through a narrow code."""
 
+import math
+
 import numpy as np
 
 from tinygen import ops
@@ -10,22 +12,22 @@ from tinygen.tensor import Tensor
 CHANNELS = (16, 32, 64, 64)  # after each of the four convolutions, each of which halves height and width
 
 
-def sizes(image_shape) -> list[tuple[int, int]]:
+def sizes(image_shape, convolutions: int = 4) -> list[tuple[int, int]]:
     """Height and width of the image and after each convolution: halved, rounded up."""
     steps = [tuple(image_shape[1:])]
-    for _ in CHANNELS:
+    for _ in range(convolutions):
         steps.append(tuple((n + 1) // 2 for n in steps[-1]))
     return steps
 
 
 class Encoder(Module):
-    """Four convolutions of stride 2 with ReLU, then a linear layer: (N, C, H, W) -> (N, outputs)."""
+    """Convolutions of stride 2 with ReLU, then a linear layer: (N, C, H, W) -> (N, outputs)."""
 
-    def __init__(self, image_shape, outputs, *, rng):
-        channels = (image_shape[0], *CHANNELS)
-        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in zip(channels, CHANNELS)]
-        height, width = sizes(image_shape)[-1]
-        self.out = Linear(CHANNELS[-1] * height * width, outputs, rng=rng)
+    def __init__(self, image_shape, outputs, channels=CHANNELS, *, rng):
+        steps = zip((image_shape[0], *channels), channels)
+        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
+        height, width = sizes(image_shape, len(channels))[-1]
+        self.out = Linear(channels[-1] * height * width, outputs, rng=rng)
 
     def forward(self, x):
         for i, conv in enumerate(self.convs):
@@ -34,17 +36,17 @@ class Encoder(Module):
 
 
 class Decoder(Module):
-    """The mirror image: a linear layer, then four upconvolutions: (N, inputs) -> (N, C, H, W), unbounded."""
+    """The mirror image: a linear layer, then upconvolutions: (N, inputs) -> (N, C, H, W), unbounded."""
 
-    def __init__(self, image_shape, inputs, *, rng):
-        self.sizes = sizes(image_shape)
-        height, width = self.sizes[-1]
-        channels = (*reversed(CHANNELS), image_shape[0])
-        self.into = Linear(inputs, CHANNELS[-1] * height * width, rng=rng, scale=2.0)
-        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in zip(channels, channels[1:])]
+    def __init__(self, image_shape, inputs, channels=CHANNELS, *, rng):
+        self.sizes = sizes(image_shape, len(channels))
+        self.smallest = (channels[-1], *self.sizes[-1])
+        self.into = Linear(inputs, math.prod(self.smallest), rng=rng, scale=2.0)
+        steps = zip(channels[::-1], (*channels[-2::-1], image_shape[0]))
+        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
 
     def forward(self, z):
-        h = self.into(z).reshape(z.shape[0], CHANNELS[-1], *self.sizes[-1])
+        h = self.into(z).reshape(z.shape[0], *self.smallest)
         for up, size in zip(self.ups, reversed(self.sizes[:-1])):
             h = up(h, size, relu=True)
         return h
@@ -53,16 +55,17 @@ class Decoder(Module):
 class Autoencoder(Module):
     """Four convolutions down to a code, four upconvolutions up, squared error.
 
-    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code. Images are real numbers, best in [0, 1].
+    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: after each convolution.
+    Images are real numbers, best in [0, 1].
     """
 
     unit = "squared error per image"
 
-    def __init__(self, image_shape=(1, 28, 28), code: int = 32, *, rng: np.random.Generator):
+    def __init__(self, image_shape=(1, 28, 28), code: int = 32, channels=CHANNELS, *, rng: np.random.Generator):
         self.image_shape = check_shape(image_shape)
         check_count("code", code)
-        self.encoder = Encoder(self.image_shape, code, rng=rng)
-        self.decoder = Decoder(self.image_shape, code, rng=rng)
+        self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
+        self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
 
     def encode(self, x) -> Tensor:
         """(N, C, H, W) -> (N, code)"""

@@ -7,7 +7,7 @@ import numpy as np
 from tinygen import ops
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Gaussian
-from tinygen.models.autoencoder import Decoder, Encoder
+from tinygen.models.autoencoder import CHANNELS, Decoder, Encoder
 from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.nn import Module, init
 from tinygen.tensor import Tensor, no_grad
@@ -27,19 +27,26 @@ class VAE(Module):
 
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
     (1: the ELBO; Higgins et al. 2017). ``likelihood``: ``"bernoulli"`` for images of 0 and 1, or ``"gaussian"`` for
-    real ones, whose variance is one learned number for all pixels.
+    real ones, whose variance is one learned number for all pixels. ``channels``: after each convolution.
     """
 
     unit = "nats per image"  # of the loss
 
     def __init__(
-        self, image_shape=(1, 28, 28), latent=32, beta=1.0, likelihood="bernoulli", *, rng: np.random.Generator
+        self,
+        image_shape=(1, 28, 28),
+        latent=32,
+        beta=1.0,
+        likelihood="bernoulli",
+        channels=CHANNELS,
+        *,
+        rng: np.random.Generator,
     ):
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
         self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), beta
-        self.encoder = Encoder(self.image_shape, 2 * latent, rng=rng)
-        self.decoder = Decoder(self.image_shape, latent, rng=rng)
+        self.encoder = Encoder(self.image_shape, 2 * latent, channels, rng=rng)
+        self.decoder = Decoder(self.image_shape, latent, channels, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
 
     def encode(self, x) -> Gaussian:
