@@ -9,6 +9,7 @@ Needs the full MNIST: what is missing is downloaded, or a message says where to 
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,36 +37,47 @@ SAMPLES = 5000  # importance-weighted, of the VAE
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
 
-# What is built and how Muon trains it. ``published``: van den Oord et al. 2016, table 4, and for the VAE Burda et al.
-# 2016, table 1 (one stochastic layer, one sample).
+
+@dataclass
+class Row:
+    """What is built and how Muon trains it. ``start``: the row whose weights it begins with."""
+
+    model: str
+    settings: dict
+    protocol: str
+    steps: int
+    lr: float
+    averaging: float
+    batch_size: int = 64
+    published: str = "-"  # van den Oord et al. 2016, table 4; for the VAE Burda et al. 2016, table 1, one layer
+    start: str = ""
+    images: int = 10_000  # tested on
+
+
+GATED = {"width": 48, "layers": 8, "first": 15}
 ROWS = {
-    "gated-pixelcnn": {
-        "model": "GatedPixelCNN",
-        "settings": {"width": 48, "layers": 8, "first": 15},
-        "protocol": "static",
-        "steps": 4200,
-        "batch_size": 32,
-        "lr": 5e-3,
-        "averaging": 0.998,
-        "published": None,
-    },
-    "gated-pixelcnn-classes": {
-        "model": "GatedPixelCNN",
-        "settings": {"width": 48, "layers": 8, "first": 15, "classes": 10},
-        "from": "gated-pixelcnn",  # the weights to begin with; those of the classes begin at zero
-        "protocol": "static",
-        "steps": 600,
-        "batch_size": 32,
-        "lr": 2e-3,
-        "averaging": 0.99,
-        "published": None,
-    },
+    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", 3600, 5e-3, 0.998, batch_size=32),
+    "gated-pixelcnn-classes": Row(
+        "GatedPixelCNN", {**GATED, "classes": 10}, "static", 600, 2e-3, 0.99, batch_size=32, start="gated-pixelcnn"
+    ),
+    "vae": Row(
+        "VAE",
+        {"latent": 32, "channels": (32, 64, 128, 256)},
+        "dynamic",
+        24_000,
+        3e-3,
+        0.999,
+        published="86.76",
+        images=1000,
+    ),
+    "vae-2d": Row("VAE", {"latent": 2}, "dynamic", 10_000, 3e-3, 0.999, images=1000),  # for a plane to look at
+    "autoencoder": Row("Autoencoder", {"code": 32, "channels": (32, 64, 96, 128)}, "grey", 16_000, 3e-3, 0.999),
 }
 
 
 def schedule(done):
     """The full rate, then in a straight line to zero: a longer run begins with the steps of a shorter one."""
-    return min(1, (1 - done) / 0.3)
+    return min(1, (1 - done) / 0.6)
 
 
 def grey(images):
@@ -93,29 +105,29 @@ def labels(model):
 def train(name):
     """Train from the start or from the checkpoint, and write the weights."""
     row, rng = ROWS[name], np.random.default_rng(SEED)
-    images, validation, _ = sets(row["protocol"])
-    model = getattr(models, row["model"])(**row["settings"], rng=rng)
-    if "from" in row:
-        model.load_state_dict({**model.state_dict(), **load(FOLDER / f"{row['from']}.npz")[0].state_dict()})
+    images, validation, _ = sets(row.protocol)
+    model = getattr(models, row.model)(**row.settings, rng=rng)
+    if row.start:  # what is missing there, the weights of the classes, begins at zero
+        model.load_state_dict({**model.state_dict(), **load(FOLDER / f"{row.start}.npz")[0].state_dict()})
     of_images, of_validation, _ = labels(model)
     record = fit(
         model,
         images,
-        steps=row["steps"],
-        optimizer=Muon(model.parameters(), row["lr"]),
+        steps=row.steps,
+        optimizer=Muon(model.parameters(), row.lr),
         rng=rng,
         labels=of_images,
-        batch_size=row["batch_size"],
-        prepare=data.binarize_dynamic if row["protocol"] == "dynamic" else None,
+        batch_size=row.batch_size,
+        prepare=data.binarize_dynamic if row.protocol == "dynamic" else None,
         schedule=schedule,
-        averaging=row["averaging"],
+        averaging=row.averaging,
         validation=validation[:VALIDATION],
         validation_labels=None if of_validation is None else of_validation[:VALIDATION],
-        validate_every=300,
+        validate_every=max(1, row.steps // 40),
         checkpoint=CHECKPOINTS / f"{name}.npz",
     )
-    about = {key: row[key] for key in ("settings", "protocol", "steps", "batch_size", "lr", "averaging")}
-    about |= {"seed": SEED, "epochs": round(row["steps"] * row["batch_size"] / len(images), 1)}
+    about = {key: getattr(row, key) for key in ("settings", "protocol", "steps", "batch_size", "lr", "averaging")}
+    about |= {"seed": SEED, "epochs": round(row.steps * row.batch_size / len(images), 1)}
     about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
     about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
     save(FOLDER / f"{name}.npz", model, about)
@@ -138,7 +150,8 @@ def test(model, images, of_images):
 
 
 def evaluate(name, count=None):
-    """The shipped weights on the first ``count`` test images (default: all), as an object for JSON."""
+    """The shipped weights on the first ``count`` test images (default: the row's), as an object for JSON."""
+    count = count or ROWS[name].images
     model, about = load(FOLDER / f"{name}.npz")
     images, _, tested = sets(about["protocol"])
     figures = test(model, tested[:count], labels(model)[2])
@@ -201,7 +214,7 @@ def draw(name):
         chosen = tested[64:72, None]
         completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
         rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
-        kind = "pixel probabilities of 64 samples" if name == "vae" else "64 samples"
+        kind = "pixel probabilities of 64 samples" if isinstance(model, models.VAE) else "64 samples"
         others = {
             kind: (model.sample(64, rng), 8),
             "given half, six completions, the digit": (rows.reshape(-1, 1, 28, 28), 8),
@@ -232,7 +245,7 @@ def write_tables():
             if name == "autoencoder":
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
             else:
-                on_test, published = f"{result['nats']:.2f}", row["published"] or "-"
+                on_test, published = f"{result['nats']:.2f}", row.published
                 ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
             lines.append(
@@ -256,7 +269,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("name", choices=ROWS, help="the row")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights that ship with tinygen")
-    parser.add_argument("--images", type=int, help="evaluate the first so many test images (default: all 10,000)")
+    parser.add_argument("--images", type=int, help="evaluate the first so many test images (default: as in the table)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     options = parser.parse_args()
     try:
