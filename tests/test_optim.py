@@ -138,6 +138,8 @@ def test_orthogonalized_zero_and_masked():
     g = np.random.default_rng(0).standard_normal((6, 8))
     g[:, 2::3] = 0  # weights that a mask forbids have no gradient, and stay
     assert (orthogonalized(g)[:, 2::3] == 0).all()
+    g[:, 2::3] = 1e-25  # what is left of the momentum of a dead unit: its products would be denormal, which is slow
+    assert (orthogonalized(g)[:, 2::3] == 0).all()
 
 
 @every_optimizer
