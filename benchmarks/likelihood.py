@@ -29,8 +29,8 @@ from tinygen.weights import FOLDER, load, save
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation; all choices
 were made on these, and the 10,000 test images were used for the final figures alone. *static*: each image binarized
-once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*: training images are drawn anew
-whenever they are seen, validation and test images are those of *static*. *grey*: values from 0 to 1. Likelihoods are
+once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*: training and validation images
+are drawn anew whenever they are seen, test images are those of *static*. *grey*: values from 0 to 1. Likelihoods are
 exact; the VAE's is a bound with 5,000 importance-weighted samples. After ±: the standard error of the mean over images.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
@@ -95,7 +95,9 @@ def sets(protocol):
         learned, tested = grey(digits.train_images), grey(digits.test_images)
     else:
         learned, tested = data.binarize_static(digits.train_images, 0), data.binarize_static(digits.test_images, 1)
-    return (digits.train_images if protocol == "dynamic" else learned)[:LEARNED], learned[LEARNED:], tested
+    if protocol == "dynamic":
+        learned = digits.train_images  # fit draws the pixels
+    return learned[:LEARNED], learned[LEARNED:], tested
 
 
 def labels(model):

@@ -51,7 +51,7 @@ def fit(
     """Minimize ``model.loss`` on ``images`` (N, C, H, W), a NumPy array, for ``steps`` minibatches in shuffled epochs.
 
     ``labels`` (N,): of the images, cut with them and handed on as ``model.loss(images, rng, labels)``.
-    ``prepare(images, rng)``: applied to each part of a batch, e.g. ``data.binarize_dynamic``.
+    ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
     which validation uses and the model has at the end. ``validation``: images (with ``validation_labels``) whose mean
