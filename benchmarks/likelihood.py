@@ -68,7 +68,7 @@ ROWS = {
         "VAE",
         {"latent": 32, "channels": (32, 64, 128, 256)},
         "dynamic",
-        10_000,
+        5000,
         2e-3,
         0.999,
         published="86.76",
