@@ -68,7 +68,7 @@ ROWS = {
         "VAE",
         {"latent": 32, "channels": (32, 64, 128, 256)},
         "dynamic",
-        5000,
+        3000,
         2e-3,
         0.999,
         published="86.76",

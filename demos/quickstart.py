@@ -9,13 +9,10 @@ figure with what it has learned to draw. Binary models see every training digit 
     mpiexec -n 2 python -m mpi4py demos/quickstart.py  # by two processes, here or on several machines
 """
 
-import argparse
-import os
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from common import options, run, save
 from matplotlib.figure import Figure
 
 from tinygen import Tensor, data, no_grad
@@ -26,13 +23,8 @@ from tinygen.parallel import first_rank
 from tinygen.plotting import draw_images, manifold
 from tinygen.training import evaluate, fit
 
-CONFIG = {
-    "minutes": 3.0,  # for all four on two cores; the numbers of steps below are for three minutes and grow with it
-    "seed": 0,
-    "device": "cpu",
-    "out": "out",
-}
-MODELS = {  # constructor, steps in three minutes, images a step, learning rate
+CONFIG = {"minutes": (3.0, "training time of all four on two cores; tests, samples and the picture come on top")}
+MODELS = {  # constructor, steps in three minutes (they grow with --minutes), images a step, learning rate
     "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 1200, 16, 3e-3),
     "VAE": (lambda rng: VAE(latent=2, rng=rng), 1600, 16, 4e-3),
     "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 500, 32, 5e-3),
@@ -48,13 +40,13 @@ def grey(images, rng=None):
 def train(name, digits, config):
     """A trained model and the seconds that took."""
     constructor, steps, batch_size, rate = MODELS[name]
-    rng = np.random.default_rng(config["seed"])
-    model = constructor(rng).to(config["device"])
+    rng = np.random.default_rng(config.seed)
+    model = constructor(rng).to(config.device)
     begun = time.perf_counter()
     fit(
         model,
         digits.train_images,
-        steps=max(1, round(steps * config["minutes"] / CONFIG["minutes"])),
+        steps=max(1, round(steps * config.minutes / CONFIG["minutes"][0])),
         optimizer=Adam(model.parameters(), lr=rate),
         rng=rng,
         batch_size=batch_size,
@@ -121,32 +113,7 @@ def draw(models, digits, binary, rng):
 
 
 def main():
-    if not first_rank():  # under MPI one tells what happens
-        sys.stdout = open(os.devnull, "w")
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=CONFIG["minutes"],
-        help="training time on two cores (default 3); tests, samples and the figure come on top",
-    )
-    parser.add_argument("--seed", type=int, default=CONFIG["seed"], help="of all random numbers (default 0)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=CONFIG["device"], help="where to compute")
-    parser.add_argument("--out", default=CONFIG["out"], help="folder for the figure (default out)")
-    config = vars(parser.parse_args())
-    path = Path(config["out"]) / "quickstart.png"
-    if not 0 < config["minutes"] < float("inf"):
-        parser.error(f"--minutes: got {config['minutes']}, needs a positive number")
-    if config["seed"] < 0:
-        parser.error(f"--seed: got {config['seed']}, needs a number that is not negative")
-    try:  # what can fail, before three minutes of training
-        to_device(np.zeros(1), config["device"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise OSError(f"--out: {path} cannot be written")
-    except (RuntimeError, OSError) as error:  # no CuPy, no GPU, no such folder: the sentence says it
-        parser.error(str(error))
-
+    config = options(__doc__, CONFIG)
     digits = data.digits()
     binary = data.binarize_static(digits.test_images, seed=0)
     models, lines = {}, []
@@ -161,12 +128,8 @@ def main():
     for name, size, seconds, rate, figure in lines:
         print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")
     if first_rank():
-        draw(models, digits, binary, np.random.default_rng(config["seed"])).savefig(path, dpi=110)
-    print(f"\nfigure: {path.resolve()}")
+        save(draw(models, digits, binary, np.random.default_rng(config.seed)), config.out, "quickstart")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
+    run(main)

@@ -6,26 +6,54 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 ROOT = Path(__file__).parent.parent
+
+
+SMALL = {  # the tiny budget of each demo
+    "01_density": ["--steps", "20", "--draws", "300"],
+    "02_kmeans_pca": ["--clusters", "10", "--iterations", "3"],
+    "06_autoencoder": ["--steps", "2"],
+    "08_intractable": ["--draws", "100", "--digits", "2"],
+    "09_reparameterization": ["--draws", "20"],
+    "10_vae": ["--steps", "5"],
+    "11_manifold": ["--size", "4"],
+    "13_inside": ["--order", "2"],
+}
 
 
 def run(*arguments, timeout=300):
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
-def test_quickstart_prints_its_table_and_saves_its_figure(tmp_path):
-    from matplotlib.image import imread
+def is_a_picture(path):
+    picture = imread(path)
+    return min(picture.shape[:2]) > 300 and picture.std() > 0.1
 
+
+@pytest.mark.parametrize("name", SMALL)
+def test_demo(name, tmp_path):
+    """With a tiny budget it prints figures with their units and leaves its picture."""
+    done = run(f"demos/{name}.py", "--out", str(tmp_path), "--seed", "1", *SMALL[name])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d", done.stdout) and f"picture: {tmp_path / name}.png" in done.stdout
+    assert is_a_picture(tmp_path / f"{name}.png")
+    assert "--seed" in run(f"demos/{name}.py", "--help").stdout
+
+
+def test_every_demo_is_tested():
+    assert [path.stem for path in sorted((ROOT / "demos").glob("[0-9]*.py"))] == sorted(SMALL)
+
+
+def test_quickstart_prints_its_table_and_saves_its_figure(tmp_path):
     done = run("demos/quickstart.py", "--minutes", "0.02", "--out", str(tmp_path / "new" / "folder"))
     assert done.returncode == 0, done.stderr
     table = [line.split() for line in done.stdout.splitlines()]
     for model in ("Autoencoder", "VAE", "PixelCNN", "PixelRNN"):
         row = next(words for words in table if words and words[0] == model)
         assert float(row[4]) > 0, row  # the test figure
-    path = done.stdout.split("figure: ")[1].strip()
-    picture = imread(path)
-    assert picture.shape[0] > 500 and picture.std() > 0.1
+    assert is_a_picture(tmp_path / "new" / "folder" / "quickstart.png")
 
 
 @pytest.mark.slow  # three minutes

@@ -1,0 +1,100 @@
+"""Structure without labels: k-means and principal components of handwritten digits. About five seconds.
+
+k-means stands for each digit by the nearest of k centres, PCA by its place along the k directions in which digits
+vary most. Both are found without labels. How much of the labels they find again is the purity: the share of digits
+whose cluster's most frequent label is theirs. How much they lose is the squared error of the reconstruction, per
+image.
+"""
+
+import numpy as np
+from common import options, run, save
+from matplotlib.figure import Figure
+
+from tinygen import data
+from tinygen.plotting import draw_images
+
+CONFIG = {
+    "clusters": (20, "of k-means"),
+    "components": (32, "of PCA, at most 784"),
+    "iterations": (50, "of k-means, at most"),
+}
+
+
+def kmeans(x, k, iterations, rng):
+    """Lloyd's algorithm: (N, D) -> centres (k, D) and the index of each row's nearest.
+
+    The first centres are rows, each drawn with probability proportional to the squared distance from those before
+    (k-means++, Arthur and Vassilvitskii 2007), so that they do not begin side by side.
+    """
+    centres = x[rng.integers(len(x), size=1)]
+    while len(centres) < k:
+        nearest = squared_distances(x, centres).min(1)
+        centres = np.concatenate([centres, x[rng.choice(len(x), 1, p=nearest / nearest.sum())]])
+    of = None
+    for _ in range(iterations):
+        before, of = of, squared_distances(x, centres).argmin(1)
+        if before is not None and (of == before).all():
+            break
+        centres = np.stack([x[of == j].mean(0) if (of == j).any() else centres[j] for j in range(k)])
+    return centres, of
+
+
+def squared_distances(x, centres):
+    """(N, D), (K, D) -> (N, K): |x|^2 - 2 x c + |c|^2, not below 0 by rounding"""
+    return np.maximum((x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1), 0)
+
+
+def pca(x, k):
+    """Mean (D,), the k directions (k, D) of most variance, strongest first, and their variances (k,)."""
+    variances, directions = np.linalg.eigh(np.cov(x.T))
+    return x.mean(0), directions.T[::-1][:k], variances[::-1][:k]
+
+
+def main():
+    config = options(__doc__, CONFIG)
+    rng = np.random.default_rng(config.seed)
+    digits = data.digits()
+    x = digits.train_images.reshape(-1, 784) / 255
+    tested, labels = digits.test_images.reshape(-1, 784) / 255, digits.test_labels
+
+    centres, of = kmeans(x, config.clusters, config.iterations, rng)
+    name_of = np.array([np.bincount(digits.train_labels[of == j], minlength=10).argmax() for j in range(len(centres))])
+    nearest = squared_distances(tested, centres).argmin(1)
+    error = ((centres[nearest] - tested) ** 2).sum(1).mean()
+    print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
+    print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
+
+    mean, directions, variances = pca(x, config.components)
+    reconstructions = {}
+    for k in sorted({1, 2, 8, config.components}):
+        codes = (tested - mean) @ directions[:k].T
+        reconstructions[k] = codes @ directions[:k] + mean
+        error = ((reconstructions[k] - tested) ** 2).sum(1).mean()
+        share = 100 * variances[:k].sum() / x.var(0, ddof=1).sum()
+        print(f"PCA, {k:2} components: squared error {error:4.1f} per image, {share:.0f} % of the variance")
+
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.25))
+    order = np.argsort(name_of, kind="stable")
+    draw_images(axes[0, 0], centres[order].reshape(-1, 1, 28, 28), 5, "centres of k-means")
+    draw_images(axes[1, 0], directions[:20].reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
+    rows = [tested, *reconstructions.values()]
+    some = np.stack([row[:8] for row in rows]).reshape(-1, 1, 28, 28)
+    title = "digits; PCA with " + ", ".join(map(str, reconstructions)) + " components"
+    draw_images(axes[1, 1], np.clip(some, 0, 1), 8, title)
+    chosen = centres[nearest[:8]]
+    draw_images(axes[0, 1], np.concatenate([tested[:8], chosen]).reshape(-1, 1, 28, 28), 8, "digits; nearest centres")
+    for ax, what, title in (
+        (axes[0, 2], nearest, "clusters of k-means, in PCA's plane"),
+        (axes[1, 2], labels, "labels, which neither has seen"),
+    ):
+        plane = (tested - mean) @ directions[:2].T
+        ax.scatter(*plane.T, c=what, cmap="tab20" if what is nearest else "tab10", s=8)
+        ax.set(xlabel="first component", ylabel="second component", title=title)
+    for digit in range(10):
+        axes[1, 2].annotate(digit, plane[labels == digit].mean(0), fontsize=14, weight="bold", ha="center", va="center")
+    save(figure, config.out, "02_kmeans_pca")
+
+
+if __name__ == "__main__":
+    run(main)

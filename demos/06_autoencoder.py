@@ -1,0 +1,75 @@
+"""The autoencoder: codes of several sizes against PCA, and why its codes cannot be sampled. About a minute.
+
+An autoencoder learns to pass a digit through a few numbers and back. PCA is the best that linear maps can do with as
+many; convolutions and ReLUs do better. But the code has no distribution of its own: where the digits lie in it is up
+to training, and decoding codes that are drawn near them gives no digits. A VAE repairs that.
+"""
+
+import numpy as np
+from common import options, run, save
+from matplotlib.figure import Figure
+
+from tinygen import Tensor, data, no_grad
+from tinygen.backend import to_device
+from tinygen.models import Autoencoder
+from tinygen.optim import Muon, cosine
+from tinygen.plotting import draw_images
+from tinygen.training import evaluate, fit
+
+CONFIG = {"steps": (700, "of training for each size of the code, with 64 digits each")}
+SIZES = (2, 8, 32)
+
+
+def train(code, images, config):
+    rng = np.random.default_rng(config.seed)
+    model = Autoencoder(code=code, rng=rng).to(config.device)
+    optimizer = Muon(model.parameters(), lr=0.005)
+    fit(model, images, steps=config.steps, optimizer=optimizer, rng=rng, schedule=cosine, averaging=0.99)
+    return model
+
+
+def pca(images, tested, k):
+    """The best linear reconstruction of ``tested`` from k numbers each, learned from ``images``."""
+    mean = images.reshape(-1, 784).mean(0)
+    directions = np.linalg.eigh(np.cov(images.reshape(-1, 784).T))[1][:, -k:]
+    return ((tested.reshape(-1, 784) - mean) @ directions @ directions.T + mean).reshape(tested.shape)
+
+
+def main():
+    config = options(__doc__, CONFIG)
+    rng = np.random.default_rng(config.seed)
+    digits = data.digits()
+    images, tested = (part.astype(np.float32) / 255 for part in (digits.train_images, digits.test_images))
+    rows = {"digits": tested[:10]}
+    for code in SIZES:
+        model = train(code, images, config)
+        linear = pca(images, tested, code)
+        rows[f"PCA, {code}"] = linear[:10]
+        rows[f"autoencoder, {code}"] = model.reconstruct(to_device(tested[:10], config.device)).numpy()
+        error, linear_error = evaluate(model, tested, rng), ((linear - tested) ** 2).sum((1, 2, 3)).mean()
+        print(f"{code:2} numbers a code: squared error per image {error:5.2f}, PCA {linear_error:5.2f}")
+
+    # Codes drawn as independent numbers of the digits' own range, of their own mean and covariance, and of digits
+    with no_grad():
+        codes = model.encode(to_device(images, config.device)).numpy()
+    uniform = rng.uniform(codes.min(0), codes.max(0), (32, code))
+    normal = rng.multivariate_normal(codes.mean(0), np.cov(codes.T), 32)
+    decoded = {
+        "decoded: codes drawn evenly from the digits' range": uniform,
+        "codes drawn from a Gaussian fitted to the digits'": normal,
+        "codes of digits": codes[:32],
+    }
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    ax = left.subplots()
+    draw_images(ax, np.clip(np.concatenate(list(rows.values())), 0, 1), 10, "reconstructions from so many numbers")
+    for i, name in enumerate(rows):
+        ax.text(-4, 31 * i + 14, name, ha="right", va="center", fontsize=9)
+    for ax, (title, z) in zip(right.subplots(1, 3), decoded.items()):
+        drawn = model.decode(Tensor(to_device(z.astype(np.float32), config.device))).numpy()
+        draw_images(ax, np.clip(drawn, 0, 1), 4, title.replace(": ", ":\n").replace(" from ", "\nfrom "))
+    save(figure, config.out, "06_autoencoder")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,77 @@
+"""The variational autoencoder: the two terms of its bound while it learns, reconstructions, samples. Half a minute.
+
+ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x). The first term rewards codes that say much about the
+image, the second charges for every nat they say: at first the codes say nothing, then ever more as the decoder learns
+to use them. Samples decode z from the prior, close to which the second term has kept the codes. The curves are of a
+training that runs now, on 4,500 digits; the pictures of the VAE that ships, which has seen 50,000 (with ``--train``:
+of this one).
+"""
+
+import numpy as np
+from common import options, run, save
+from matplotlib.figure import Figure
+from tqdm import trange
+
+from tinygen import Tensor, data, no_grad, pretrained
+from tinygen.backend import to_device, to_host
+from tinygen.models import VAE
+from tinygen.optim import Muon, cosine
+from tinygen.plotting import draw_images
+
+CONFIG = {
+    "steps": (800, "of training, with 64 digits each"),
+    "latent": (32, "dimensions of z"),
+    "train": (False, "draw with the VAE that was just trained"),
+}
+
+
+def train(config):
+    """A VAE and its terms at each step: (steps, 2), nats per image."""
+    rng, images = np.random.default_rng(config.seed), data.digits().train_images
+    vae = VAE(latent=config.latent, rng=rng).to(config.device)
+    optimizer, terms = Muon(vae.parameters(), lr=0.005), []
+    for step in trange(config.steps, unit="step", disable=None):
+        x = data.binarize_dynamic(images[rng.integers(len(images), size=64)], rng)
+        reconstruction, kl = (term.mean() for term in vae.elbo(to_device(x, config.device), rng))
+        optimizer.lr = 0.005 * cosine(step / config.steps)
+        optimizer.zero_grad()
+        (kl - reconstruction).backward()
+        optimizer.step()
+        terms.append((reconstruction.item(), kl.item()))
+    return vae, np.array(terms)
+
+
+def main():
+    config = options(__doc__, CONFIG)
+    rng = np.random.default_rng(config.seed)
+    vae, terms = train(config)
+    reconstruction, kl = terms[-max(1, config.steps // 20) :].mean(0)
+    print(
+        f"at the end: ELBO {reconstruction - kl:.1f} = reconstruction {reconstruction:.1f} - KL {kl:.1f} nats per image"
+    )
+    binary = data.binarize_static(data.digits().test_images, seed=0)
+    shown = vae if config.train else pretrained("vae").to(config.device)
+    with no_grad():
+        r, k = (float(term.numpy().mean()) for term in vae.elbo(to_device(binary, config.device), rng))
+        print(f"500 test digits: ELBO {r - k:.1f} = {r:.1f} - {k:.1f} nats per image")
+        chosen = binary[:40].astype(np.float32)
+        drawn = shown.reconstruct(Tensor(chosen).to(config.device)).numpy()
+    pairs = np.stack([chosen, drawn], axis=1).reshape(-1, 1, 28, 28)
+
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    width = max(1, config.steps // 80)
+    smooth = terms[: len(terms) // width * width].reshape(-1, width, 2).mean(1)
+    step = (np.arange(len(smooth)) + 0.5) * width
+    axes[0].plot(step, -smooth[:, 0], label="$-$reconstruction")
+    axes[0].plot(step, smooth[:, 1], label="KL")
+    axes[0].plot(step, smooth[:, 1] - smooth[:, 0], "k", label="$-$ELBO, their sum")
+    axes[0].set(xlabel="step", ylabel="nats per image", ylim=(0, 250), title="training, mean over a few steps")
+    axes[0].legend()
+    draw_images(axes[1], pairs, 8, "digit, reconstruction")
+    draw_images(axes[2], to_host(shown.sample(80, rng)), 10, "samples: means of p(x|z), z from the prior")
+    save(figure, config.out, "10_vae")
+
+
+if __name__ == "__main__":
+    run(main)
