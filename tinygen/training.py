@@ -166,9 +166,9 @@ def evaluate(
     model: Module,
     images: np.ndarray,
     rng: np.random.Generator,
-    labels: np.ndarray | None = None,
     prepare: Callable | None = None,
     workers: int | None = None,
+    labels: np.ndarray | None = None,
 ) -> float:
     """Mean loss on ``images``, in ``model.unit``, with the noise that ``rng`` gives; arguments as for ``fit``.
 
