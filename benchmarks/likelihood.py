@@ -149,7 +149,7 @@ def test(model, images, of_images):
             return ((model.reconstruct(part).numpy() - part) ** 2).sum((1, 2, 3))
         if isinstance(model, models.VAE):
             return -model.log_likelihood(part, np.random.default_rng([SEED, start]), SAMPLES)
-        given = None if of_images is None else of_images[start : start + PART]
+        given = None if of_images is None else of_images[start : start + len(part)]
         return -model.log_prob(part, given).numpy()
 
     keep_memory()
@@ -267,7 +267,8 @@ def write_tables():
             )
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
     ax.set_ylim(top=100)
-    ax.legend()
+    if ax.lines:
+        ax.legend()
     ax.grid(alpha=0.3)
     figure.savefig(PICTURES / "learning_curves.png", dpi=110)
     units = "Nats per image; of the autoencoder the squared error per image, with 32 numbers a code."

@@ -112,7 +112,7 @@ def test_the_mean_and_its_gradient(workers, images):
         loss, flat, stop = crew.mean((images,), [7])
         assert loss == pytest.approx(expected, rel=1e-6) and not stop
         np.testing.assert_allclose(flat, gradient, rtol=1e-5, atol=1e-6)
-        assert crew.mean((images,), [7])[0] == loss != crew.mean(images, [8])[0]
+        assert crew.mean((images,), [7])[0] == loss != crew.mean((images,), [8])[0]
         alone, nothing, stop = crew.mean((images,), [7], gradients=False, stop=lambda: True)
         assert alone == pytest.approx(loss, rel=1e-6) and nothing.size == 0 and stop
 
@@ -379,5 +379,5 @@ def test_the_quickstart_on_two_ranks(tmp_path):
     command = [MPIEXEC, "-n", "2", sys.executable, "-m", "mpi4py", script, "--minutes", "0.02", "--out", tmp_path]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("training VAE") == done.stdout.count("figure: ") == 1
+    assert done.stdout.count("training VAE") == done.stdout.count("picture: ") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["quickstart.png"]
