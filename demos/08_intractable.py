@@ -1,4 +1,4 @@
-"""Why p(x) of a latent variable model is intractable, and what importance weights buy. About twenty seconds.
+"""Why p(x) of a latent variable model is intractable, and what importance weights buy. Half a minute.
 
 p(x) is the mean of p(x|z) over the prior. The obvious estimate draws z from the prior, but nearly all of these know
 nothing of the digit x: those that do are so rare that thousands of draws miss them, and the estimate falls far short
