@@ -60,6 +60,16 @@ class Row:
 
 GATED = {"width": 48, "layers": 8, "first": 15}
 ROWS = {
+    "pixelcnn": Row(
+        "PixelCNN",
+        {"width": 32, "blocks": 6, "kernel": 5, "first": 15},
+        "static",
+        14_000,
+        5e-3,
+        0.999,
+        batch_size=32,
+        published="81.30",
+    ),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", 3600, 5e-3, 0.998, batch_size=32),
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN", {**GATED, "classes": 10}, "static", 600, 2e-3, 0.99, batch_size=32, start="gated-pixelcnn"
