@@ -64,7 +64,7 @@ ROWS = {
         "PixelCNN",
         {"width": 32, "blocks": 6, "kernel": 5, "first": 15},
         "static",
-        14_000,
+        10_000,
         5e-3,
         0.999,
         batch_size=32,

@@ -339,6 +339,39 @@ def test_completion_keeps_what_is_given(name, shape, levels, part, rng):
 
 
 @every_model
+def test_paint_gives_the_sample_row_by_row(name):
+    model = build(name, (1, 4, 3), 3)
+    sample = model.sample(5, np.random.default_rng(5))
+    seen = [x.copy() for x in model.paint(5, np.random.default_rng(5))]
+    assert len(seen) == 4
+    for row, x in enumerate(seen, start=1):
+        np.testing.assert_array_equal(x, sample * (np.arange(4)[:, None] < row))
+
+
+def test_gradients_are_recorded_between_two_rows(rng):
+    model = build("cnn", (1, 3, 2), 2)
+    for _ in model.paint(1, rng):
+        assert model.log_prob(np.zeros((1, 1, 3, 2))).requires_grad
+
+
+@every_model
+@pytest.mark.parametrize("levels", [2, 3])
+def test_temperature_divides_the_logits(name, levels, monkeypatch):
+    model = build(name, (1, 3, 4), levels)
+    recorded = record_logits(model, monkeypatch)
+    x = model.sample(6, np.random.default_rng(5), temperature=0.4)
+    monkeypatch.undo()
+    by_value = np.array(recorded).reshape(3, 4, 1, model.outputs, 6).transpose(4, 3, 2, 0, 1)
+    np.testing.assert_allclose(by_value, model.logits(x).data / 0.4, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+def test_sample_refuses_a_temperature(temperature, rng):
+    with pytest.raises(ValueError, match="temperature: got .*, needs a positive number"):
+        build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)
+
+
+@every_model
 @pytest.mark.parametrize("shape,levels", [((1, 2, 2), 2), ((1, 2, 3), 2), ((3, 1, 1), 3)])
 def test_frequencies_of_samples_are_the_probabilities(name, shape, levels, rng):
     model, images = build(name, shape, levels), all_images(shape, levels)

@@ -6,6 +6,8 @@ A subclass describes its network once, in ``network(x, apply)``: with ``apply`` 
 the likelihood, all pixels at once; with a ``PixelCache`` it is the same network at one pixel, for sampling.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tinygen.backend import to_device, xp
@@ -81,18 +83,26 @@ class Autoregressive(Module):
         """x as the distribution wants it: floats for a Bernoulli, classes for a Categorical."""
         return x.astype(self.dtype if self.levels == 2 else np.int64)
 
-    @no_grad()
-    def sample(self, n: int, rng: np.random.Generator, given=None, mask=None, labels=None):
+    def sample(self, n: int, rng: np.random.Generator, given=None, mask=None, labels=None, temperature=1.0):
         """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
 
         ``given`` (n, C, H, W) with a boolean ``mask`` that broadcasts to it: values to keep where the mask holds; each
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
-        ``labels`` (n,): the classes to draw from, for a model with classes.
-        Raises ValueError for n < 1, where only one of ``given`` and ``mask`` is there, or where something does not fit.
+        ``labels`` (n,): the classes to draw from, for a model with classes. ``temperature``: divides the logits; below
+        1 likely values become likelier, and the draws are no longer the model's own.
+        Raises ValueError for n < 1, a temperature that is not positive, where only one of ``given`` and ``mask`` is
+        there, or where something does not fit.
         """
+        *_, images = self.paint(n, rng, given, mask, labels, temperature)
+        return images
+
+    def paint(self, n, rng, given=None, mask=None, labels=None, temperature=1.0) -> Iterator:
+        """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet."""
         check_count("n", n)
         if (given is None) != (mask is None):
             raise ValueError("sample: given and mask go together: the values, and where to keep them")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature: got {temperature!r}, needs a positive number")
         shape, device = (n, *self.image_shape), self.device
         u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)
@@ -112,15 +122,15 @@ class Autoregressive(Module):
         cache = PixelCache(n, self.image_shape, self.parameters()[0].data)
         c, height, width = self.image_shape
         for row in range(height):
-            for column in range(width):
-                cache.at(row, column)
-                for colour in range(c):
-                    seen = Tensor(self._scaled(x[:, :, row, column]).T)  # the colours before
-                    y = self.network(seen, cache, **of_class)
-                    logits = y.reshape(c, self.outputs, n)[colour]
-                    drawn = self._distribution(logits, axis=0).at(u[:, colour, row, column])
-                    if keep is not None:
-                        drawn = xp(u).where(keep[:, colour, row, column], x[:, colour, row, column], drawn)
-                    x[:, colour, row, column] = drawn
-                cache.input(self._scaled(x[:, :, row, column]).T)
-        return x
+            with no_grad():  # not while the caller has the images
+                for column in range(width):
+                    cache.at(row, column)
+                    for colour in range(c):
+                        seen = Tensor(self._scaled(x[:, :, row, column]).T)  # the colours before
+                        logits = self.network(seen, cache, **of_class).reshape(c, self.outputs, n)[colour]
+                        drawn = self._distribution(logits / temperature, axis=0).at(u[:, colour, row, column])
+                        if keep is not None:
+                            drawn = xp(u).where(keep[:, colour, row, column], x[:, colour, row, column], drawn)
+                        x[:, colour, row, column] = drawn
+                    cache.input(self._scaled(x[:, :, row, column]).T)
+            yield x
