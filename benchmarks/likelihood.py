@@ -64,7 +64,7 @@ ROWS = {
         "PixelCNN",
         {"width": 32, "blocks": 6, "kernel": 5, "first": 15},
         "static",
-        10_000,
+        8_000,
         5e-3,
         0.999,
         batch_size=32,
@@ -182,16 +182,9 @@ def evaluate(name, count=None):
         "parameters": model.size(),
     }
     if name == "autoencoder":
-        linear = pca(images, tested[:count], about["settings"]["code"])
+        linear = models.PCA(images, about["settings"]["code"]).reconstruct(tested[:count])
         result["pca_squared_error"] = round(float(((linear - tested[:count]) ** 2).sum((1, 2, 3)).mean()), 3)
     return result
-
-
-def pca(images, tested, k):
-    """What the k linear features that reconstruct ``images`` best make of ``tested``."""
-    x, mean = tested.reshape(len(tested), -1), images.reshape(len(images), -1).mean(0)
-    vectors = np.linalg.eigh(np.cov(images.reshape(len(images), -1).T))[1][:, -k:]  # eigenvalues ascend
-    return ((x - mean) @ vectors @ vectors.T + mean).reshape(tested.shape)
 
 
 # -- pictures and tables
@@ -219,7 +212,7 @@ def draw(name):
     rng = np.random.default_rng(SEED)
     if name == "autoencoder":
         code = about["settings"]["code"]
-        linear = np.clip(pca(images, tested[:64], code), 0, 1)
+        linear = np.clip(models.PCA(images, code).reconstruct(tested[:64]), 0, 1)
         others = {
             f"{code} numbers each: autoencoder": (np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8),
             f"{code} numbers each: PCA": (linear, 8),

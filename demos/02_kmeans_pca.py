@@ -11,6 +11,7 @@ from common import options, run, save
 from matplotlib.figure import Figure
 
 from tinygen import data
+from tinygen.models import PCA
 from tinygen.plotting import draw_images
 
 CONFIG = {
@@ -44,12 +45,6 @@ def squared_distances(x, centres):
     return np.maximum((x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1), 0)
 
 
-def pca(x, k):
-    """Mean (D,), the k directions (k, D) of most variance, strongest first, and their variances (k,)."""
-    variances, directions = np.linalg.eigh(np.cov(x.T))
-    return x.mean(0), directions.T[::-1][:k], variances[::-1][:k]
-
-
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -64,20 +59,20 @@ def main():
     print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
     print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
 
-    mean, directions, variances = pca(x, config.components)
+    pca = PCA(x.reshape(-1, 1, 28, 28), min(config.components, 784))
+    codes = (tested - pca.mean) @ pca.directions.T
     reconstructions = {}
     for k in sorted({1, 2, 8, config.components}):
-        codes = (tested - mean) @ directions[:k].T
-        reconstructions[k] = codes @ directions[:k] + mean
+        reconstructions[k] = codes[:, :k] @ pca.directions[:k] + pca.mean
         error = ((reconstructions[k] - tested) ** 2).sum(1).mean()
-        share = 100 * variances[:k].sum() / x.var(0, ddof=1).sum()
+        share = 100 * pca.variances[:k].sum() / x.var(0, ddof=1).sum()
         print(f"PCA, {k:2} components: squared error {error:4.1f} per image, {share:.0f} % of the variance")
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.25))
     order = np.argsort(name_of, kind="stable")
     draw_images(axes[0, 0], centres[order].reshape(-1, 1, 28, 28), 5, "centres of k-means")
-    draw_images(axes[1, 0], directions[:20].reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
+    draw_images(axes[1, 0], pca.directions[:20].reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
     rows = [tested, *reconstructions.values()]
     some = np.stack([row[:8] for row in rows]).reshape(-1, 1, 28, 28)
     title = "digits; PCA with " + ", ".join(map(str, reconstructions)) + " components"
@@ -88,7 +83,7 @@ def main():
         (axes[0, 2], nearest, "clusters of k-means, in PCA's plane"),
         (axes[1, 2], labels, "labels, which neither has seen"),
     ):
-        plane = (tested - mean) @ directions[:2].T
+        plane = codes[:, :2]
         ax.scatter(*plane.T, c=what, cmap="tab20" if what is nearest else "tab10", s=8)
         ax.set(xlabel="first component", ylabel="second component", title=title)
     for digit in range(10):

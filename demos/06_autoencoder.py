@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device
-from tinygen.models import Autoencoder
+from tinygen.models import PCA, Autoencoder
 from tinygen.optim import Muon, cosine
 from tinygen.plotting import draw_images
 from tinygen.training import evaluate, fit
@@ -28,13 +28,6 @@ def train(code, images, config):
     return model
 
 
-def pca(images, tested, k):
-    """The best linear reconstruction of ``tested`` from k numbers each, learned from ``images``."""
-    mean = images.reshape(-1, 784).mean(0)
-    directions = np.linalg.eigh(np.cov(images.reshape(-1, 784).T))[1][:, -k:]
-    return ((tested.reshape(-1, 784) - mean) @ directions @ directions.T + mean).reshape(tested.shape)
-
-
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -43,7 +36,7 @@ def main():
     rows = {"digits": tested[:10]}
     for code in SIZES:
         model = train(code, images, config)
-        linear = pca(images, tested, code)
+        linear = PCA(images, code).reconstruct(tested)
         rows[f"PCA, {code}"] = linear[:10]
         rows[f"autoencoder, {code}"] = model.reconstruct(to_device(tested[:10], config.device)).numpy()
         error, linear_error = evaluate(model, tested, rng), ((linear - tested) ** 2).sum((1, 2, 3)).mean()

@@ -1,10 +1,10 @@
-"""The autoencoder: sizes for any image, and the squared error by hand."""
+"""The autoencoder: sizes for any image, and the squared error by hand; PCA against the singular values."""
 
 import numpy as np
 import pytest
 
 from tinygen import Tensor
-from tinygen.models import Autoencoder
+from tinygen.models import PCA, Autoencoder
 from tinygen.models.autoencoder import sizes
 
 
@@ -51,3 +51,15 @@ def test_the_narrow_code_is_the_only_way(rng):
         moved = code.copy()
         moved[0, k] += 1
         assert (model.decode(Tensor(moved)).data != model.decode(Tensor(code)).data).all()
+
+
+def test_pca_is_the_best_linear_reconstruction(rng):
+    images = rng.standard_normal((200, 1, 3, 4)) @ rng.standard_normal((4, 4)) + 2
+    pca, x = PCA(images, 5), images.reshape(200, 12)
+    u, s, v = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(pca.reconstruct(images).reshape(200, 12), (u[:, :5] * s[:5]) @ v[:5] + x.mean(0))
+    np.testing.assert_allclose(pca.variances, s[:5] ** 2 / 199)
+    np.testing.assert_allclose(pca.encode(images).var(0, ddof=1), pca.variances)
+    np.testing.assert_allclose(pca.directions @ pca.directions.T, np.eye(5), atol=1e-12)
+    with pytest.raises(ValueError, match="code: got 13, needs at most the 12 numbers of an image"):
+        PCA(images, 13)

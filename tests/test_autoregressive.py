@@ -367,7 +367,7 @@ def test_temperature_divides_the_logits(name, levels, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
 def test_sample_refuses_a_temperature(temperature, rng):
-    with pytest.raises(ValueError, match="temperature: got .*, needs a positive number"):
+    with pytest.raises(ValueError, match="temperature: got"):
         build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)
 
 

@@ -94,14 +94,6 @@ def test_sets(small):
                 np.testing.assert_array_equal(parts, digits.train_images)
 
 
-def test_pca_is_the_best_linear_reconstruction(rng):
-    images = rng.standard_normal((200, 1, 3, 4)) @ rng.standard_normal((4, 4)) + 2
-    centred = (images - images.mean(0)).reshape(200, 12)
-    u, s, v = np.linalg.svd(centred, full_matrices=False)
-    best = (u[:, :5] * s[:5]) @ v[:5] + images.reshape(200, 12).mean(0)
-    np.testing.assert_allclose(likelihood.pca(images, images, 5).reshape(200, 12), best)
-
-
 def test_the_schedule_of_a_longer_run_begins_as_a_shorter_ones():
     assert [likelihood.schedule(done) for done in (0, 0.2, 0.4)] == [1, 1, 1]
     np.testing.assert_allclose([likelihood.schedule(done) for done in (0.7, 1)], [0.5, 0])

@@ -1,0 +1,33 @@
+"""Principal component analysis: the best linear autoencoder, in closed form (Baldi and Hornik 1989)."""
+
+import numpy as np
+
+from tinygen.models.images import check_count
+
+
+class PCA:
+    """Learned from ``images`` (N, C, H, W), a NumPy array; ``code``: numbers in the code, at most C * H * W.
+
+    ``directions`` (code, C * H * W): of most variance, strongest first; ``variances`` (code,) along them.
+    """
+
+    def __init__(self, images: np.ndarray, code: int):
+        self.image_shape = images.shape[1:]
+        x = images.reshape(len(images), -1)
+        if check_count("code", code) > x.shape[1]:
+            raise ValueError(f"code: got {code}, needs at most the {x.shape[1]} numbers of an image")
+        self.mean = x.mean(0)
+        variances, directions = np.linalg.eigh(np.cov(x.T))  # ascending
+        self.variances, self.directions = variances[::-1][:code], directions.T[::-1][:code]
+
+    def encode(self, x) -> np.ndarray:
+        """(N, C, H, W) -> (N, code)"""
+        return (x.reshape(len(x), -1) - self.mean) @ self.directions.T
+
+    def decode(self, code) -> np.ndarray:
+        """(N, code) -> (N, C, H, W)"""
+        return (code @ self.directions + self.mean).reshape(len(code), *self.image_shape)
+
+    def reconstruct(self, x) -> np.ndarray:
+        """(N, C, H, W) -> (N, C, H, W)"""
+        return self.decode(self.encode(x))
