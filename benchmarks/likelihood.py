@@ -19,10 +19,9 @@ from matplotlib.figure import Figure
 from report import write_section
 from threadpoolctl import threadpool_limits
 
-from tinygen import data, models, no_grad
+from tinygen import data, models, no_grad, plotting
 from tinygen.optim import Muon
 from tinygen.parallel import keep_memory
-from tinygen.plotting import draw_images
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load, save
 
@@ -78,7 +77,7 @@ ROWS = {
 
 
 def schedule(done):
-    """The full rate, then in a straight line to zero: a longer run begins with the steps of a shorter one."""
+    """The full rate, then in a straight line to zero; until it falls, a run may still be made longer."""
     return min(1, (1 - done) / 0.6)
 
 
@@ -131,7 +130,7 @@ def train(name):
         checkpoint=CHECKPOINTS / f"{name}.npz",
     )
     about = {key: getattr(row, key) for key in ("settings", "protocol", "steps", "batch_size", "lr", "averaging")}
-    about |= {"seed": SEED, "epochs": round(row.steps * row.batch_size / len(images), 1)}
+    about |= {"start": row.start, "seed": SEED, "epochs": round(row.steps * row.batch_size / len(images), 1)}
     about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
     about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
     save(FOLDER / f"{name}.npz", model, about)
@@ -197,38 +196,23 @@ def draw(name):
     samples of each."""
     model, about = load(FOLDER / f"{name}.npz")
     images, _, tested = sets(about["protocol"])
-    rng = np.random.default_rng(SEED)
+    rng, panels = np.random.default_rng(SEED), {"64 test digits": (tested[:64], 8)}
     if name == "autoencoder":
         code = about["settings"]["code"]
-        linear = np.clip(models.PCA(images, code).reconstruct(tested[:64]), 0, 1)
-        others = {
-            f"{code} numbers each: autoencoder": (np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8),
-            f"{code} numbers each: PCA": (linear, 8),
-        }
+        linear = models.PCA(images, code).reconstruct(tested[:64])
+        panels[f"{code} numbers each: autoencoder"] = np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8
+        panels[f"{code} numbers each: PCA"] = np.clip(linear, 0, 1), 8
     elif getattr(model, "classes", 0):
-        drawn = model.sample(100, rng, labels=np.arange(100) // 10)
-        write_picture({"ten samples of each class": (drawn, 10)}, f"{name}.png")
-        return
+        panels = {"ten samples of each class": (model.sample(100, rng, labels=np.arange(100) // 10), 10)}
     else:
         chosen = tested[64:72, None]
         completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
         rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
         kind = "pixel probabilities of 64 samples" if isinstance(model, models.VAE) else "64 samples"
-        others = {
-            kind: (model.sample(64, rng), 8),
-            "given half, six completions, the digit": (rows.reshape(-1, 1, 28, 28), 8),
-        }
-    write_picture({"64 test digits": (tested[:64], 8), **others}, f"{name}.png")
-
-
-def write_picture(panels, file):
-    """``panels``: {title: (images, columns)}"""
-    figure = Figure(figsize=(4.2 * len(panels), 4.3), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)
-    for ax, (title, (images, columns)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        draw_images(ax, images, columns, title)
+        panels[kind] = model.sample(64, rng), 8
+        panels["given half, six completions, the digit"] = rows.reshape(-1, 1, 28, 28), 8
     PICTURES.mkdir(exist_ok=True)
-    figure.savefig(PICTURES / file, dpi=110)
+    plotting.figure(panels).savefig(PICTURES / f"{name}.png", dpi=110)
 
 
 def write_tables():
@@ -246,14 +230,16 @@ def write_tables():
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
             else:
                 on_test, published = f"{result['nats']:.2f}", row.published
-                ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
+                if about["validation"][-1] < 100:
+                    ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
+            start = f", from {about['start']}" if about.get("start") else ""
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
             lines.append(
                 f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
                 f"| {result['protocol']} | {model.size():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
             )
             recipes.append(
-                f"| {name} | `{about['model']}({settings})` | {about['batch_size']} | {about['lr']:g} "
+                f"| {name} | `{about['model']}({settings})`{start} | {about['batch_size']} | {about['lr']:g} "
                 f"| {about['averaging']} | {about['steps']:,} | {about['seed']} | {about['machine']} |"
             )
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
@@ -273,6 +259,8 @@ def main():
     parser.add_argument("--images", type=int, help="evaluate the first so many test images (default: as in the table)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     options = parser.parse_args()
+    if options.images is not None and options.images < 2:  # one has no standard error
+        parser.error(f"--images: got {options.images}, needs at least 2")
     try:
         data.mnist()
     except FileNotFoundError as error:  # it says what to download and where to put it

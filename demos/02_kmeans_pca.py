@@ -59,10 +59,11 @@ def main():
     print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
     print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
 
-    pca = PCA(x.reshape(-1, 1, 28, 28), min(config.components, 784))
+    components = min(config.components, 784)
+    pca = PCA(x.reshape(-1, 1, 28, 28), max(8, components))
     codes = (tested - pca.mean) @ pca.directions.T
     reconstructions = {}
-    for k in sorted({1, 2, 8, config.components}):
+    for k in sorted({1, 2, 8, components}):
         reconstructions[k] = codes[:, :k] @ pca.directions[:k] + pca.mean
         error = ((reconstructions[k] - tested) ** 2).sum(1).mean()
         share = 100 * pca.variances[:k].sum() / x.var(0, ddof=1).sum()

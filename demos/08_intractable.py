@@ -18,7 +18,7 @@ from tinygen.plotting import draw_images
 
 CONFIG = {
     "draws": (10_000, "of z for each digit and each estimate; at least 100"),
-    "digits": (8, "test digits to look at"),
+    "digits": (8, "digits to look at"),
 }
 BLOCK = 500  # images decoded at once
 

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ COMMON = {
 }
 
 
-def options(doc: str, config: dict) -> SimpleNamespace:
+def options(doc: str, config: dict) -> argparse.Namespace:
     """The command line: ``config`` maps each option's name to its default and what it means. Numbers are positive.
 
     Ends with one sentence where a value makes no sense, a device is missing, or a picture could not be written.
@@ -46,7 +45,7 @@ def options(doc: str, config: dict) -> SimpleNamespace:
         parser.error(str(error))
     if not first_rank():  # under MPI one process tells what happens
         sys.stdout = open(os.devnull, "w")
-    return SimpleNamespace(**vars(given))
+    return given
 
 
 def save(figure: Figure, out: str, name: str) -> None:

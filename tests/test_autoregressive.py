@@ -545,9 +545,10 @@ def test_each_image_has_its_own_class(shape, levels, rng):
     np.testing.assert_allclose(model.loss(x, labels=labels).item(), -together.mean())
     order = np.array([3, 1, 0, 2, 4])
     drawn = model.sample(5, np.random.default_rng(0), labels=labels)
-    given = model.sample(5, np.random.default_rng(0), drawn, np.True_, labels)
-    np.testing.assert_array_equal(given, drawn)
-    np.testing.assert_allclose(model.log_prob(x[order], list(labels[order])).data, together[order], atol=1e-10)
+    upper = np.arange(shape[1])[:, None] < 2  # what is completed is what these draws gave before
+    np.testing.assert_array_equal(model.sample(5, np.random.default_rng(0), drawn, upper, labels), drawn)
+    for given in (list(labels[order]), tuple(labels[order]), Tensor(labels[order])):
+        np.testing.assert_allclose(model.log_prob(x[order], given).data, together[order], atol=1e-10)
 
 
 @pytest.mark.parametrize("shape,levels", [((1, 4, 5), 2), ((3, 3, 2), 3)])
@@ -568,6 +569,7 @@ def test_sampler_with_classes_draws_from_the_logits(shape, levels, monkeypatch):
         (1, r"labels: got shape \(\), dtype int64, needs \(2,\)"),
         ([0.0, 1.0], r"labels: got shape \(2,\), dtype float64, needs \(2,\) whole numbers"),
         ([0, 3], "labels: from 0 to 3, needs 0 .. 2"),
+        ((-1, 1), "labels: from -1 to 1, needs 0 .. 2"),
         (np.array([-1, 2]), "labels: from -1 to 2, needs 0 .. 2"),
     ],
 )

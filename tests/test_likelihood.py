@@ -1,4 +1,4 @@
-"""benchmarks/likelihood.py with a small budget: every row is trained, cut off, resumed, evaluated and written."""
+"""benchmarks/likelihood.py with a small budget: every row is trained, trained further, evaluated and written."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import pytest
 from tinygen import data, weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-likelihood = pytest.importorskip("likelihood")
+import likelihood
 
 SMALL = {  # instead of the rows' own
     "Autoencoder": {"code": 3, "channels": (2, 2)},
@@ -75,6 +75,41 @@ def test_figures_are_means_over_images_with_their_standard_error(small, monkeypa
     nats = -model.log_prob(tested).data.astype(float)
     np.testing.assert_allclose(result["nats"], nats.mean(), atol=1e-3)
     np.testing.assert_allclose(result["stderr"], nats.std(ddof=1) / 150**0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vae", "autoencoder"])
+def test_the_figures_of_models_with_a_code(name, small, rng):
+    """Nats are positive, as the loss is; errors are the loss."""
+    row, images = likelihood.ROWS[name], likelihood.sets(likelihood.ROWS[name].protocol)[2][:40]
+    model = getattr(likelihood.models, row.model)(**row.settings, rng=rng)
+    figures = likelihood.test(model, images, None)
+    assert figures.shape == (40,)
+    if name == "autoencoder":
+        np.testing.assert_allclose(figures.mean(), model.loss(images).item(), rtol=1e-5)
+    else:
+        assert 0 < figures.mean() < model.loss(images, rng).item()  # the weighted samples' bound is the tighter one
+
+
+def test_a_row_begins_with_the_weights_of_its_start(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(likelihood, "fit", lambda model, *_, **__: seen.append(model) or [])
+    likelihood.train("gated-pixelcnn-classes")
+    x = data.binarize_static(data.digits().test_images[:3], 0)
+    base = weights.load(small / "gated-pixelcnn.npz")[0].log_prob(x).data
+    for k in (0, 9):  # no class says anything yet
+        np.testing.assert_allclose(seen[0].log_prob(x, [k] * 3).data, base, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pixelcnn", "vae"])
+def test_completions_keep_the_upper_half(name, small, rng):
+    row = likelihood.ROWS[name]
+    model, x = (
+        getattr(likelihood.models, row.model)(**row.settings, rng=rng),
+        data.binarize_static(data.digits().test_images[:3], 0),
+    )
+    completed = likelihood.completions(model, x, rng)
+    np.testing.assert_array_equal(completed[:, :, :14], x[:, :, :14])
+    assert (completed[:, :, 14:] != x[:, :, 14:]).mean() > 0.2
 
 
 def test_sets(small):

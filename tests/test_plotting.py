@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinygen.models import VAE
-from tinygen.plotting import draw_images, manifold, tile
+from tinygen.plotting import draw_images, figure, manifold, tile
 
 
 def test_tile_places_images_row_by_row_with_gaps():
@@ -28,6 +28,14 @@ def test_draw_images_on_an_axis(rng):
     ax = Figure().subplots()
     draw_images(ax, rng.random((4, 1, 5, 6)), 2, "four")
     assert ax.get_title() == "four" and ax.images[0].get_array().shape == (13, 15)
+
+
+def test_figure_has_a_panel_for_each_grid(rng, tmp_path):
+    drawn = figure({"four": (rng.random((4, 1, 5, 6)), 2), "one": (rng.random((1, 3, 5, 6)), 1)})
+    assert [ax.get_title() for ax in drawn.axes] == ["four", "one"]
+    assert [ax.images[0].get_array().shape[:2] for ax in drawn.axes] == [(13, 15), (5, 6)]
+    drawn.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
 
 
 def test_manifold_goes_right_with_the_first_dimension_and_up_with_the_second(rng, monkeypatch):

@@ -54,6 +54,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, rng):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
+def test_what_does_not_fit_into_half_precision_is_refused(tmp_path, rng):
+    model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng)
+    model.last.bias.data[0] = 1e5
+    with pytest.raises(ValueError, match=r"last\.bias do not fit into half precision"):
+        weights.save(tmp_path / "a.npz", model, {"settings": {}})
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_are_something_else_are_refused(tmp_path, rng):
     path = tmp_path / "a.npz"
     with pytest.raises(FileNotFoundError):

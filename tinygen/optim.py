@@ -119,9 +119,8 @@ class Muon(Adam):
     """For weights, m <- beta m + (1 - beta) g;  p <- p - lr 0.2 sqrt(max(rows, columns)) O(beta m + (1 - beta) g)
 
     with O(G) = U V^T of G = U S V^T, found by five steps of Newton and Schulz: a step as long in the directions that
-    the gradient hardly has as in its strongest, which teaches a convolution several times faster. Filters
-    (out, in, kh, kw) are matrices (out, in * kh * kw). Parameters of one dimension get Adam, whose steps are about as
-    large: the same rates suit both.
+    the gradient hardly has as in its strongest. Whatever has more dimensions is a matrix (first, all others), filters
+    (out, in * kh * kw). Parameters of one dimension get Adam, whose steps are about as large: the same rates suit both.
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor 0.2 sqrt: Liu et al. 2025, section 2.2.
     """
 
@@ -130,8 +129,11 @@ class Muon(Adam):
         if not 0 <= momentum < 1:
             raise ValueError(f"Muon: momentum is {momentum}, needs to be from 0 to below 1")
         self.momentum = momentum
+        for p, state in zip(self.parameters, self.state):
+            if p.ndim > 1:
+                del state["square"]
 
-    def update(self, g, mean, square):
+    def update(self, g, mean, square=None):
         if g.ndim < 2:
             return super().update(g, mean, square)
         mean *= self.momentum

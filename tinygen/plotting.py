@@ -34,6 +34,17 @@ def draw_images(ax, images, columns: int, title: str = "") -> None:
     ax.set_axis_off()
 
 
+def figure(panels: dict):
+    """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)}."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(4.2 * len(panels), 4.3), layout="constrained")
+    drawn.get_layout_engine().set(wspace=0.06)
+    for ax, (title, (images, columns)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        draw_images(ax, images, columns, title)
+    return drawn
+
+
 @no_grad()
 def manifold(vae: VAE, size: int = 12) -> np.ndarray:
     """(size * size, C, H, W): a VAE with two latent dimensions, decoded on a grid.

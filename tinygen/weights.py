@@ -53,7 +53,10 @@ def save(path, model: Module, about: dict) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {**about, "model": type(model).__name__}
-    arrays = {name: value.astype(np.float16) for name, value in model.state_dict().items()}
+    with np.errstate(over="ignore"):
+        arrays = {name: value.astype(np.float16) for name, value in model.state_dict().items()}
+    if too_large := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
+        raise ValueError(f"{path}: {', '.join(too_large)} do not fit into half precision, or are not finite")
     temporary = path.with_name(path.name + ".part")
     try:
         with open(temporary, "wb") as file:

@@ -32,14 +32,15 @@ class Autoregressive(Module):
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
 
     def network(self, x, apply) -> Tensor:
-        """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, relu)`` evaluates a layer."""
+        """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, ...)`` evaluates a layer,
+        with its ReLU before it (``relu=True``) or with ``labels``."""
         raise NotImplementedError
 
     def logits(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(Tensor(self._scaled(x)), Module.__call__, **self._given(labels, n))
+        y = self.network(Tensor(self._scaled(x)), Module.__call__, **self._condition(labels, n))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
     def log_prob(self, x, labels=None) -> Tensor:
@@ -59,19 +60,20 @@ class Autoregressive(Module):
         """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""
         return x.astype(self.dtype) * (2 / (self.levels - 1)) - 1
 
-    def _given(self, labels, n) -> dict:
+    def _condition(self, labels, n) -> dict:
         """What ``network`` is given beside the image: nothing, or labels (n,) on the model's device."""
         if not self.classes and labels is None:
             return {}
         if not self.classes:
             raise ValueError("labels: the model was built without classes")
-        found = getattr(labels, "dtype", None) or np.asarray(labels).dtype
-        if labels is None or np.shape(labels) != (n,) or found.kind not in "iu":
-            got = "none" if labels is None else f"shape {np.shape(labels)}, dtype {found}"
+        labels = labels.data if isinstance(labels, Tensor) else labels
+        labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu":
+            got = "none" if labels.dtype == object else f"shape {labels.shape}, dtype {labels.dtype}"
             raise ValueError(f"labels: got {got}, needs ({n},) whole numbers, the class of each image")
-        if isinstance(labels, list | np.ndarray) and not (0 <= np.min(labels) and np.max(labels) < self.classes):
-            raise ValueError(f"labels: from {np.min(labels)} to {np.max(labels)}, needs 0 .. {self.classes - 1}")
-        return {"labels": to_device(labels if hasattr(labels, "dtype") else np.asarray(labels), self.device)}
+        if isinstance(labels, np.ndarray) and not (0 <= labels.min() and labels.max() < self.classes):
+            raise ValueError(f"labels: from {labels.min()} to {labels.max()}, needs 0 .. {self.classes - 1}")
+        return {"labels": to_device(labels, self.device)}
 
     def _distribution(self, logits, axis):
         """Of the values, given logits with the K outputs along ``axis``."""
@@ -118,7 +120,7 @@ class Autoregressive(Module):
             except ValueError:
                 raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
-        of_class = self._given(labels, n)
+        of_class = self._condition(labels, n)
         cache = PixelCache(n, self.image_shape, self.parameters()[0].data)
         c, height, width = self.image_shape
         for row in range(height):

@@ -46,11 +46,14 @@ class Layout:
 
     def __init__(self, size, out_size, stride, padding, taps):
         self.size, self.out_size, self.stride, self.padding, self.taps = size, out_size, stride, padding, taps
-        self.copies = len(taps)  # of an image in its columns
+
+    def copies(self, channels):
+        """Of an image of so many channels in its columns."""
+        return len(self.taps)
 
     def blocks(self, x, channels):
         """Slices of the batch x with about CHUNK numbers in the columns of so many channels."""
-        numbers = channels * self.copies * math.prod(self.out_size)
+        numbers = channels * self.copies(channels) * math.prod(self.out_size)
         step = max(self.smallest, CHUNK[device_of(x)] // max(1, numbers))
         return (slice(start, start + step) for start in range(0, len(x), step))
 
@@ -82,7 +85,10 @@ class RowByRow(Layout):
         self.row = self.size[1] + 2 * self.padding[1]
         self.top, self.bottom = self.taps[0][0], self.taps[-1][0]
         self.left, right = (f(j for _, j in self.taps) for f in (min, max))
-        self.copies = right + 1 - self.left
+        self.across = right + 1 - self.left
+
+    def copies(self, channels):
+        return len(self.taps) if channels * self.across < FEW else self.across
 
     def runs(self):
         """Neighbouring taps: their numbers as a range, the row and the first column."""
@@ -95,14 +101,14 @@ class RowByRow(Layout):
         padded = xp(x).zeros((n, c, h + 2 * ph + 1, self.row), x.dtype)  # the last row is read, but means nothing
         padded[:, :, ph : ph + h, pw : pw + w] = x
         padded = padded.reshape(n, c, -1)
-        if c * self.copies < FEW:
+        if self.copies(c) == len(self.taps):
             cols = xp(x).empty((n, len(self.taps), c, p * self.row), x.dtype)
             for k, (i, j) in enumerate(self.taps):
                 cols[:, k] = padded[:, :, i * self.row + j :][:, :, : p * self.row]
             return [(slice(None), cols.reshape(n, -1, p * self.row))]
         length = (p + self.bottom - self.top) * self.row
-        cols = xp(x).empty((n, self.copies, c, length), x.dtype)
-        for k in range(self.copies):
+        cols = xp(x).empty((n, self.across, c, length), x.dtype)
+        for k in range(self.across):
             cols[:, k] = padded[:, :, self.top * self.row + self.left + k :][:, :, :length]
         cols = cols.reshape(n, -1, length)
         parts = []
