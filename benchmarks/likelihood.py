@@ -66,11 +66,11 @@ LARGE = {"latent": 32, "channels": (32, 64, 128, 256)}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", 8000, 5e-3, 0.999, 32, "81.30"),
-    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", 5000, 5e-3, 0.999, 32, "80.54"),
-    "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", 4000, 5e-3, 0.999, 32, "79.20"),
+    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", 4000, 5e-3, 0.999, 32, "80.54"),
+    "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", 3000, 5e-3, 0.999, 32, "79.20"),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", 3600, 5e-3, 0.998, 32),
     "gated-pixelcnn-classes": Row("GatedPixelCNN", TEN, "static", 600, 2e-3, 0.99, 32, start="gated-pixelcnn"),
-    "vae": Row("VAE", LARGE, "dynamic", 3000, 2e-3, 0.999, published="86.76", images=500),
+    "vae": Row("VAE", LARGE, "dynamic", 10_000, 2e-3, 0.999, published="86.76", images=500),
     "vae-2d": Row("VAE", SMALL, "dynamic", 5000, 3e-3, 0.999, images=500),
     "autoencoder": Row("Autoencoder", CODE, "grey", 6400, 3e-3, 0.999),
 }
