@@ -126,7 +126,7 @@ def train(name):
         averaging=row.averaging,
         validation=validation[:VALIDATION],
         validation_labels=None if of_validation is None else of_validation[:VALIDATION],
-        validate_every=max(1, row.steps // 40),
+        validate_every=max(1, row.steps // 20),
         checkpoint=CHECKPOINTS / f"{name}.npz",
     )
     about = {key: getattr(row, key) for key in ("settings", "protocol", "steps", "batch_size", "lr", "averaging")}

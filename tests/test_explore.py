@@ -1,0 +1,159 @@
+"""The page of demos/explore.py, in a real browser. Needs the extra web-test and Chromium: pytest -m browser."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+ROOT = Path(__file__).parent.parent
+DECODED, STRIP = (0.33, 0.54, 0.15, 0.36), (0.04, 0.28, 0.44, 0.09)  # x, y from below, width, height of the figure
+SLIDER, LARGER = (0.07, 0.22, 0.2, 0.02), (0.35, 0.02, 0.1, 0.2)
+PLANE, DRAWING, PROBABILITIES = (0.04, 0.46, 0.27, 0.48), (0.53, 0.5, 0.19, 0.42), (0.53, 0.03, 0.19, 0.42)
+PAINTED, PAINT, CLEAR = (0.74, 0.42, 0.25, 0.5), (0.84, 0.15, 0.12, 0.06), (0.84, 0.07, 0.12, 0.06)
+UNKNOWN = np.array([0.75, 0.85, 1.0])
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(*arguments):
+    """The demo as a process; ``true`` stands for the browser that it would open."""
+    return subprocess.Popen(
+        [sys.executable, "demos/explore.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "BROWSER": "true", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+class Page:
+    """The figure in the browser: places are fractions of it."""
+
+    def __init__(self, page):
+        self.page, self.box = page, page.locator("canvas").first.bounding_box()
+
+    def at(self, place, x=0.5, y=0.5):
+        """Pixels of the page, of a point in a place: (0, 0) is its lower left corner."""
+        left, bottom, width, height = place
+        return (
+            self.box["x"] + (left + x * width) * self.box["width"],
+            self.box["y"] + (1 - bottom - y * height) * self.box["height"],
+        )
+
+    def drag(self, place, *points):
+        self.page.mouse.move(*self.at(place, *points[0]))
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*self.at(place, *point))
+        self.page.mouse.up()
+
+    def look(self, place):
+        """(H, W, 3): what the place shows."""
+        (left, top), (right, bottom) = self.at(place, 0, 1), self.at(place, 1, 0)
+        clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+        return imread(io.BytesIO(self.page.screenshot(clip=clip)), format="png")[..., :3]
+
+    def wait(self, place, condition, seconds=60):
+        """Look at the place until the condition holds."""
+        end = time.monotonic() + seconds
+        while not condition(seen := self.look(place)):
+            assert time.monotonic() < end, "what was waited for never came"
+            time.sleep(0.02)
+        return seen
+
+
+def unknown(picture):
+    return (np.abs(picture - UNKNOWN).max(2) < 0.02).mean()
+
+
+@pytest.fixture
+def page():
+    from playwright.sync_api import sync_playwright
+
+    port, said, hosts = free_port(), [], set()
+    server = start("--port", str(port))
+    try:
+        for line in server.stdout:  # the page is there once it says how to stop it
+            if "Ctrl+C" in line:
+                break
+        with sync_playwright() as playwright:
+            # without Debian's or the system's Chromium: the one of "playwright install chromium"
+            path = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+            page = browser.new_page(viewport={"width": 1400, "height": 800})
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+            page.on("websocket", lambda socket: hosts.add(socket.url.split("/")[2]))
+            page.goto(f"http://127.0.0.1:{port}/")
+            shown = Page(page)
+            shown.wait(PLANE, lambda seen: seen.std() > 0.05)
+            yield shown
+            browser.close()
+        assert not said and hosts == {f"127.0.0.1:{port}"}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.browser
+def test_a_click_decodes_and_a_slider_moves(page):
+    before, strip = page.look(DECODED), page.look(STRIP)
+    page.page.mouse.click(*page.at(PLANE, 0.3, 0.4))
+    page.wait(DECODED, lambda seen: np.abs(seen - before).mean() > 0.01)
+    page.wait(STRIP, lambda seen: np.abs(seen - strip).mean() > 0.005)
+    before = page.look(LARGER)
+    page.page.mouse.click(*page.at(SLIDER, 0.05))
+    page.wait(LARGER, lambda seen: np.abs(seen - before).mean() > 0.005)
+
+
+@pytest.mark.browser
+def test_what_is_drawn_is_kept_and_finished(page):
+    empty = unknown(page.look(DRAWING))
+    assert empty > 0.5 and unknown(page.look(PAINTED)) > 0.5
+    page.drag(DRAWING, (0.35, 0.75), (0.65, 0.75), (0.65, 0.6))
+    page.wait(DRAWING, lambda seen: 0.3 * empty < unknown(seen) < 0.8 * empty)  # the rows above are given
+    for _ in range(2):  # the second time what was painted is painted anew
+        page.page.mouse.click(*page.at(PAINT))
+        page.wait(PAINTED, lambda seen: unknown(seen) > 0.2)
+        page.wait(PAINTED, lambda seen: unknown(seen) == 0 and (seen.max(2) < 0.1).mean() > 0.02)
+    assert unknown(page.look(PROBABILITIES)) == 0
+    page.page.mouse.click(*page.at(CLEAR))
+    page.wait(PAINTED, lambda seen: unknown(seen) > 0.5)
+    page.wait(DRAWING, lambda seen: unknown(seen) == empty)
+
+
+@pytest.mark.browser
+def test_a_taken_port_is_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = start("--port", str(port))
+        output, _ = server.communicate(timeout=120)
+    assert server.returncode == 2 and f"--port: {port} is taken" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("arguments, message", [([], "tinygen[web]"), (["--window"], "no display")])
+def test_what_is_missing_is_one_sentence(arguments, message, tmp_path):
+    (tmp_path / "tornado.py").write_text("raise ImportError")  # stands before the real one, if there is one
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "demos/explore.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
