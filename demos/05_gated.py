@@ -49,7 +49,8 @@ def main():
         before = PIXEL[0] * 28 + PIXEL[1]
         print(f"{name}, {config.layers} layers: sees {(seen == 1).sum()} of the {before} pixels before it")
         ax.imshow(seen, cmap=ListedColormap(["white", "C0", "C3"]), vmin=0, vmax=2)
-        ax.set(title=f"{name}: what the red pixel sees", xlabel="column", ylabel="row")
+        ax.set(xlabel="column", ylabel="row")
+        ax.set_title(f"{name}:\nwhat the red pixel sees", fontsize=9)
 
     model = pretrained("gated-pixelcnn-classes").to(config.device)
     drawn = to_host(model.sample(100, rng, labels=to_device(np.arange(100) // 10, config.device)))
