@@ -105,7 +105,8 @@ def main():
         averaging=0.99,
     )
     binary = data.binarize_static(digits.test_images, seed=0)
-    print(f"belief network: {belief.size():,} parameters, {evaluate(belief, binary, rng):.1f} nats per image, on new digits")
+    figure = evaluate(belief, binary, rng)
+    print(f"belief network: {belief.size():,} parameters, {figure:.1f} nats per image, on new digits")
     columns = {"fully visible belief network": (belief.sample(config.images, rng), None)}
     for name, title in (("row-lstm", "Row LSTM"), ("diagonal-bilstm", "Diagonal BiLSTM")):
         model = pretrained(name).to(config.device)

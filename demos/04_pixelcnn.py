@@ -38,12 +38,12 @@ def context(model, images):
 
 
 @no_grad()
-def naive_sample(model, rng):
-    """One image by the definition: the network on the whole image for each of its pixels."""
+def naive_row(model, rng):
+    """The first row of one image, by the definition: the network on the whole image for each pixel."""
     x = np.zeros((1, *model.image_shape), np.uint8)
-    for row, column in np.ndindex(*model.image_shape[1:]):
-        logit = model.logits(to_device(x, model.device)).numpy()[0, 0, 0, row, column]
-        x[0, 0, row, column] = rng.random() < 1 / (1 + np.exp(-logit))
+    for column in range(28):
+        logit = model.logits(to_device(x, model.device)).numpy()[0, 0, 0, 0, column]
+        x[0, 0, 0, column] = rng.random() < 1 / (1 + np.exp(-logit))
     return x
 
 
@@ -54,7 +54,7 @@ def seconds(function, *arguments, **keywords):
 
 
 def print_times(config, images):
-    """Of models of one width and depth: a training step, and sampling with and without keeping activations."""
+    """Of models of one width and depth: a training step; sampling, and without the cache, from the first of 28 rows."""
     rng = np.random.default_rng(config.seed)
     print("width 16, 7 layers            training, ms an image   sampling, s for 16   s for one, without the cache")
     for name, model in {
@@ -68,8 +68,8 @@ def print_times(config, images):
         record = fit(model, images, steps=config.steps, **how)
         training = record[-1]["seconds"] / (32 * config.steps)
         sampling, _ = seconds(model.sample, 16, rng)
-        naive, _ = seconds(naive_sample, model, rng)
-        print(f"{name:<27} {1000 * training:18.1f} {sampling:22.2f} {naive:24.1f}")
+        row, _ = seconds(naive_row, model, rng)
+        print(f"{name:<27} {1000 * training:18.1f} {sampling:22.2f} {28 * row:24.1f}")
 
 
 def main():

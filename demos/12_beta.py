@@ -67,7 +67,12 @@ def main():
     best = min(rates + distortions)
     line = np.array([0, best])
     ax.plot(line, best - line, "k:", linewidth=0.8, label=f"rate + distortion = {best:.0f}, the best bound here")
-    ax.set(xlabel="rate: KL, nats per image", ylabel="distortion: -E log p(x|z), nats per image", xlim=0, ylim=(0, 1.1 * distortions.max()))
+    ax.set(
+        xlabel="rate: KL, nats per image",
+        ylabel="distortion: -E log p(x|z), nats per image",
+        xlim=0,
+        ylim=(0, 1.1 * distortions.max()),
+    )
     ax.legend()
     for column, (beta, (pairs, samples)) in zip(right.subplots(2, len(ends)).T, ends.items()):
         draw_images(column[0], pairs, 8, f"beta {beta:g}: digit, reconstruction")
