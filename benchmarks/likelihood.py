@@ -27,10 +27,11 @@ from tinygen.weights import FOLDER, load, save
 
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation; all choices
-were made on these, and the 10,000 test images were used for the final figures alone. *static*: each image binarized
-once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*: training and validation images
-are drawn anew whenever they are seen, test images are those of *static*. *grey*: values from 0 to 1. Likelihoods are
-exact; the VAE's is a bound with 5,000 importance-weighted samples. After ±: the standard error of the mean over images.
+were made on these, and the 10,000 test images were used for the figures of the table alone. *static*: each image
+binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*: training images are
+drawn anew whenever they are seen, validation images once, test images are those of *static*. *grey*: values from 0 to
+1. Likelihoods are exact; the VAE's is a bound with 5,000 importance-weighted samples. After ±: the standard error of
+the mean over images.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
@@ -43,7 +44,8 @@ PICTURES = Path(__file__).parent / "pictures"
 
 @dataclass
 class Row:
-    """What is built and how Muon trains it. ``start``: the row whose weights it begins with."""
+    """What is built and how Muon trains it. ``start``: the row whose weights it begins with; ``note``: what was not as
+    the other fields say."""
 
     model: str
     settings: dict
@@ -55,6 +57,7 @@ class Row:
     published: str = "-"  # van den Oord et al. 2016, table 4; for the VAE Burda et al. 2016, table 1, one layer
     start: str = ""
     images: int = 10_000  # tested on
+    note: str = ""
 
 
 CNN = {"width": 32, "blocks": 6, "kernel": 5, "first": 15}
@@ -65,14 +68,14 @@ SMALL = {"latent": 2}  # for a plane to look at
 LARGE = {"latent": 32, "channels": (32, 64, 128, 256)}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 ROWS = {
-    "pixelcnn": Row("PixelCNN", CNN, "static", 8000, 5e-3, 0.999, 32, "81.30"),
-    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", 4000, 5e-3, 0.999, 32, "80.54"),
-    "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", 3000, 5e-3, 0.999, 32, "79.20"),
+    "pixelcnn": Row("PixelCNN", CNN, "static", 8000, 5e-3, 0.999, 32, "81.30", note="full rate up to step 4,061"),
+    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", 6000, 5e-3, 0.999, 32, "80.54"),
+    "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", 2400, 5e-3, 0.999, 32, "79.20"),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", 3600, 5e-3, 0.998, 32),
     "gated-pixelcnn-classes": Row("GatedPixelCNN", TEN, "static", 600, 2e-3, 0.99, 32, start="gated-pixelcnn"),
-    "vae": Row("VAE", LARGE, "dynamic", 10_000, 2e-3, 0.999, published="86.76", images=500),
+    "vae": Row("VAE", LARGE, "dynamic", 5000, 2e-3, 0.999, published="86.76", images=500),
     "vae-2d": Row("VAE", SMALL, "dynamic", 5000, 3e-3, 0.999, images=500),
-    "autoencoder": Row("Autoencoder", CODE, "grey", 6400, 3e-3, 0.999),
+    "autoencoder": Row("Autoencoder", CODE, "grey", 6400, 3e-3, 0.999, note="full rate up to about step 2,900"),
 }
 
 
@@ -106,7 +109,7 @@ def labels(model):
 
 
 def train(name):
-    """Train from the start or from the checkpoint, and write the weights."""
+    """Train from the start or from the checkpoint. Gives the file of the weights, beside the checkpoint."""
     row, rng = ROWS[name], np.random.default_rng(SEED)
     images, validation, _ = sets(row.protocol)
     model = getattr(models, row.model)(**row.settings, rng=rng)
@@ -130,10 +133,12 @@ def train(name):
         checkpoint=CHECKPOINTS / f"{name}.npz",
     )
     about = {key: getattr(row, key) for key in ("settings", "protocol", "steps", "batch_size", "lr", "averaging")}
-    about |= {"start": row.start, "seed": SEED, "epochs": round(row.steps * row.batch_size / len(images), 1)}
+    about |= {"seed": SEED, "epochs": round(row.steps * row.batch_size / len(images), 1)}
     about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
     about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
-    save(FOLDER / f"{name}.npz", model, about)
+    path = CHECKPOINTS / f"{name}.weights.npz"
+    save(path, model, about)
+    return path
 
 
 def test(model, images, of_images):
@@ -154,10 +159,10 @@ def test(model, images, of_images):
         return np.concatenate(list(threads.map(figures, range(0, len(images), PART)))).astype(float)
 
 
-def evaluate(name, count=None):
-    """The shipped weights on the first ``count`` test images (default: the row's), as an object for JSON."""
+def evaluate(name, path, count=None):
+    """The weights in a file on the first ``count`` test images (default: the row's), as an object for JSON."""
     count = count or ROWS[name].images
-    model, about = load(FOLDER / f"{name}.npz")
+    model, about = load(path)
     images, _, tested = sets(about["protocol"])
     figures = test(model, tested[:count], labels(model)[2])
     result = {
@@ -232,7 +237,8 @@ def write_tables():
                 on_test, published = f"{result['nats']:.2f}", row.published
                 if about["validation"][-1] < 100:
                     ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
-            start = f", from {about['start']}" if about.get("start") else ""
+            start = f", from {row.start}" if row.start else ""
+            note = f" ({row.note})" if row.note else ""
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
             lines.append(
                 f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
@@ -240,7 +246,7 @@ def write_tables():
             )
             recipes.append(
                 f"| {name} | `{about['model']}({settings})`{start} | {about['batch_size']} | {about['lr']:g} "
-                f"| {about['averaging']} | {about['steps']:,} | {about['seed']} | {about['machine']} |"
+                f"| {about['averaging']} | {about['steps']:,}{note} | {about['seed']} | {about['machine']} |"
             )
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
     ax.set_ylim(top=100)
@@ -256,24 +262,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("name", choices=ROWS, help="the row")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights that ship with tinygen")
-    parser.add_argument("--images", type=int, help="evaluate the first so many test images (default: as in the table)")
+    parser.add_argument("--images", type=int, help="with --evaluate: only the first so many test images")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     options = parser.parse_args()
-    if options.images is not None and options.images < 2:  # one has no standard error
-        parser.error(f"--images: got {options.images}, needs at least 2")
+    if options.images is not None and (options.images < 2 or not options.evaluate):  # one has no standard error
+        parser.error(f"--images: got {options.images}, needs at least 2, and --evaluate")
     try:
         data.mnist()
     except FileNotFoundError as error:  # it says what to download and where to put it
         parser.error(str(error))
-    path = FOLDER / f"{options.name}.npz"
-    if not options.evaluate:
-        train(options.name)
-    elif not path.exists():
+    shipped = FOLDER / f"{options.name}.npz"
+    if options.evaluate and not shipped.exists():
         parser.error(f"name: {options.name} has no weights yet; train it without --evaluate")
-    result = evaluate(options.name, options.images)
+    path = shipped if options.evaluate else train(options.name)
+    result = evaluate(options.name, path, options.images)
     if not options.evaluate:
         model, about = load(path)
-        save(path, model, {**about, "result": result})
+        save(shipped, model, {**about, "result": result})
         draw(options.name)
         write_tables()
     if options.json:

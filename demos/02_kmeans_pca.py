@@ -15,8 +15,8 @@ from tinygen.models import PCA
 from tinygen.plotting import draw_images
 
 CONFIG = {
-    "clusters": (20, "of k-means"),
-    "components": (32, "of PCA, at most 784"),
+    "clusters": (20, "of k-means", 2, 4500),
+    "components": (32, "of PCA", 1, 784),
     "iterations": (50, "of k-means, at most"),
 }
 
@@ -59,11 +59,10 @@ def main():
     print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
     print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
 
-    components = min(config.components, 784)
-    pca = PCA(x.reshape(-1, 1, 28, 28), max(8, components))
+    pca = PCA(x.reshape(-1, 1, 28, 28), max(8, config.components))
     codes = (tested - pca.mean) @ pca.directions.T
     reconstructions = {}
-    for k in sorted({1, 2, 8, components}):
+    for k in sorted({1, 2, 8, config.components}):
         reconstructions[k] = codes[:, :k] @ pca.directions[:k] + pca.mean
         error = ((reconstructions[k] - tested) ** 2).sum(1).mean()
         share = 100 * pca.variances[:k].sum() / x.var(0, ddof=1).sum()

@@ -17,8 +17,8 @@ from tinygen.distributions import Gaussian
 from tinygen.plotting import draw_images
 
 CONFIG = {
-    "draws": (10_000, "of z for each digit and each estimate; at least 100"),
-    "digits": (8, "digits to look at"),
+    "draws": (10_000, "of z for each digit and each estimate", 100, 1_000_000),
+    "digits": (8, "digits to look at", 1, 500),
 }
 BLOCK = 500  # images decoded at once
 

@@ -19,8 +19,8 @@ from tinygen.backend import to_device
 from tinygen.distributions import Gaussian
 
 CONFIG = {
-    "draws": (1000, "of z for every variance"),
-    "digit": (5, "which test digit"),
+    "draws": (1000, "of z for every variance", 2, 100_000),
+    "digit": (5, "which test digit", 0, 499),
 }
 ESTIMATORS = ("score function", "score function with baseline", "reparameterization")
 

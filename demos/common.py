@@ -19,20 +19,23 @@ COMMON = {
 
 
 def options(doc: str, config: dict) -> argparse.Namespace:
-    """The command line: ``config`` maps each option's name to its default and what it means. Numbers are positive.
+    """The command line: ``config`` maps each option's name to its default, what it means, and, where a number has to be
+    more than positive, the smallest and the largest.
 
     Ends with one sentence where a value makes no sense, a device is missing, or a picture could not be written.
     """
     parser = argparse.ArgumentParser(
         description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for name, (default, meaning) in {**config, **COMMON}.items():
+    for name, (default, meaning, *_) in {**config, **COMMON}.items():
         how = {"action": "store_true"} if isinstance(default, bool) else {"type": type(default), "default": default}
         parser.add_argument(f"--{name}", help=meaning, **how)
     given = parser.parse_args()
-    for name, (default, _) in config.items():
+    for name, (default, _, *limits) in config.items():
         value = getattr(given, name)
-        if not isinstance(default, bool | str) and not 0 < value < float("inf"):
+        if limits and not limits[0] <= value <= limits[1]:
+            parser.error(f"--{name}: got {value}, needs a number from {limits[0]} to {limits[1]}")
+        if not limits and not isinstance(default, bool | str) and not 0 < value < float("inf"):
             parser.error(f"--{name}: got {value}, needs a positive number")
     if given.seed < 0:
         parser.error(f"--seed: got {given.seed}, needs a number that is not negative")

@@ -63,3 +63,10 @@ def test_pca_is_the_best_linear_reconstruction(rng):
     np.testing.assert_allclose(pca.directions @ pca.directions.T, np.eye(5), atol=1e-12)
     with pytest.raises(ValueError, match="code: got 13, needs at most the 12 numbers of an image"):
         PCA(images, 13)
+    with pytest.raises(ValueError, match="images: got shape"):
+        pca.encode(images.reshape(200, 1, 4, 3))
+    with pytest.raises(ValueError, match="at least two images"):
+        PCA(images[:1], 2)
+    with pytest.raises(ValueError, match="code: got 0"):
+        PCA(images, 0)
+    np.testing.assert_allclose(PCA(images[..., :1, :1], 1).reconstruct(images[..., :1, :1]), images[..., :1, :1])

@@ -332,6 +332,7 @@ def test_completion_keeps_what_is_given(name, shape, levels, part, rng):
     x = model.sample(n, np.random.default_rng(5), given, mask)
     kept = np.broadcast_to(mask, x.shape)
     np.testing.assert_array_equal(x[kept], given[kept])
+    assert x.dtype == np.uint8
     np.testing.assert_array_equal(x, naive_sample(model, n, np.random.default_rng(5), given, mask))
     # What is not to be kept may be anything.
     other = np.where(mask, given, rng.integers(0, levels, given.shape))
@@ -468,7 +469,13 @@ def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
         (2, None, np.ones((2, 3), bool), "given and mask go together"),
         (2, np.zeros((3, 1, 2, 3)), True, r"given: has shape \(3, 1, 2, 3\), needs \(2, 1, 2, 3\)"),
         (2, np.zeros((2, 1, 3, 2)), True, r"images: got shape \(2, 1, 3, 2\), needs \(N, 1, 2, 3\)"),
-        (2, np.zeros((2, 1, 2, 3)), np.ones((3, 2)), r"mask: has shape \(3, 2\), needs to broadcast to \(2, 1, 2, 3\)"),
+        (
+            2,
+            np.zeros((2, 1, 2, 3)),
+            np.ones((3, 2), bool),
+            r"mask: has shape \(3, 2\), needs to broadcast to \(2, 1,",
+        ),
+        (2, np.zeros((2, 1, 2, 3)), np.full((2, 3), 0.5), "mask: has dtype float64, needs booleans"),
         (1, np.zeros((1, 1, 2, 3)), np.ones((2, 1, 2, 3), bool), r"mask: has shape \(2, 1, 2, 3\), needs to broadcast"),
     ],
 )
@@ -494,6 +501,23 @@ def test_the_network_is_the_papers_figure(model, rng):
         h = h + layer.up(layer.lstm(h))
     y = model.last(ops.relu(model.hidden(ops.relu(h))))
     np.testing.assert_allclose(model.logits(x).data[:, 0], y.data, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings,message", [({"first": 1}, "first: got 1"), ({"classes": -1}, "classes: got -1")])
+def test_gated_refuses(settings, message, rng):
+    with pytest.raises(ValueError, match=message):
+        GatedPixelCNN((1, 3, 3), **settings, rng=rng)
+
+
+def test_gated_starts_with_activations_of_its_inputs_scale(rng):
+    """What the vertical stack tells, and the first layer's output: neither fades nor explodes."""
+    model = GatedPixelCNN((1, 16, 16), width=64, layers=8, rng=rng)
+    x = Tensor(rng.choice([-1.0, 1.0], (4, 1, 16, 16)).astype(np.float32))
+    told = model.vertical(x)
+    assert all(0.6 < y.data.std() < 1.5 for y in told)
+    assert 0.2 < model.first(x, told[0], Module.__call__, None).data.std() < 1
+    h = Tensor(rng.standard_normal((4, 64, 16, 16), np.float32))
+    assert 0.75 < model.hidden(ops.relu(h)).data.std() < 1.5
 
 
 def test_blocks_start_with_activations_of_unit_scale(rng):
@@ -569,6 +593,7 @@ def test_sampler_with_classes_draws_from_the_logits(shape, levels, monkeypatch):
         (1, r"labels: got shape \(\), dtype int64, needs \(2,\)"),
         ([0.0, 1.0], r"labels: got shape \(2,\), dtype float64, needs \(2,\) whole numbers"),
         ([0, 3], "labels: from 0 to 3, needs 0 .. 2"),
+        ([True, False], r"labels: got shape \(2,\), dtype bool, needs"),
         ((-1, 1), "labels: from -1 to 1, needs 0 .. 2"),
         (np.array([-1, 2]), "labels: from -1 to 2, needs 0 .. 2"),
     ],

@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
             base = {key: value for key, value in settings.items() if key != "classes"}
             base_model = getattr(likelihood.models, row.model)(**base, rng=np.random.default_rng(7))
             weights.save(tmp_path / f"{row.start}.npz", base_model, {"settings": base})
-        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=2))
+        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=2, images=80))
     for name, value in {
         "FOLDER": tmp_path,
         "PICTURES": tmp_path,
@@ -53,28 +53,70 @@ def call(monkeypatch, capsys, *arguments):
 
 @pytest.mark.parametrize("name", likelihood.ROWS)
 def test_a_row(name, small, monkeypatch, capsys):
-    trained = json.loads(call(monkeypatch, capsys, name, "--json", "--images", "80"))
+    trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
     assert trained["name"] == name and trained["images"] == 80
-    assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json", "--images", "80")) == trained
+    assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
     assert about["result"] == trained and model.size() == trained["parameters"]
     assert f"| {name} |" in (small / "RESULTS.md").read_text()
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
     assert call(monkeypatch, capsys, name, "--evaluate", "--images", "5").startswith(f"name {name}, ")
     likelihood.ROWS[name].steps = 3  # goes on for longer
-    call(monkeypatch, capsys, name, "--images", "5")
+    call(monkeypatch, capsys, name)
     assert weights.load(small / f"{name}.npz")[1]["steps"] == 3
 
 
-def test_figures_are_means_over_images_with_their_standard_error(small, monkeypatch, capsys):
-    name = "gated-pixelcnn"
-    result = json.loads(call(monkeypatch, capsys, name, "--json", "--images", "150"))
-    model, _ = weights.load(small / f"{name}.npz")
-    tested = data.binarize_static(data.digits().test_images, seed=1)[:150]
-    nats = -model.log_prob(tested).data.astype(float)
+@pytest.mark.parametrize("name", ["gated-pixelcnn", "gated-pixelcnn-classes"])
+def test_figures_are_means_over_images_with_their_standard_error(name, small, rng):
+    row = likelihood.ROWS[name]
+    model = getattr(likelihood.models, row.model)(**row.settings, rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape, np.float32)
+    weights.save(small / "a.npz", model, {"settings": row.settings, "protocol": row.protocol})
+    result = likelihood.evaluate(name, small / "a.npz", 50)
+    digits = data.digits()
+    tested = data.binarize_static(digits.test_images, seed=1)[:50]
+    given = digits.test_labels[:50] if model.classes else None
+    nats = -weights.load(small / "a.npz")[0].log_prob(tested, given).data.astype(float)
     np.testing.assert_allclose(result["nats"], nats.mean(), atol=1e-3)
-    np.testing.assert_allclose(result["stderr"], nats.std(ddof=1) / 150**0.5, atol=1e-3)
+    np.testing.assert_allclose(result["stderr"], nats.std(ddof=1) / 50**0.5, atol=1e-3)
+
+
+def test_pca_learns_from_the_training_images_alone(small, rng):
+    settings, digits = likelihood.ROWS["autoencoder"].settings, data.digits()
+    weights.save(
+        small / "a.npz", likelihood.models.Autoencoder(**settings, rng=rng), {"settings": settings, "protocol": "grey"}
+    )
+    found = likelihood.evaluate("autoencoder", small / "a.npz", 60)["pca_squared_error"]
+    tested = digits.test_images[:60] / 255
+    linear = likelihood.models.PCA(digits.train_images[:4400] / 255, 3).reconstruct(tested)
+    np.testing.assert_allclose(found, ((linear - tested) ** 2).sum() / 60, rtol=1e-3)
+
+
+def test_a_row_is_trained_as_it_says(small, monkeypatch):
+    """What fit is given, and what is written about it."""
+    name, digits, seen = "gated-pixelcnn-classes", data.digits(), {}
+    monkeypatch.setattr(likelihood, "LEARNED", 2200)
+
+    def fit(model, images, **given):
+        seen.update(given, images=images)
+        return [{"seconds": 90, "train": 3.0, "validation": 2.0}]
+
+    monkeypatch.setattr(likelihood, "fit", fit)
+    row = likelihood.ROWS[name]
+    _, about = weights.load(likelihood.train(name))
+    binary = data.binarize_static(digits.train_images, seed=0)
+    for key, right in {
+        "images": binary[:2200],
+        "labels": digits.train_labels[:2200],
+        "validation": binary[2200 : 2200 + likelihood.VALIDATION],
+        "validation_labels": digits.train_labels[2200 : 2200 + likelihood.VALIDATION],
+    }.items():
+        np.testing.assert_array_equal(seen[key], right, err_msg=key)
+    assert seen["schedule"] is likelihood.schedule and seen["averaging"] == row.averaging
+    assert seen["optimizer"].lr == row.lr and seen["steps"] == 2 and seen["batch_size"] == row.batch_size
+    assert about["minutes"] == [1.5] and about["epochs"] == round(2 * row.batch_size / 2200, 1)
 
 
 @pytest.mark.parametrize("name", ["vae", "autoencoder"])

@@ -81,6 +81,12 @@ def agree(tensor, expected):
     np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.fixture(params=[1, 32], ids=["columns for a row of taps", "for all taps"])
+def few(request, monkeypatch):
+    """Both branches of the columns, which depend on the number of channels."""
+    monkeypatch.setattr("tinygen.ops.conv.FEW", request.param)
+
+
 @each_geometry
 @pytest.mark.parametrize("bias", [False, True])
 def test_conv2d(size, kernel, stride, padding, bias, rng, device):
@@ -138,7 +144,7 @@ def test_derivatives(size, kernel, stride, padding, rng):
 @each_geometry
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_first_derivatives_on_arrays(size, kernel, stride, padding, relu, blocks, rng, device, monkeypatch):
+def test_first_derivatives_on_arrays(size, kernel, stride, padding, relu, blocks, rng, device, few, monkeypatch):
     """Where nobody records, both derivatives come from one set of columns: against the loops, for one or all images."""
     if blocks == 3:  # an image each
         monkeypatch.setattr("tinygen.ops.conv.CHUNK", {"cpu": 1, "cuda": 1})
@@ -202,6 +208,7 @@ MASKS = {
     "first": np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
     "last": np.array([[0, 0, 0], [0, 0, 0], [0, 0, 1]]),
     "scattered": np.array([[0, 1, 0], [1, 0, 1], [0, 0, 1]]),
+    "an empty column": np.array([[0, 1, 1], [0, 1, 0], [0, 0, 0]]),
     "all": np.ones((3, 3)),
 }
 each_mask = pytest.mark.parametrize("mask", [m.astype(bool) for m in MASKS.values()], ids=MASKS)
@@ -209,7 +216,7 @@ each_mask = pytest.mark.parametrize("mask", [m.astype(bool) for m in MASKS.value
 
 @each_mask
 @pytest.mark.parametrize("stride,padding", [(1, 1), (2, 1), (1, 0)])
-def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng, device):
+def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng, device, few):
     x, w, b = rng.standard_normal((2, 3, 5, 6)), rng.standard_normal((4, 3, 3, 3)), rng.standard_normal(4)
     xs, zeroed = on(device, x, w, b), on(device, x, w * mask, b)
     y, z = ops.conv2d(*xs, stride, padding, mask), ops.conv2d(*zeroed, stride, padding)
@@ -226,7 +233,7 @@ def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng
 
 
 @each_mask
-def test_a_masked_filter_gradient(mask, rng, device):
+def test_a_masked_filter_gradient(mask, rng, device, few):
     x, g = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 2, 5, 4))
     gw = ops.conv_filter_grad(*on(device, x, g), 3, padding=1, mask=mask)
     agree(gw, filter_loops(x, g, (3, 3), (1, 1), (1, 1)) * mask)
@@ -234,7 +241,7 @@ def test_a_masked_filter_gradient(mask, rng, device):
 
 
 @each_mask
-def test_masked_derivatives(mask, rng):
+def test_masked_derivatives(mask, rng, few):
     x, w = rng.standard_normal((2, 1, 3, 4)), rng.standard_normal((2, 1, 3, 3))
     gradcheck(lambda x, w: ops.conv2d(x, w, padding=1, mask=mask), (x, w), rng=rng)
     g = rng.standard_normal((2, 2, 3, 4))
@@ -251,7 +258,7 @@ def test_forbidden_weights_are_never_read(poison, rng):
     assert np.isfinite(y.data).all() and all(np.isfinite(g.data).all() for g in grad((y * y).sum(), xs))
 
 
-def test_masks_for_other_kernels(rng):
+def test_masks_for_other_kernels(rng, few):
     x, w = rng.standard_normal((2, 2, 5, 6)), rng.standard_normal((3, 2, 2, 4))
     mask = np.array([[1, 0, 1, 1], [0, 1, 0, 0]], bool)
     for given in mask, mask.tolist(), mask.astype(np.float32):

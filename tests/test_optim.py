@@ -142,6 +142,16 @@ def test_orthogonalized_zero_and_masked():
     assert (orthogonalized(g)[:, 2::3] == 0).all()
 
 
+def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
+    p, q = parameter([1.0, 2.0]), parameter([[1.0, 2.0]])
+    optimizer = Muon([p, q], lr=0.01)
+    assert (optimizer.momentum, optimizer.betas, optimizer.eps) == (0.95, (0.9, 0.999), 1e-8)
+    assert [set(state) for state in optimizer.state] == [{"mean", "square"}, {"mean"}]
+    for settings in ({"momentum": 1.0}, {"momentum": -0.1}, {"betas": (0.9, 1.0)}):
+        with pytest.raises(ValueError, match=r"Muon: momentum is|betas are"):
+            Muon([p, q], lr=0.01, **settings)
+
+
 @every_optimizer
 def test_float32_stays(make, device):
     p, q = parameter([1.0, 2.0], device, np.float32), parameter([[1.0, 2.0]], device, np.float32)

@@ -28,6 +28,7 @@ def test_draw_images_on_an_axis(rng):
     ax = Figure().subplots()
     draw_images(ax, rng.random((4, 1, 5, 6)), 2, "four")
     assert ax.get_title() == "four" and ax.images[0].get_array().shape == (13, 15)
+    assert ax.images[0].cmap(1.0)[:3] == (0, 0, 0)  # ink is dark
 
 
 def test_figure_has_a_panel_for_each_grid(rng, tmp_path):

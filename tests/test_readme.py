@@ -33,6 +33,12 @@ def test_line_counts():
         assert abs(lines - int(count)) <= 0.05 * lines, f"{files}: {lines} lines, the README says {count}"
 
 
+def test_files_of_the_gallery_exist():
+    gallery = ROOT / "demos"
+    for path in re.findall(r"\]\(([^)#:]+)\)|`(\w+\.py)`", (gallery / "README.md").read_text()):
+        assert (gallery / "".join(path)).exists(), path
+
+
 def test_files_exist():
     for path in re.findall(r"\]\(([^)#:]+)\)|`((?:tinygen|demos|benchmarks|tests)/[\w/.]+)`", README):
         assert (ROOT / "".join(path)).exists(), path

@@ -54,6 +54,28 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, rng):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
+def test_while_it_is_written_the_old_file_is_whole(tmp_path, rng, monkeypatch):
+    settings = {"image_shape": (1, 2, 2), "width": 2, "blocks": 0}
+    weights.save(tmp_path / "a.npz", PixelCNN(**settings, rng=rng), {"settings": settings, "seed": 1})
+
+    def look(file, **arrays):
+        assert weights.load(tmp_path / "a.npz")[1]["seed"] == 1
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez_compressed", look)
+    with pytest.raises(OSError, match="no space left"):
+        weights.save(tmp_path / "a.npz", PixelCNN(**settings, rng=rng), {"settings": settings, "seed": 2})
+    assert weights.load(tmp_path / "a.npz")[1]["seed"] == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path, rng):
+    path = tmp_path / "a.npz"
+    for settings in ({}, {"width": 2}):
+        with pytest.raises(ValueError, match="no model that was saved here"):
+            weights.save(path, PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng), {"settings": settings})
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_does_not_fit_into_half_precision_is_refused(tmp_path, rng):
     model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng)
     model.last.bias.data[0] = 1e5
@@ -66,7 +88,8 @@ def test_files_that_are_something_else_are_refused(tmp_path, rng):
     path = tmp_path / "a.npz"
     with pytest.raises(FileNotFoundError):
         weights.load(path)
-    weights.save(path, PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng), {"settings": {"width": 2}})
+    settings = {"image_shape": (1, 2, 2), "width": 2, "blocks": 0}
+    weights.save(path, PixelCNN(**settings, rng=rng), {"settings": settings})
     for content in (b"", b"no npz", path.read_bytes()[:-40]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.npz: damaged, or no model that was saved here"):

@@ -61,6 +61,7 @@ def save(path, model: Module, about: dict) -> None:
     try:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        load(temporary)  # raises where settings and parameters are not of one model
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

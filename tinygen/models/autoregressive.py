@@ -99,7 +99,10 @@ class Autoregressive(Module):
         return images
 
     def paint(self, n, rng, given=None, mask=None, labels=None, temperature=1.0) -> Iterator:
-        """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet."""
+        """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet.
+
+        As in any generator, nothing is checked before the first row is asked for.
+        """
         check_count("n", n)
         if (given is None) != (mask is None):
             raise ValueError("sample: given and mask go together: the values, and where to keep them")
@@ -115,8 +118,10 @@ class Autoregressive(Module):
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
             mask = mask.data if isinstance(mask, Tensor) else mask
             mask = to_device(mask if hasattr(mask, "dtype") else np.asarray(mask), device)
+            if mask.dtype != bool:
+                raise ValueError(f"mask: has dtype {mask.dtype}, needs booleans")
             try:
-                keep = xp(u).broadcast_to(mask, shape).astype(bool)
+                keep = xp(u).broadcast_to(mask, shape)
             except ValueError:
                 raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)

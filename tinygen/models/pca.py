@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygen.models.images import check_count
+from tinygen.models.images import check_count, check_images
 
 
 class PCA:
@@ -12,17 +12,19 @@ class PCA:
     """
 
     def __init__(self, images: np.ndarray, code: int):
+        if images.ndim != 4 or len(images) < 2:
+            raise ValueError(f"images: got shape {images.shape}, needs (N, C, H, W) with at least two images")
         self.image_shape = images.shape[1:]
         x = images.reshape(len(images), -1)
         if check_count("code", code) > x.shape[1]:
             raise ValueError(f"code: got {code}, needs at most the {x.shape[1]} numbers of an image")
         self.mean = x.mean(0)
-        variances, directions = np.linalg.eigh(np.cov(x.T))  # ascending
+        variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(x.T)))  # ascending
         self.variances, self.directions = variances[::-1][:code], directions.T[::-1][:code]
 
     def encode(self, x) -> np.ndarray:
         """(N, C, H, W) -> (N, code)"""
-        return (x.reshape(len(x), -1) - self.mean) @ self.directions.T
+        return (check_images(x, self.image_shape).reshape(len(x), -1) - self.mean) @ self.directions.T
 
     def decode(self, code) -> np.ndarray:
         """(N, code) -> (N, C, H, W)"""

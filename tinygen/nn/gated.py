@@ -7,6 +7,8 @@ from tinygen.nn import init
 from tinygen.nn.conv import Conv2d, MaskedConv2d
 from tinygen.nn.module import Module
 
+KEPT = 0.116  # of the variance, by a gate of two standard normals: E[tanh^2] E[sigmoid^2]
+
 
 class Gate(Module):
     """tanh(f + V_f h) sigmoid(g + V_g h): (N, 2 channels, H, W) -> (N, channels, H, W).
@@ -37,7 +39,9 @@ class VerticalStack(Module):
 
     def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
         self.convs = [MaskedConv2d("above", channels, 2 * width, first, rng=rng)]
-        self.convs += [MaskedConv2d("rows", width, 2 * width, kernel, rng=rng) for _ in range(layers - 1)]
+        self.convs += [
+            MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / KEPT) for _ in range(layers - 1)
+        ]
         self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
