@@ -1,4 +1,4 @@
-"""Gated PixelCNN: no blind spot, and digits of the class one asks for. About ten seconds.
+"""Gated PixelCNN: no blind spot, and digits of the class one asks for. Half a minute.
 
 Stacked masked convolutions never see some pixels above, to the right. Two stacks do: a vertical one sees all rows
 above, a horizontal one the pixels to the left and what the vertical one has seen. The gates tanh(f) sigmoid(g)
@@ -58,13 +58,13 @@ def main():
 
     # Which class? By Bayes' rule, from the likelihood under each of them: a classifier that was never trained as one.
     digits = data.digits()
-    binary = to_device(data.binarize_static(digits.test_images[:200], seed=0), config.device)
+    binary = to_device(data.binarize_static(digits.test_images[:50], seed=0), config.device)
     with no_grad():
         of_class = np.stack(
-            [model.log_prob(binary, to_device(np.full(200, k), config.device)).numpy() for k in range(10)]
+            [model.log_prob(binary, to_device(np.full(50, k), config.device)).numpy() for k in range(10)]
         )
-    right = 100 * (of_class.argmax(0) == digits.test_labels[:200]).mean()
-    print(f"log p(x | class) is largest for the right class of {right:.0f} % of 200 digits")
+    right = 100 * (of_class.argmax(0) == digits.test_labels[:50]).mean()
+    print(f"log p(x | class) is largest for the right class of {right:.0f} % of 50 digits")
     upper = np.arange(28)[:, None] < 14
     chosen = to_host(binary)[np.repeat(np.arange(10), 10)]
     half = model.sample(100, rng, given=chosen, mask=upper, labels=to_device(np.tile(np.arange(10), 10), config.device))
