@@ -27,11 +27,11 @@ from tinygen.weights import FOLDER, load, save
 
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation; all choices
-were made on these, and the 10,000 test images were used for the figures of the table alone. *static*: each image
-binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*: training images are
-drawn anew whenever they are seen, validation images once, test images are those of *static*. *grey*: values from 0 to
-1. Likelihoods are exact; the VAE's is a bound with 5,000 importance-weighted samples. After ±: the standard error of
-the mean over images.
+were made on these, and the 10,000 test images (of the VAEs fewer) were used for the figures of the table alone.
+*static*: each image binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*:
+training images are drawn anew whenever they are seen, validation images once, test images are those of *static*.
+*grey*: values from 0 to 1. Likelihoods are exact; the VAE's is a bound with 5,000 importance-weighted samples. After
+±: the standard error of the mean over images.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation

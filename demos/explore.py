@@ -204,6 +204,8 @@ def main():
     parser.add_argument("--window", action="store_true", help="a window of the desktop instead of the browser")
     parser.add_argument("--port", type=int, default=8988, help="of the page (default: %(default)s)")
     options = parser.parse_args()
+    if not 1 <= options.port < 2**16:
+        parser.error(f"--port: got {options.port}, needs a number from 1 to 65535")
     if options.window:
         if plt.get_backend().lower() == "agg":
             parser.error("--window: matplotlib finds no display or no window toolkit; without it the browser is used")
@@ -213,6 +215,7 @@ def main():
         except (ImportError, RuntimeError):
             parser.error("the page needs tornado: pip install 'tinygen[web]', or --window for a window of the desktop")
         plt.rcParams.update({"webagg.port": options.port, "webagg.port_retries": 1, "webagg.address": "127.0.0.1"})
+        print(f"http://127.0.0.1:{options.port}/")
     panels = build()  # noqa: F841
     try:
         plt.show()

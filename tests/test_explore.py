@@ -149,7 +149,9 @@ def test_a_taken_port_is_one_sentence():
     assert server.returncode == 2 and f"--port: {port} is taken" in output and "Traceback" not in output
 
 
-@pytest.mark.parametrize("arguments, message", [([], "tinygen[web]"), (["--window"], "no display")])
+@pytest.mark.parametrize(
+    "arguments, message", [([], "tinygen[web]"), (["--window"], "no display"), (["--port", "0"], "--port: got 0")]
+)
 def test_what_is_missing_is_one_sentence(arguments, message, tmp_path):
     (tmp_path / "tornado.py").write_text("raise ImportError")  # stands before the real one, if there is one
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MPLBACKEND": "agg"}
