@@ -1,4 +1,4 @@
-"""One pixel after the other: a fully visible belief network and PixelRNN, as an animation. About a minute.
+"""One pixel after the other: a fully visible belief network and PixelRNN, as an animation. More than a minute.
 
 p(x) = prod_i p(x_i | x_<i). In a fully visible belief network each factor is a logistic regression on all pixels
 before (Neal 1992): 784 of them, one triangular matrix, trained here. PixelRNN shares one network for all pixels and

@@ -1,4 +1,4 @@
-"""PixelCNN: masks, what a pixel sees, samples, completions, surprising pixels, and what it costs. Half a minute.
+"""PixelCNN: masks, what a pixel sees, samples, completions, surprising pixels, and what it costs. 15 seconds.
 
 All conditionals at once: a convolution whose mask hides what comes later makes training as parallel as that of any
 convolutional network, and only sampling goes pixel by pixel. Mask A hides the pixel itself, in the first layer; mask

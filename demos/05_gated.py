@@ -1,4 +1,4 @@
-"""Gated PixelCNN: no blind spot, and digits of the class one asks for. Half a minute.
+"""Gated PixelCNN: no blind spot, and digits of the class one asks for. 15 seconds.
 
 Stacked masked convolutions never see some pixels above, to the right. Two stacks do: a vertical one sees all rows
 above, a horizontal one the pixels to the left and what the vertical one has seen. The gates tanh(f) sigmoid(g)

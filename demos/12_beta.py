@@ -1,4 +1,4 @@
-"""The weight of the KL term: from an autoencoder to a prior that says nothing, as a rate-distortion curve. A minute.
+"""The weight of the KL term: from an autoencoder to a prior that says nothing, as a rate-distortion curve. Two minutes.
 
 With beta before the KL term (Higgins et al. 2017) one chooses how much a VAE's codes may say. The rate is what they
 say, the KL in nats per image; the distortion is what is still missing, -E_q[log p(x|z)]; their sum is the bound on
