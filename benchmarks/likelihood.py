@@ -70,7 +70,7 @@ CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 SMALLER = "the vertical stack's first filters were drawn a third as large"
 ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", 8000, 5e-3, 0.999, 32, "81.30", note="full rate up to step 4,061"),
-    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", 6000, 5e-3, 0.999, 32, "80.54"),
+    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", 36000, 5e-3, 0.999, 32, "80.54"),
     "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", 2400, 5e-3, 0.999, 32, "79.20"),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", 3600, 5e-3, 0.998, 32, note=SMALLER),
     "gated-pixelcnn-classes": Row("GatedPixelCNN", TEN, "static", 600, 2e-3, 0.99, 32, start="gated-pixelcnn"),
