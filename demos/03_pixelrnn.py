@@ -11,11 +11,11 @@ the size of the last layer's state from which each is drawn.
 from pathlib import Path
 
 import numpy as np
-from common import options, run
+from common import TRAIN, options, run, trained
 from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, no_grad, pretrained
+from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.distributions import Bernoulli
 from tinygen.nn import DiagonalBiLSTM, Module, Parameter, RowLSTM
@@ -27,6 +27,7 @@ CONFIG = {
     "steps": (1500, "of training the belief network, with 64 digits each"),
     "frames": (56, "of the animation"),
     "images": (16, "drawn by each model"),
+    **TRAIN,
 }
 
 
@@ -107,11 +108,12 @@ def main():
     binary = data.binarize_static(digits.test_images, seed=0)
     figure = evaluate(belief, binary, rng)
     print(f"belief network: {belief.size():,} parameters, {figure:.1f} nats per image, on new digits")
+    seen = "new" if config.train else "seen"
     columns = {"fully visible belief network": (belief.sample(config.images, rng), None)}
     for name, title in (("row-lstm", "Row LSTM"), ("diagonal-bilstm", "Diagonal BiLSTM")):
-        model = pretrained(name).to(config.device)
+        model = trained(name, config)
         figure = evaluate(model, binary, rng)
-        print(f"{title}: {model.size():,} parameters, {figure:.1f} nats per image, on digits that it has seen")
+        print(f"{title}: {model.size():,} parameters, {figure:.1f} nats per image, on {seen} digits")
         x = to_host(model.sample(config.images, rng))
         columns[title] = x, states(model, x)
     path = Path(config.out) / "03_pixelrnn.gif"

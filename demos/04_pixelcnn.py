@@ -10,11 +10,11 @@ reach.
 import time
 
 import numpy as np
-from common import options, run, save
+from common import TRAIN, options, run, save, trained
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, grad, no_grad, pretrained
+from tinygen import Tensor, data, grad, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import PixelCNN, PixelRNN
 from tinygen.nn import MaskedConv2d, Module
@@ -25,6 +25,7 @@ from tinygen.training import fit
 CONFIG = {
     "images": (64, "sampled"),
     "steps": (5, "of training for each measured time"),
+    **TRAIN,
 }
 PIXEL = 14, 14  # whose context is shown
 
@@ -76,17 +77,18 @@ def main():
     config = options(__doc__, CONFIG)
     rng, digits = np.random.default_rng(config.seed), data.digits()
     binary = data.binarize_static(digits.test_images, seed=0)
-    model = pretrained("pixelcnn").to(config.device)
+    model = trained("pixelcnn", config)
     with no_grad():
         logits = model.logits(to_device(binary[:32], config.device)).numpy()[:, 0]
     surprise = np.logaddexp(0, np.where(binary[:32] == 1, -logits, logits))
-    print(f"PixelCNN that ships: {model.size():,} parameters")
-    print(f"32 digits that it has seen: {surprise.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
+    print(f"PixelCNN: {model.size():,} parameters")
+    seen = "new" if config.train else "seen"
+    print(f"32 {seen} digits: {surprise.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
     worst = np.sort(surprise, axis=None)[::-1]
     print(f"half of that is in {np.searchsorted(worst.cumsum(), worst.sum() / 2) / worst.size:.1%} of the pixels")
-    seen = context(model, binary[:32])
+    depends = context(model, binary[:32])
     before = PIXEL[0] * 28 + PIXEL[1]
-    print(f"pixel {PIXEL} depends on {(seen > 0).sum()} of the {before} before it")
+    print(f"pixel {PIXEL} depends on {(depends > 0).sum()} of the {before} before it")
     print_times(config, binary)
 
     figure = Figure(figsize=(13, 7.5), layout="constrained")
@@ -97,7 +99,7 @@ def main():
     axes[0, 0].imshow(masks, cmap="Blues", vmin=0, vmax=1)
     axes[0, 0].set_title("masks A and B (7 x 7): dark is kept", fontsize=9)
     axes[0, 0].set_axis_off()
-    picture = axes[0, 1].imshow(np.where(seen > 0, seen, np.nan), cmap="viridis", norm=LogNorm())
+    picture = axes[0, 1].imshow(np.where(depends > 0, depends, np.nan), cmap="viridis", norm=LogNorm())
     axes[0, 1].plot(PIXEL[1], PIXEL[0], "rs", markersize=5)
     axes[0, 1].set(title="how much the red pixel depends on others", xlabel="column", ylabel="row")
     figure.colorbar(picture, ax=axes[0, 1], label="mean |d logit / d pixel|")

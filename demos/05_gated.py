@@ -8,17 +8,17 @@ equal weights. Which class a digit is of is told by Bayes' rule; the digits are 
 """
 
 import numpy as np
-from common import options, run, save
+from common import TRAIN, options, run, save, trained
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, grad, no_grad, pretrained
+from tinygen import Tensor, data, grad, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import GatedPixelCNN, PixelCNN
 from tinygen.nn import Module
 from tinygen.plotting import draw_images
 
-CONFIG = {"layers": (8, "of the two networks whose context is shown")}
+CONFIG = {"layers": (8, "of the two networks whose context is shown"), **TRAIN}
 PIXEL = 14, 14  # whose context
 
 
@@ -52,7 +52,7 @@ def main():
         ax.set(xlabel="column", ylabel="row")
         ax.set_title(f"{name}:\nwhat the red pixel sees", fontsize=9)
 
-    model = pretrained("gated-pixelcnn-classes").to(config.device)
+    model = trained("gated-pixelcnn-classes", config)
     drawn = to_host(model.sample(100, rng, labels=to_device(np.arange(100) // 10, config.device)))
     draw_images(axes[2], drawn, 10, "ten samples of each class")
 

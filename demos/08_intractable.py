@@ -7,11 +7,11 @@ count. Both estimates of log p(x) are too low on average, less so with more draw
 """
 
 import numpy as np
-from common import options, run, save
+from common import TRAIN, options, run, save, trained
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tinygen import Tensor, data, no_grad, ops, pretrained
+from tinygen import Tensor, data, no_grad, ops
 from tinygen.backend import to_device, to_host
 from tinygen.distributions import Gaussian
 from tinygen.plotting import draw_images
@@ -19,6 +19,7 @@ from tinygen.plotting import draw_images
 CONFIG = {
     "draws": (10_000, "of z for each digit and each estimate", 100, 1_000_000),
     "digits": (8, "digits to look at", 1, 500),
+    **TRAIN,
 }
 BLOCK = 500  # images decoded at once
 
@@ -47,7 +48,7 @@ def estimates(log_w, k):
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
-    vae = pretrained("vae").to(config.device)
+    vae = trained("vae", config)
     grey = data.digits().test_images[: config.digits]
     images = data.binarize_static(grey, seed=0).astype(np.float32)
     weights = {"draws from the prior": [], "draws from the encoder": []}

@@ -11,16 +11,17 @@ All three have the right mean. What differs is the variance, printed here summed
 """
 
 import numpy as np
-from common import options, run, save
+from common import TRAIN, options, run, save, trained
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, grad, no_grad, ops, pretrained
+from tinygen import Tensor, data, grad, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.distributions import Gaussian
 
 CONFIG = {
     "draws": (1000, "of z for every variance", 2, 100_000),
     "digit": (5, "which test digit", 0, 499),
+    **TRAIN,
 }
 ESTIMATORS = ("score function", "score function with baseline", "reparameterization")
 
@@ -58,7 +59,7 @@ def main():
     worst = max(np.abs((g.mean(0) - true) / (g.std(0) / config.draws**0.5)).max() for g in estimates.values())
     print(f"  the means are right: at most {worst:.1f} standard errors from the true gradient, over {6 * d} entries")
 
-    vae = pretrained("vae").to(config.device)
+    vae = trained("vae", config)
     digits = data.binarize_static(data.digits().test_images, 0)
     x = to_device(digits[config.digit : config.digit + 1].astype(np.float32), config.device)
     with no_grad():
@@ -82,13 +83,11 @@ def main():
     axes[0].set_title("f(z) = $-|z - 1|^2 / 2$")
     axes[0].legend()
     most = int(np.abs(q.mean.numpy()[0]).argmax())  # a dimension that this digit uses
-    for name, g in estimates.items():
+    for g in estimates.values():
         spread = np.arange(1, config.draws + 1)
         running = np.cumsum(g[:, most]) / spread
-        axes[1].plot(spread, running, label=name)
-        axes[2].hist(
-            g[:, most], 60, range=np.percentile(estimates[ESTIMATORS[1]][:, most], (1, 99)), alpha=0.6, label=name
-        )
+        axes[1].plot(spread, running)
+        axes[2].hist(g[:, most], 60, range=np.percentile(estimates[ESTIMATORS[1]][:, most], (1, 99)), alpha=0.6)
     axes[1].set(
         xscale="log",
         xlabel="draws of z",
@@ -96,7 +95,6 @@ def main():
         title=f"VAE, d log p / d mean of z[{most}]",
     )
     axes[2].set(yscale="log", xlabel="gradient from one draw, nats", ylabel="draws", title="VAE, the same gradient")
-    axes[2].legend()
     save(figure, config.out, "09_reparameterization")
 
 

@@ -3,45 +3,19 @@
 A VAE with two latent dimensions lays all digits out on a plane: decoded on a grid whose lines have equal probability
 between them, neighbours look alike and one class turns into the next. In 32 dimensions a straight line between the
 codes of two digits passes through digits as well, and single dimensions change one thing, slant or stroke, at a time.
-The VAEs ship with tinygen; ``--train`` trains the first one anew, on 4,500 digits in half a minute.
+The VAEs ship with tinygen.
 """
 
 import numpy as np
-from common import options, run, save
+from common import TRAIN, options, run, save, trained
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, no_grad, pretrained
+from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device
-from tinygen.models import VAE
-from tinygen.optim import Muon, cosine
-from tinygen.plotting import draw_images, manifold
-from tinygen.training import fit
+from tinygen.plotting import GAP, draw_images, manifold
 
-CONFIG = {
-    "size": (20, "rows and columns of the plane"),
-    "train": (False, "train the VAE with the plane instead of using the one that ships"),
-    "steps": (1500, "of that training, with 64 digits each"),
-}
+CONFIG = {"size": (20, "rows and columns of the plane"), **TRAIN}
 STEPS = 10  # images of a path or a traversal
-
-
-def plane(config):
-    """A VAE with two latent dimensions."""
-    if not config.train:
-        return pretrained("vae-2d").to(config.device)
-    rng = np.random.default_rng(config.seed)
-    vae = VAE(latent=2, rng=rng).to(config.device)
-    fit(
-        vae,
-        data.digits().train_images,
-        steps=config.steps,
-        optimizer=Muon(vae.parameters(), lr=0.005),
-        rng=rng,
-        prepare=data.binarize_dynamic,
-        schedule=cosine,
-        averaging=0.99,
-    )
-    return vae
 
 
 @no_grad()
@@ -66,7 +40,7 @@ def main():
     config = options(__doc__, CONFIG)
     digits = data.digits()
     binary = data.binarize_static(digits.test_images, seed=0)
-    flat, deep = plane(config), pretrained("vae").to(config.device)
+    flat, deep = trained("vae-2d", config), trained("vae", config)
     z, wide = codes(flat, binary), codes(deep, binary)
     for name, c in (("2", z), (str(deep.latent), wide)):
         share = nearest_class_share(c, digits.test_labels)
@@ -99,6 +73,9 @@ def main():
         right.subplots(2, 1), (paths, traversals), ("straight lines between codes", "one dimension from -3 to 3")
     ):
         draw_images(ax, np.concatenate(rows), STEPS, title)
+        if rows is traversals:
+            for i, dimension in enumerate(used[:4]):
+                ax.text(-5, 14 + i * (28 + GAP), f"z[{dimension}]", ha="right", va="center", fontsize=8)
     save(figure, config.out, "11_manifold")
 
 

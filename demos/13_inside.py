@@ -101,6 +101,7 @@ def main():
     text = dot(nodes, slopes)
     path = Path(config.out) / "13_inside.dot"
     path.write_text(text + "\n")
+    print(f"the graph as text for Graphviz, also in {path.resolve()}:")
     print(text)
     if shutil.which("dot"):
         subprocess.run(["dot", "-Tsvg", "-O", path], check=True)

@@ -1,4 +1,4 @@
-"""What all demos have: options from one config, checked before any work, and a place for the picture."""
+"""What all demos have: options from one config, checked before any work, models, and a place for the picture."""
 
 import argparse
 import os
@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from tinygen import data
 from tinygen.backend import to_device
+from tinygen.nn import Module
+from tinygen.optim import Muon, cosine
 from tinygen.parallel import first_rank
+from tinygen.training import fit
+from tinygen.weights import FOLDER, load
 
+TRAIN = {"train": (0, "steps to train what ships trained anew (500 if no number is given)", 0, 1_000_000)}
 COMMON = {
     "seed": (0, "of all random numbers"),
     "device": ("cpu", "where to compute: cpu or cuda"),
@@ -28,7 +34,11 @@ def options(doc: str, config: dict) -> argparse.Namespace:
         description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for name, (default, meaning, *_) in {**config, **COMMON}.items():
-        how = {"action": "store_true"} if isinstance(default, bool) else {"type": type(default), "default": default}
+        how = {"type": type(default), "default": default}
+        if isinstance(default, bool):
+            how = {"action": "store_true"}
+        elif name in TRAIN:
+            how |= {"nargs": "?", "const": 500}
         parser.add_argument(f"--{name}", help=meaning, **how)
     given = parser.parse_args()
     for name, (default, _, *limits) in config.items():
@@ -49,6 +59,27 @@ def options(doc: str, config: dict) -> argparse.Namespace:
     if not first_rank():  # under MPI one process tells what happens
         sys.stdout = open(os.devnull, "w")
     return given
+
+
+def trained(name: str, config: argparse.Namespace) -> Module:
+    """The model that ships under this name or, with ``--train``, one built alike that learns 4,500 digits now."""
+    model, about = load(FOLDER / f"{name}.npz")
+    if config.train:
+        rng, digits = np.random.default_rng(config.seed), data.digits()
+        model = type(model)(**about["settings"], rng=rng).to(config.device)
+        fit(
+            model,
+            digits.train_images,
+            steps=config.train,
+            optimizer=Muon(model.parameters(), about["lr"]),
+            rng=rng,
+            labels=digits.train_labels if getattr(model, "classes", 0) else None,
+            batch_size=about["batch_size"],
+            prepare=data.binarize_dynamic,
+            schedule=cosine,
+            averaging=0.99,
+        )
+    return model.to(config.device)
 
 
 def save(figure: Figure, out: str, name: str) -> None:

@@ -49,10 +49,10 @@ class Plane:
         codes = vae.encode(images).mean.numpy()
         for digit in range(10):
             self.ax.plot(*codes[labels == digit].T, ",", color=f"C{digit}")
-            self.ax.text(*np.median(codes[labels == digit], 0), digit, color=f"C{digit}", weight="bold", size=14)
+            self.ax.text(0.05 + 0.1 * digit, 0.94, digit, color=f"C{digit}", weight="bold", transform=self.ax.transAxes)
         self.ax.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), ylabel="z2")
         self.ax.set_xlabel("z1", labelpad=-2)
-        self.ax.set_title("press or drag: decode z (dots: q's mean of a digit)", fontsize=9)
+        self.ax.set_title("press or drag: decode z (dots: q's means, by class)", fontsize=9)
         self.before, self.now = np.array([-1.5, -1.5]), np.array([1.5, 1.5])
         (self.way,) = self.ax.plot([], [], "k-o", markerfacecolor="white")
         self.decoded = picture(figure, (0.33, 0.54, 0.15, 0.36), "decoded: probability of ink")

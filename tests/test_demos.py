@@ -51,6 +51,17 @@ def test_demo(name, tmp_path):
     assert "--seed" in run(f"demos/{name}.py", "--help").stdout
 
 
+@pytest.mark.parametrize("name", ["05_gated", "09_reparameterization"])  # with labels and without
+def test_train_replaces_the_model_that_ships(name, tmp_path):
+    def figures(*more):
+        done = run(f"demos/{name}.py", "--out", str(tmp_path), *SMALL[name], *more)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if "nats" in line or "%" in line or "times" in line]
+
+    shipped = figures()
+    assert shipped == figures("--train", "0") != figures("--train", "1")
+
+
 def test_every_demo_is_tested():
     assert [path.stem for path in sorted((ROOT / "demos").glob("[0-9]*.py"))] == sorted(SMALL)
 
