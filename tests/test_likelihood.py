@@ -55,7 +55,7 @@ def call(monkeypatch, capsys, *arguments):
 def test_a_row(name, small, monkeypatch, capsys):
     trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
-    assert trained["name"] == name and trained["images"] == 80
+    assert trained["name"] == name and trained["images"] == (500 if name.startswith("vae") else 80)
     assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
     assert about["result"] == trained and model.size() == trained["parameters"]
@@ -76,8 +76,8 @@ def test_figures_are_means_over_images_with_their_standard_error(name, small, rn
     weights.save(small / "a.npz", model, {"settings": row.settings, "protocol": row.protocol})
     result = likelihood.evaluate(name, small / "a.npz", 50)
     digits = data.digits()
-    tested = data.binarize_static(digits.test_images, seed=1)[:50]
-    given = digits.test_labels[:50] if model.classes else None
+    tested = data.binarize_static(digits.test_images, seed=1)[::10]
+    given = digits.test_labels[::10] if model.classes else None
     nats = -weights.load(small / "a.npz")[0].log_prob(tested, given).data.astype(float)
     np.testing.assert_allclose(result["nats"], nats.mean(), atol=1e-3)
     np.testing.assert_allclose(result["stderr"], nats.std(ddof=1) / 50**0.5, atol=1e-3)
@@ -88,10 +88,10 @@ def test_pca_learns_from_the_training_images_alone(small, rng):
     weights.save(
         small / "a.npz", likelihood.models.Autoencoder(**settings, rng=rng), {"settings": settings, "protocol": "grey"}
     )
-    found = likelihood.evaluate("autoencoder", small / "a.npz", 60)["pca_squared_error"]
-    tested = digits.test_images[:60] / 255
+    found = likelihood.evaluate("autoencoder", small / "a.npz", 50)["pca_squared_error"]
+    tested = digits.test_images[::10] / 255
     linear = likelihood.models.PCA(digits.train_images[:4400] / 255, 3).reconstruct(tested)
-    np.testing.assert_allclose(found, ((linear - tested) ** 2).sum() / 60, rtol=1e-3)
+    np.testing.assert_allclose(found, ((linear - tested) ** 2).sum() / 50, rtol=1e-3)
 
 
 def test_a_row_is_trained_as_it_says(small, monkeypatch):
@@ -124,12 +124,31 @@ def test_the_figures_of_models_with_a_code(name, small, rng):
     """Nats are positive, as the loss is; errors are the loss."""
     row, images = likelihood.ROWS[name], likelihood.sets(likelihood.ROWS[name].protocol)[2][:40]
     model = getattr(likelihood.models, row.model)(**row.settings, rng=rng)
-    figures = likelihood.test(model, images, None)
+    figures = likelihood.test(model, images, None, 3)
     assert figures.shape == (40,)
     if name == "autoencoder":
         np.testing.assert_allclose(figures.mean(), model.loss(images).item(), rtol=1e-5)
     else:
         assert 0 < figures.mean() < model.loss(images, rng).item()  # the weighted samples' bound is the tighter one
+
+
+def test_few_images_with_many_samples_tell_the_bound_of_all(small, monkeypatch, rng):
+    """The gain from more samples, on images spread evenly, is added to the rough bound of all images."""
+    row = likelihood.ROWS["vae"]
+    model = likelihood.models.VAE(**row.settings, rng=rng)
+    weights.save(small / "a.npz", model, {"settings": row.settings, "protocol": "dynamic"})
+    monkeypatch.setattr(likelihood, "ROUGH", 1)
+    monkeypatch.setattr(likelihood, "SAMPLES", 200)
+    part, whole = (likelihood.evaluate("vae", small / "a.npz", count) for count in (100, 500))
+    assert part["images"] == whole["images"] == 500 and part["images_with_all_samples"] == 100
+    tested = data.binarize_static(data.digits().test_images, seed=1)
+    nats = -weights.load(small / "a.npz")[0].log_likelihood(tested, rng, 200)
+    rough = likelihood.test(model, tested, None, 1)
+    assert rough.mean() - nats.mean() > 5  # so that the following says something
+    assert abs(whole["nats"] - nats.mean()) < 1  # the rough part cancels; what is left is noise of the draws
+    assert abs(part["nats"] - nats.mean()) < 4 * part["stderr"]
+    error = (rough.var() / 500 + (rough - nats)[::5].var() / 100) ** 0.5
+    assert error / 1.2 < part["stderr"] < error * 1.2
 
 
 def test_a_row_begins_with_the_weights_of_its_start(small, monkeypatch):
