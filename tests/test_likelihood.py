@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
             base = {key: value for key, value in settings.items() if key != "classes"}
             base_model = getattr(likelihood.models, row.model)(**base, rng=np.random.default_rng(7))
             weights.save(tmp_path / f"{row.start}.npz", base_model, {"settings": base})
-        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=2, images=80))
+        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=(2,), images=80))
     for name, value in {
         "FOLDER": tmp_path,
         "PICTURES": tmp_path,
@@ -62,9 +62,9 @@ def test_a_row(name, small, monkeypatch, capsys):
     assert f"| {name} |" in (small / "RESULTS.md").read_text()
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
     assert call(monkeypatch, capsys, name, "--evaluate", "--images", "5").startswith(f"name {name}, ")
-    likelihood.ROWS[name].steps = 3  # goes on for longer
+    likelihood.ROWS[name].steps = 2, 1  # goes on for longer
     call(monkeypatch, capsys, name)
-    assert weights.load(small / f"{name}.npz")[1]["steps"] == 3
+    assert weights.load(small / f"{name}.npz")[1]["steps"] == [2, 1]
 
 
 @pytest.mark.parametrize("name", ["gated-pixelcnn", "gated-pixelcnn-classes"])
@@ -114,7 +114,7 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
         "validation_labels": digits.train_labels[2200 : 2200 + likelihood.VALIDATION],
     }.items():
         np.testing.assert_array_equal(seen[key], right, err_msg=key)
-    assert seen["schedule"] is likelihood.schedule and seen["averaging"] == row.averaging
+    assert seen["schedule"](0.5) == likelihood.schedule((2,))(0.5) and seen["averaging"] == row.averaging
     assert seen["optimizer"].lr == row.lr and seen["steps"] == 2 and seen["batch_size"] == row.batch_size
     assert about["minutes"] == [1.5] and about["epochs"] == round(2 * row.batch_size / 2200, 1)
 
@@ -191,8 +191,11 @@ def test_sets(small):
 
 
 def test_the_schedule_of_a_longer_run_begins_as_a_shorter_ones():
-    assert [likelihood.schedule(done) for done in (0, 0.2, 0.4)] == [1, 1, 1]
-    np.testing.assert_allclose([likelihood.schedule(done) for done in (0.7, 1)], [0.5, 0])
+    rate = likelihood.schedule((100,))
+    np.testing.assert_allclose([rate(done) for done in (0, 0.2, 0.4, 0.7, 1)], [1, 1, 1, 0.5, 0])
+    longer = likelihood.schedule((100, 300))
+    np.testing.assert_allclose([longer(step / 400) for step in range(100)], [rate(step / 100) for step in range(100)])
+    np.testing.assert_allclose([longer(step / 400) for step in (100, 250, 400)], [0.4, 0.2, 0])
 
 
 def test_without_mnist_it_says_what_to_do(monkeypatch, capsys, tmp_path):
