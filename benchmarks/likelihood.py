@@ -175,7 +175,7 @@ def evaluate(name, path, count=None):
     images, _, tested = sets(about["protocol"])
     of_tested = labels(model)[2]
     count = min(count or ROWS[name].images, len(tested))
-    chosen = np.arange(count) * len(tested) // count  # spread evenly: MNIST's second half is the harder one
+    chosen = np.arange(count) * len(tested) // count  # spread evenly: the test set's second half is the harder one
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES)
     means = [figures]
     if isinstance(model, models.VAE):
@@ -254,7 +254,7 @@ def write_tables():
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
             else:
                 on_test, published = f"{result['nats']:.2f}", row.published
-                if about["validation"][-1] < 100:
+                if about["validation"][-1] < 100:  # two dimensions are far off the scale of the others
                     ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
             start = f", from {row.start}" if row.start else ""
             steps = " + ".join(f"{part:,}" for part in about["steps"]) + (f" ({row.note})" if row.note else "")

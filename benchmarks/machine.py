@@ -1,5 +1,6 @@
 """The machine, and what a process uses of it."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -56,8 +57,10 @@ def fresh(expression):
 def import_seconds(*modules):
     """Medians of 7 imports in a new interpreter each, without its own start."""
 
+    process = functools.partial(subprocess.run, check=True)
+
     def start(module):
-        return statistics.median(timed(subprocess.run, [sys.executable, "-c", f"import {module}"]) for _ in range(7))
+        return statistics.median(timed(process, [sys.executable, "-c", f"import {module}"]) for _ in range(7))
 
     bare = start("sys")
     return [start(module) - bare for module in modules]

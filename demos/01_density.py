@@ -26,15 +26,15 @@ TRUE = np.array([(0.4, -2.0, 0.6), (0.35, 0.0, 0.25), (0.25, 2.0, 0.9)])  # weig
 
 
 class Mixture(Module):
-    """p(x) of a mixture of Gaussians whose weights, means and log-variances are parameters."""
+    """p(x) of a mixture of Gaussians whose logits of the weights, means and log-variances are parameters."""
 
     def __init__(self, components, rng):
-        self.weights = Parameter(np.zeros(components, np.float32))
+        self.logits = Parameter(np.zeros(components, np.float32))
         self.means = Parameter(rng.standard_normal(components, np.float32))
         self.log_vars = Parameter(np.zeros(components, np.float32))
 
     def log_prob(self, x):
-        return mixture_log_prob(x[:, -1:], self.weights, self.means, self.log_vars)
+        return mixture_log_prob(x[:, -1:], self.logits, self.means, self.log_vars)
 
 
 class ConditionalMixture(Module):
@@ -50,9 +50,9 @@ class ConditionalMixture(Module):
         return mixture_log_prob(x[:, 1:], *ops.split(self.out(h), 3, axis=1))
 
 
-def mixture_log_prob(x, weights, means, log_vars):
-    """x (N, 1), the rest (K,) or (N, K) -> (N,): log sum_k w_k N(x; m_k, v_k), in nats."""
-    return ops.logsumexp(ops.log_softmax(weights) + Gaussian(means, log_vars).log_prob(x), axis=1)
+def mixture_log_prob(x, logits, means, log_vars):
+    """x (N, 1), the rest (K,) or (N, K) -> (N,): log sum_k w_k N(x; m_k, v_k), w = softmax(logits), in nats."""
+    return ops.logsumexp(ops.log_softmax(logits) + Gaussian(means, log_vars).log_prob(x), axis=1)
 
 
 def true_1d(x):

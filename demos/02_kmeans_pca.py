@@ -31,12 +31,12 @@ def kmeans(x, k, iterations, rng):
     while len(centres) < k:
         nearest = squared_distances(x, centres).min(1)
         centres = np.concatenate([centres, x[rng.choice(len(x), 1, p=nearest / nearest.sum())]])
-    of = None
+    of = squared_distances(x, centres).argmin(1)
     for _ in range(iterations):
-        before, of = of, squared_distances(x, centres).argmin(1)
-        if before is not None and (of == before).all():
-            break
         centres = np.stack([x[of == j].mean(0) if (of == j).any() else centres[j] for j in range(k)])
+        before, of = of, squared_distances(x, centres).argmin(1)
+        if (of == before).all():
+            break
     return centres, of
 
 
@@ -72,7 +72,8 @@ def main():
     axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.25))
     order = np.argsort(name_of, kind="stable")
     draw_images(axes[0, 0], centres[order].reshape(-1, 1, 28, 28), 5, "centres of k-means")
-    draw_images(axes[1, 0], pca.directions[:20].reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
+    directions = pca.directions[:20] / abs(pca.directions[:20]).max()
+    draw_images(axes[1, 0], directions.reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
     rows = [tested, *reconstructions.values()]
     some = np.stack([row[:8] for row in rows]).reshape(-1, 1, 28, 28)
     title = "digits; PCA with " + ", ".join(map(str, reconstructions)) + " components"

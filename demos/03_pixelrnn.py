@@ -20,6 +20,7 @@ from tinygen.backend import to_device, to_host
 from tinygen.distributions import Bernoulli
 from tinygen.nn import DiagonalBiLSTM, Module, Parameter, RowLSTM
 from tinygen.optim import Adam, cosine
+from tinygen.parallel import first_rank
 from tinygen.plotting import tile
 from tinygen.training import evaluate, fit
 
@@ -117,7 +118,8 @@ def main():
         x = to_host(model.sample(config.images, rng))
         columns[title] = x, states(model, x)
     path = Path(config.out) / "03_pixelrnn.gif"
-    animate(columns, config.frames, path)
+    if first_rank():
+        animate(columns, config.frames, path)
     print(f"picture: {path.resolve()}")
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from common import options, run, save
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, no_grad
+from tinygen import data, no_grad
 from tinygen.backend import to_device
 from tinygen.models import PCA, Autoencoder
 from tinygen.optim import Muon, cosine
-from tinygen.plotting import draw_images
+from tinygen.plotting import GAP, draw_images
 from tinygen.training import evaluate, fit
 
 CONFIG = {"steps": (700, "of training for each size of the code, with 64 digits each")}
@@ -57,9 +57,9 @@ def main():
     ax = left.subplots()
     draw_images(ax, np.clip(np.concatenate(list(rows.values())), 0, 1), 10, "reconstructions from so many numbers")
     for i, name in enumerate(rows):
-        ax.text(-4, 31 * i + 14, name, ha="right", va="center", fontsize=9)
+        ax.text(-4, (28 + GAP) * i + 14, name, ha="right", va="center", fontsize=9)
     for ax, (title, z) in zip(right.subplots(1, 3), decoded.items()):
-        drawn = model.decode(Tensor(to_device(z.astype(np.float32), config.device))).numpy()
+        drawn = model.decode(to_device(z, config.device)).numpy()
         draw_images(ax, np.clip(drawn, 0, 1), 4, title.replace(": ", ":\n").replace(" from ", "\nfrom "))
     save(figure, config.out, "06_autoencoder")
 

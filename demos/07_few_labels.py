@@ -15,7 +15,7 @@ from tinygen import Tensor, data, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import Autoencoder
 from tinygen.models.autoencoder import Encoder
-from tinygen.nn import Linear
+from tinygen.nn import Linear, Module
 from tinygen.optim import Adam, Muon, cosine
 from tinygen.training import fit
 
@@ -28,28 +28,31 @@ CONFIG = {
 LABELS = (1, 5, 10, 50)  # of each class
 
 
-class Classifier:
-    """A linear layer on an encoder's codes, which are first scaled to unit variance."""
+class Classifier(Module):
+    """A linear layer on an encoder's codes times ``scale``: logits of the classes."""
 
-    def __init__(self, encoder, scale, config, rng):
-        self.encoder, self.scale = encoder, scale
-        self.linear = Linear(config.features, 10, rng=rng).to(config.device)
+    def __init__(self, features, scale, rng):
+        self.encoder, self.scale = Encoder((1, 28, 28), features, rng=rng), scale
+        self.linear = Linear(features, 10, rng=rng)
 
     def codes(self, x):
         return self.encoder(x) * self.scale
 
+    def forward(self, x):
+        return self.linear(self.codes(x))
+
+    @no_grad()
     def accuracy(self, x, labels):
-        with no_grad():
-            return 100 * (self.linear(self.codes(x)).numpy().argmax(1) == labels).mean()
+        return 100 * (self(x).numpy().argmax(1) == labels).mean()
 
 
-def train(parameters, logits, x, labels, steps, lr, rng):
+def train(model, x, labels, steps, lr, rng):
     """Minimize the cross-entropy; x and labels are arrays on the device."""
-    optimizer = Adam(parameters, lr)
+    optimizer = Adam(model.parameters(), lr)
     for step in range(steps):
         optimizer.lr = lr * cosine((step + 0.5) / steps)
         batch = rng.permutation(len(x))[:64]
-        loss = ops.softmax_cross_entropy(logits(Tensor(x[batch])), labels[batch]).mean()
+        loss = ops.softmax_cross_entropy(model(Tensor(x[batch])), labels[batch]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -58,19 +61,17 @@ def train(parameters, logits, x, labels, steps, lr, rng):
 def compare(config, x, labels, learned, scale, tested, rng):
     """{way: accuracy in percent} after training on the images ``x`` and their labels."""
     found = {}
-    encoder = Encoder((1, 28, 28), config.features, rng=rng).to(config.device)
-    encoder.load_state_dict(learned)
-    model = Classifier(encoder, scale, config, rng)
+    model = Classifier(config.features, scale, rng).to(config.device)
+    model.encoder.load_state_dict(learned)
     with no_grad():
         codes = model.codes(Tensor(x)).data  # once: they do not change
-    train(model.linear.parameters(), model.linear, codes, labels, 10 * config.steps, 0.01, rng)
+    train(model.linear, codes, labels, 10 * config.steps, 0.01, rng)
     found["frozen"] = model.accuracy(*tested)
-    for way, lr in (("fine-tuned", 1e-3), ("from random weights", 2e-3)):
-        if way == "from random weights":
-            model = Classifier(Encoder((1, 28, 28), config.features, rng=rng).to(config.device), 1.0, config, rng)
-        parameters = model.encoder.parameters() + model.linear.parameters()
-        train(parameters, lambda x: model.linear(model.codes(x)), x, labels, config.steps, lr, rng)  # noqa: B023
-        found[way] = model.accuracy(*tested)
+    train(model, x, labels, config.steps, 1e-3, rng)
+    found["fine-tuned"] = model.accuracy(*tested)
+    model = Classifier(config.features, 1.0, rng).to(config.device)
+    train(model, x, labels, config.steps, 2e-3, rng)
+    found["from random weights"] = model.accuracy(*tested)
     return found
 
 
@@ -86,14 +87,13 @@ def main():
         scale = float(1 / autoencoder.encode(to_device(images[:1000], config.device)).numpy().std())
     tested = Tensor(to_device(tested, config.device)), digits.test_labels
 
-    found = {}
+    found, learned = {}, autoencoder.encoder.state_dict()
+    of_class = [np.flatnonzero(digits.train_labels == k) for k in range(10)]
     trials = [(n, seed) for n in LABELS for seed in range(config.seeds)]
     for n, seed in tqdm(trials, unit="choice", disable=None):
         rng = np.random.default_rng([config.seed, seed])
-        of_class = [np.flatnonzero(digits.train_labels == k) for k in range(10)]
         chosen = np.concatenate([rng.choice(indices, n, replace=False) for indices in of_class])
         x, labels = (to_device(array[chosen], config.device) for array in (images, digits.train_labels))
-        learned = autoencoder.encoder.state_dict()
         for way, accuracy in compare(config, x, labels, learned, scale, tested, rng).items():
             found.setdefault(way, []).append(accuracy)
 

@@ -84,9 +84,9 @@ def main():
     axes[0].legend()
     most = int(np.abs(q.mean.numpy()[0]).argmax())  # a dimension that this digit uses
     for g in estimates.values():
-        spread = np.arange(1, config.draws + 1)
-        running = np.cumsum(g[:, most]) / spread
-        axes[1].plot(spread, running)
+        count = np.arange(1, config.draws + 1)
+        running = np.cumsum(g[:, most]) / count
+        axes[1].plot(count, running)
         axes[2].hist(g[:, most], 60, range=np.percentile(estimates[ESTIMATORS[1]][:, most], (1, 99)), alpha=0.6)
     axes[1].set(
         xscale="log",

@@ -3,16 +3,15 @@
 ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x). The first term rewards codes that say much about the
 image, the second charges for every nat they say: at first the codes say nothing, then ever more as the decoder learns
 to use them. Samples decode z from the prior, close to which the second term has kept the codes. The curves are of a
-training that runs now, on 4,500 digits; the pictures of the VAE that ships, which has seen 50,000 (with ``--train``:
-of this one).
+training that runs now, on 4,500 digits; the pictures of the VAE that ships, which has seen 50,000.
 """
 
 import numpy as np
-from common import options, run, save
+from common import TRAIN, options, run, save, trained
 from matplotlib.figure import Figure
 from tqdm import trange
 
-from tinygen import Tensor, data, no_grad, pretrained
+from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import VAE
 from tinygen.optim import Muon, cosine
@@ -21,19 +20,20 @@ from tinygen.plotting import draw_images
 CONFIG = {
     "steps": (800, "of training, with 64 digits each"),
     "latent": (32, "dimensions of z"),
-    "train": (False, "draw with the VAE that was just trained"),
+    **TRAIN,
 }
+RATE = 0.005
 
 
 def train(config):
     """A VAE and its terms at each step: (steps, 2), nats per image."""
     rng, images = np.random.default_rng(config.seed), data.digits().train_images
     vae = VAE(latent=config.latent, rng=rng).to(config.device)
-    optimizer, terms = Muon(vae.parameters(), lr=0.005), []
+    optimizer, terms = Muon(vae.parameters(), lr=RATE), []
     for step in trange(config.steps, unit="step", disable=None):
         x = data.binarize_dynamic(images[rng.integers(len(images), size=64)], rng)
         reconstruction, kl = (term.mean() for term in vae.elbo(to_device(x, config.device), rng))
-        optimizer.lr = 0.005 * cosine(step / config.steps)
+        optimizer.lr = RATE * cosine((step + 0.5) / config.steps)
         optimizer.zero_grad()
         (kl - reconstruction).backward()
         optimizer.step()
@@ -50,10 +50,10 @@ def main():
         f"at the end: ELBO {reconstruction - kl:.1f} = reconstruction {reconstruction:.1f} - KL {kl:.1f} nats per image"
     )
     binary = data.binarize_static(data.digits().test_images, seed=0)
-    shown = vae if config.train else pretrained("vae").to(config.device)
+    shown = trained("vae", config)
     with no_grad():
         r, k = (float(term.numpy().mean()) for term in vae.elbo(to_device(binary, config.device), rng))
-        print(f"500 test digits: ELBO {r - k:.1f} = {r:.1f} - {k:.1f} nats per image")
+        print(f"on 500 test digits: ELBO {r - k:.1f} = {r:.1f} - {k:.1f} nats per image")
         chosen = binary[:40].astype(np.float32)
         drawn = shown.reconstruct(Tensor(chosen).to(config.device)).numpy()
     pairs = np.stack([chosen, drawn], axis=1).reshape(-1, 1, 28, 28)

@@ -35,17 +35,15 @@ def options(doc: str, config: dict) -> argparse.Namespace:
     )
     for name, (default, meaning, *_) in {**config, **COMMON}.items():
         how = {"type": type(default), "default": default}
-        if isinstance(default, bool):
-            how = {"action": "store_true"}
-        elif name in TRAIN:
+        if name in TRAIN:
             how |= {"nargs": "?", "const": 500}
         parser.add_argument(f"--{name}", help=meaning, **how)
     given = parser.parse_args()
-    for name, (default, _, *limits) in config.items():
+    for name, (_, _, *limits) in config.items():
         value = getattr(given, name)
         if limits and not limits[0] <= value <= limits[1]:
             parser.error(f"--{name}: got {value}, needs a number from {limits[0]} to {limits[1]}")
-        if not limits and not isinstance(default, bool | str) and not 0 < value < float("inf"):
+        if not limits and not 0 < value < float("inf"):
             parser.error(f"--{name}: got {value}, needs a positive number")
     if given.seed < 0:
         parser.error(f"--seed: got {given.seed}, needs a number that is not negative")

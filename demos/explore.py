@@ -162,9 +162,10 @@ class Canvas:
     def paint(self, event):
         self.restart()
         rng, choice = np.random.default_rng(self.seed.val), self.classes.value_selected
+        self.heat = self.temperature.val
         self.labels = rng.integers(0, 10, COMPLETIONS) if choice == "any" else np.full(COMPLETIONS, int(choice))
         given = np.broadcast_to(self.ink, (COMPLETIONS, 1, 28, 28))
-        painting = self.model.paint(COMPLETIONS, rng, given, self.given, self.labels, self.temperature.val)
+        painting = self.model.paint(COMPLETIONS, rng, given, self.given, self.labels, self.heat)
         self.painting = enumerate(painting, start=1)
         self.timer.start()
 
@@ -182,7 +183,7 @@ class Canvas:
         p = np.zeros((28, 28))
         if rows:
             logits = self.model.logits(images[:1], self.labels[:1]).numpy()[0, 0, 0]
-            p = 1 / (1 + np.exp(-logits / self.temperature.val))
+            p = 1 / (1 + np.exp(-logits / self.heat))
         known = np.arange(28)[:, None] < rows
         self.painted.set_data(tile(np.where(known, images, np.nan), 3))
         self.probabilities.set_data(np.where(known, p, np.nan))
@@ -216,8 +217,9 @@ def main():
         except (ImportError, RuntimeError):
             parser.error("the page needs tornado: pip install 'tinygen[web]', or --window for a window of the desktop")
         plt.rcParams.update({"webagg.port": options.port, "webagg.port_retries": 1, "webagg.address": "127.0.0.1"})
-        print(f"http://127.0.0.1:{options.port}/")
     panels = build()  # noqa: F841
+    if not options.window:
+        print(f"http://127.0.0.1:{options.port}/")
     try:
         plt.show()
     except SystemExit:

@@ -1,10 +1,10 @@
-"""Four models learn handwritten digits: autoencoder, VAE, PixelCNN, PixelRNN. About three minutes on two cores.
+"""Four models learn handwritten digits: autoencoder, VAE, PixelCNN, PixelRNN. Two to three minutes on two cores.
 
 Trains each on 4,500 real MNIST digits that ship with tinygen, prints how well it does on 500 others, and saves one
 figure with what it has learned to draw. Binary models see every training digit with its pixels drawn anew each time
 (dynamic binarization) and are tested on one fixed draw of the test digits.
 
-    python demos/quickstart.py               # about three minutes
+    python demos/quickstart.py               # two to three minutes
     python demos/quickstart.py --minutes 10  # better samples
     mpiexec -n 2 python -m mpi4py demos/quickstart.py  # by two processes, here or on several machines
 """
@@ -23,8 +23,8 @@ from tinygen.parallel import first_rank
 from tinygen.plotting import draw_images, manifold
 from tinygen.training import evaluate, fit
 
-CONFIG = {"minutes": (3.0, "training time of all four on two cores; tests, samples and the picture come on top")}
-MODELS = {  # constructor, steps in three minutes (they grow with --minutes), images a step, learning rate
+CONFIG = {"minutes": (1.5, "training time of all four on two cores; tests, samples and the picture come on top")}
+MODELS = {  # constructor, steps in 1.5 minutes (they grow with --minutes), images a step, learning rate
     "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 1200, 16, 3e-3),
     "VAE": (lambda rng: VAE(latent=2, rng=rng), 1600, 16, 4e-3),
     "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=5, rng=rng), 500, 32, 5e-3),

@@ -28,6 +28,7 @@ def test_any_image_size(shape, rng):
     code = model.encode(x)
     assert code.shape == (2, 4)
     assert model.decode(code).shape == model.reconstruct(x).shape == x.shape
+    np.testing.assert_array_equal(model.decode(code.data.astype(np.float64)).data, model.decode(code).data)
     np.testing.assert_array_equal(model.decode(code).data, model.reconstruct(x).data)
     assert model.encode((x > 0.5).astype(np.uint8)).dtype == np.float32
 

@@ -513,9 +513,9 @@ def test_gated_starts_with_activations_of_its_inputs_scale(rng):
     """What the vertical stack tells, and the first layer's output: neither fades nor explodes."""
     model = GatedPixelCNN((1, 16, 16), width=64, layers=8, rng=rng)
     x = Tensor(rng.choice([-1.0, 1.0], (4, 1, 16, 16)).astype(np.float32))
-    told = model.vertical(x)
-    assert all(0.6 < y.data.std() < 1.5 for y in told)
-    assert 0.2 < model.first(x, told[0], Module.__call__, None).data.std() < 1
+    to_horizontal = model.vertical(x)
+    assert all(0.6 < y.data.std() < 1.5 for y in to_horizontal)
+    assert 0.2 < model.first(x, to_horizontal[0], Module.__call__, None).data.std() < 1
     h = Tensor(rng.standard_normal((4, 64, 16, 16), np.float32))
     assert 0.75 < model.hidden(ops.relu(h)).data.std() < 1.5
 

@@ -43,6 +43,26 @@ def test_defaults(model, rng):
     assert model.size() > 10_000 and model.unit in ("nats per image", "squared error per image")
 
 
+@pytest.mark.parametrize(
+    "model, settings, message",
+    [
+        (Autoencoder, {"channels": ()}, "channels: is empty, needs a number for each convolution"),
+        (VAE, {"channels": (4, 2.5)}, "channels: got 2.5, needs a whole number of at least 1"),
+        (VAE, {"beta": -1}, "beta: got -1, needs a finite number that is not negative"),
+        (VAE, {"likelihood": "poisson"}, "likelihood: got 'poisson', needs 'bernoulli' or 'gaussian'"),
+        (PixelCNN, {"first": 2.5}, "first: got 2.5, needs a whole number of at least 1"),
+        (PixelCNN, {"kernel": "3"}, "kernel: got '3', needs a whole number of at least 1"),
+        (PixelCNN, {"kernel": 4}, "needs odd numbers"),
+        (PixelRNN, {"first": (7, 7)}, "first: got \\(7, 7\\), needs a whole number of at least 1"),
+        (GatedPixelCNN, {"kernel": 0}, "kernel: got 0, needs a whole number of at least 1"),
+        (GatedPixelCNN, {"first": 1}, "first: got 1, needs a whole number of at least 3"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(model, settings, message, rng):
+    with pytest.raises(ValueError, match=message):
+        model(**settings, rng=rng)
+
+
 @every_model
 @pytest.mark.parametrize("shape", [(1, 4, 3), (3, 2, 4)])
 def test_loss_and_gradients_are_the_same_on_every_device(name, shape, rng, device):

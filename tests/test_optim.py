@@ -147,9 +147,16 @@ def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
     optimizer = Muon([p, q], lr=0.01)
     assert (optimizer.momentum, optimizer.betas, optimizer.eps) == (0.95, (0.9, 0.999), 1e-8)
     assert [set(state) for state in optimizer.state] == [{"mean", "square"}, {"mean"}]
-    for settings in ({"momentum": 1.0}, {"momentum": -0.1}, {"betas": (0.9, 1.0)}):
-        with pytest.raises(ValueError, match=r"Muon: momentum is|betas are"):
-            Muon([p, q], lr=0.01, **settings)
+
+
+@pytest.mark.parametrize(
+    "make, setting",
+    [(SGD, "momentum"), (RMSProp, "alpha"), (Adam, "betas"), (Muon, "betas"), (Muon, "momentum")],
+)
+def test_averages_that_never_forget_are_refused(make, setting):
+    for value in (1.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match=f"{make.__name__}: {setting} is {value}, needs to be from 0 to below 1"):
+            make([parameter([1.0])], lr=0.1, **{setting: (0.9, value) if setting == "betas" else value})
 
 
 @every_optimizer

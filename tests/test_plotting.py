@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tinygen import Tensor
 from tinygen.models import VAE
 from tinygen.plotting import draw_images, figure, manifold, tile
 
@@ -31,6 +32,15 @@ def test_draw_images_on_an_axis(rng):
     assert ax.images[0].cmap(1.0)[:3] == (0, 0, 0)  # ink is dark
 
 
+@pytest.mark.parametrize("values, limits", [((0.2, 0.6), (0, 1)), ((-0.5, 0.1), (-0.5, 1)), ((0, 255), (0, 255))])
+def test_greys_mean_the_same_in_every_panel(values, limits):
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    draw_images(ax, np.reshape(values, (2, 1, 1, 1)), 2)
+    assert ax.images[0].get_clim() == limits
+
+
 def test_figure_has_a_panel_for_each_grid(rng, tmp_path):
     drawn = figure({"four": (rng.random((4, 1, 5, 6)), 2), "one": (rng.random((1, 3, 5, 6)), 1)})
     assert [ax.get_title() for ax in drawn.axes] == ["four", "one"]
@@ -41,7 +51,7 @@ def test_figure_has_a_panel_for_each_grid(rng, tmp_path):
 
 def test_manifold_goes_right_with_the_first_dimension_and_up_with_the_second(rng, monkeypatch):
     vae = VAE(image_shape=(1, 4, 4), latent=2, rng=rng)
-    monkeypatch.setattr(VAE, "decode", lambda self, z: z.reshape(-1, 1, 1, 2))
+    monkeypatch.setattr(VAE, "decode", lambda self, z: Tensor(z).reshape(-1, 1, 1, 2))
     z = manifold(vae, 3).reshape(3, 3, 2)
     quantile = 0.967421566  # of 5/6
     np.testing.assert_allclose(z[0, :, 0], [-quantile, 0, quantile], atol=1e-6)

@@ -82,7 +82,7 @@ def test_log_likelihood_is_its_formula(likelihood, rng):
 def test_log_likelihood_does_not_depend_on_the_block(block, rng, monkeypatch):
     model, x = build((1, 3, 2), 2, rng), images((1, 3, 2), 3, "bernoulli", rng)
     expected = model.log_likelihood(x, np.random.default_rng(5), 50)
-    monkeypatch.setattr(vae, "BLOCK", block)
+    monkeypatch.setattr(vae, "DECODED", block)
     np.testing.assert_allclose(model.log_likelihood(x, np.random.default_rng(5), 50), expected, rtol=1e-12)
 
 

@@ -12,6 +12,7 @@ class Optimizer:
     """``step()`` moves each parameter against its ``.grad`` at the rate ``lr``.
 
     ``slots`` names the running averages that a subclass keeps of each parameter, arrays like it, starting at zero.
+    Raises ValueError for no parameters and for settings that make no sense.
     """
 
     slots: tuple[str, ...] = ()
@@ -23,6 +24,11 @@ class Optimizer:
         if not 0 < lr < math.inf:
             raise ValueError(f"{type(self).__name__}: lr is {lr}, needs to be positive and finite")
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
+
+    def below_one(self, name, value):
+        if not 0 <= value < 1:
+            raise ValueError(f"{type(self).__name__}: {name} is {value}, needs to be from 0 to below 1")
+        return value
 
     def step(self) -> None:
         """One update of every parameter. Raises ValueError where a gradient is missing, and changes nothing."""
@@ -68,7 +74,7 @@ class SGD(Optimizer):
 
     def __init__(self, parameters, lr: float, momentum: float = 0.0):
         super().__init__(parameters, lr)
-        self.momentum = momentum
+        self.momentum = self.below_one("momentum", momentum)
 
     def update(self, g, velocity):
         velocity *= self.momentum
@@ -83,7 +89,7 @@ class RMSProp(Optimizer):
 
     def __init__(self, parameters, lr: float, alpha: float = 0.99, eps: float = 1e-8):
         super().__init__(parameters, lr)
-        self.alpha, self.eps = alpha, eps
+        self.alpha, self.eps = self.below_one("alpha", alpha), eps
 
     def update(self, g, square):
         square *= self.alpha
@@ -101,9 +107,7 @@ class Adam(Optimizer):
 
     def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         super().__init__(parameters, lr)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"Adam: betas are {betas}, need to be from 0 to below 1")
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps = tuple(self.below_one("betas", beta) for beta in betas), eps
 
     def update(self, g, mean, square):
         b1, b2 = self.betas
@@ -126,9 +130,7 @@ class Muon(Adam):
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__(parameters, lr, betas)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Muon: momentum is {momentum}, needs to be from 0 to below 1")
-        self.momentum = momentum
+        self.momentum = self.below_one("momentum", momentum)
         for p, state in zip(self.parameters, self.state):
             if p.ndim > 1:
                 del state["square"]

@@ -4,7 +4,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tinygen.backend import to_host
+from tinygen.backend import to_device, to_host
 from tinygen.models import VAE
 from tinygen.tensor import Tensor, no_grad
 
@@ -27,9 +27,10 @@ def tile(images, columns: int) -> np.ndarray:
 
 
 def draw_images(ax, images, columns: int, title: str = "") -> None:
-    """A grid of images on a matplotlib axis, grey ones dark on light, with a title."""
+    """A grid of images on a matplotlib axis, with a title. Grey ones: 0 is white and 1 black, unless values lie beyond,
+    so that panels can be compared."""
     picture = tile(images, columns)
-    ax.imshow(picture, cmap="gray_r", interpolation="nearest")
+    ax.imshow(picture, cmap="gray_r", vmin=min(0, picture.min()), vmax=max(1, picture.max()), interpolation="nearest")
     ax.set_title(title, fontsize=9)
     ax.set_axis_off()
 
@@ -56,4 +57,4 @@ def manifold(vae: VAE, size: int = 12) -> np.ndarray:
         raise ValueError(f"manifold: the VAE has {vae.latent} latent dimensions, needs 2")
     z = np.array([NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)], np.float32)
     grid = np.stack(np.meshgrid(z, z[::-1]), axis=-1).reshape(-1, 2)
-    return to_host(vae.decode(Tensor(grid).to(vae.device)).data)
+    return vae.decode(to_device(grid, vae.device)).numpy()

@@ -49,6 +49,7 @@ def save(path, model: Module, about: dict) -> None:
     """Write the parameters and what is said about them: at any moment the file is whole, the old one or the new one.
 
     ``about``: ``"settings"``, the arguments the model was built with, without ``rng``, and whatever else JSON can hold.
+    Raises ValueError for parameters that half precision cannot hold or that are not of these settings.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,10 @@ class Encoder(Module):
     """Convolutions of stride 2 with ReLU, then a linear layer: (N, C, H, W) -> (N, outputs)."""
 
     def __init__(self, image_shape, outputs, channels=CHANNELS, *, rng):
+        if not channels:
+            raise ValueError("channels: is empty, needs a number for each convolution")
+        for n in channels:
+            check_count("channels", n)
         steps = zip((image_shape[0], *channels), channels)
         self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
         height, width = sizes(image_shape, len(channels))[-1]
@@ -36,7 +40,7 @@ class Encoder(Module):
 
 
 class Decoder(Module):
-    """The mirror image: a linear layer, then upconvolutions: (N, inputs) -> (N, C, H, W), unbounded."""
+    """The mirror image: a linear layer, then upconvolutions: (N, inputs), array or Tensor -> (N, C, H, W)."""
 
     def __init__(self, image_shape, inputs, channels=CHANNELS, *, rng):
         self.sizes = sizes(image_shape, len(channels))
@@ -46,7 +50,8 @@ class Decoder(Module):
         self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
 
     def forward(self, z):
-        h = self.into(z).reshape(z.shape[0], *self.smallest)
+        z = z if isinstance(z, Tensor) else Tensor(z)
+        h = self.into(z if z.dtype == self.dtype else z.astype(self.dtype)).reshape(z.shape[0], *self.smallest)
         for up, size in zip(self.ups, reversed(self.sizes[:-1])):
             h = up(h, size, relu=True)
         return h
@@ -73,7 +78,7 @@ class Autoencoder(Module):
         return self.encoder(Tensor(x.astype(self.dtype)))
 
     def decode(self, code) -> Tensor:
-        """(N, code) -> (N, C, H, W)"""
+        """(N, code), array or Tensor on the model's device -> (N, C, H, W)"""
         return self.decoder(code)
 
     def reconstruct(self, x) -> Tensor:

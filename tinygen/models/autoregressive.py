@@ -131,7 +131,7 @@ class Autoregressive(Module):
         for row in range(height):
             with no_grad():  # not while the caller has the images
                 for column in range(width):
-                    cache.at(row, column)
+                    cache.move(row, column)
                     for colour in range(c):
                         seen = Tensor(self._scaled(x[:, :, row, column]).T)  # the colours before
                         logits = self.network(seen, cache, **of_class).reshape(c, self.outputs, n)[colour]

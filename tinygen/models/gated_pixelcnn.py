@@ -33,6 +33,7 @@ class GatedPixelCNN(Autoregressive):
     ):
         super().__init__(image_shape, levels, width)
         check_count("first", first, 3)  # a smaller one sees no row above
+        check_count("kernel", kernel)
         groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
         self.vertical = VerticalStack(
             groups, width, check_count("layers", layers, 0) + 1, first, kernel, classes, rng=rng

@@ -9,9 +9,11 @@ class PCA:
     """Learned from ``images`` (N, C, H, W), a NumPy array; ``code``: numbers in the code, at most C * H * W.
 
     ``directions`` (code, C * H * W): of most variance, strongest first; ``variances`` (code,) along them.
+    Raises ValueError for other shapes, and where ``code`` is not from 1 to C * H * W.
     """
 
     def __init__(self, images: np.ndarray, code: int):
+        images = np.asarray(images)
         if images.ndim != 4 or len(images) < 2:
             raise ValueError(f"images: got shape {images.shape}, needs (N, C, H, W) with at least two images")
         self.image_shape = images.shape[1:]

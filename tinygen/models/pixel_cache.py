@@ -15,14 +15,14 @@ from tinygen.tensor import Tensor
 
 
 class PixelCache:
-    """``cache.at(row, column)``, then ``cache(layer, column Tensor)`` for each layer in the network's order."""
+    """``cache.move(row, column)``, then ``cache(layer, column Tensor)`` for each layer in the network's order."""
 
     def __init__(self, n: int, image_shape, like):
         self.n, (_, self.height, self.width) = n, image_shape
         self.like = like  # an array of the dtype and on the device wanted
         self.layers, self.readers = {}, []
 
-    def at(self, row: int, column: int) -> None:
+    def move(self, row: int, column: int) -> None:
         """The pixel that comes next. Pixels come in raster order; one may be evaluated several times (R, G, B)."""
         self.row, self.column = row, column
 
@@ -105,7 +105,9 @@ class VerticalPixel:
         self.convs = [ConvPixel(conv, cache) for conv in layer.convs]
         self.gates = [GatePixel(gate, cache) for gate in layer.gates]
         self.links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in layer.links]
-        self.told = cache.zeros(cache.width, len(self.links), self.links[0][1].size)  # of this row, for each layer
+        self.to_horizontal = cache.zeros(
+            cache.width, len(self.links), self.links[0][1].size
+        )  # of this row, for each layer
         self.row = None
 
     def store(self, image, row, column):
@@ -114,13 +116,13 @@ class VerticalPixel:
     def __call__(self, image, row, column, labels=None):
         if row != self.row:
             for i, (weight, bias) in enumerate(self.links):
-                for j in range(len(self.told)):
+                for j in range(len(self.to_horizontal)):
                     y = self.convs[i].at(row, j)
-                    self.told[j, i] = weight @ y + bias
+                    self.to_horizontal[j, i] = weight @ y + bias
                     if i < len(self.gates):
                         self.convs[i + 1].store(self.gates[i](y, row, j, labels), row, j)
             self.row = row
-        return self.told[column]
+        return self.to_horizontal[column]
 
 
 class RowPixel:

@@ -27,6 +27,8 @@ class PixelCNN(Autoregressive):
         super().__init__(image_shape, levels, width)
         groups = self.image_shape[0]
         stream = 2 * width
+        check_count("first", first)
+        check_count("kernel", kernel)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.blocks = [ResidualBlock(width, kernel, groups, rng=rng) for _ in range(check_count("blocks", blocks, 0))]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)

@@ -30,6 +30,7 @@ class PixelRNN(Autoregressive):
             raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
         groups = self.image_shape[0]
         stream = 2 * width
+        check_count("first", first)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.layers = [
             ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(check_count("layers", layers, 0))

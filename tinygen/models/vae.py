@@ -1,5 +1,6 @@
 """The variational autoencoder (Kingma and Welling 2014)."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.nn import Module, init
 from tinygen.tensor import Tensor, no_grad
 
-BLOCK = 512  # images decoded at once by log_likelihood, which bounds its memory
+ENCODED, DECODED = 64, 512  # images at once in log_likelihood, which bounds its memory
 
 
 class Terms(NamedTuple):
@@ -28,6 +29,7 @@ class VAE(Module):
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
     (1: the ELBO; Higgins et al. 2017). ``likelihood``: ``"bernoulli"`` for images of 0 and 1, or ``"gaussian"`` for
     real ones, whose variance is one learned number for all pixels. ``channels``: after each convolution.
+    Raises ValueError for another likelihood, or numbers that make no sense.
     """
 
     unit = "nats per image"  # of the loss
@@ -44,6 +46,8 @@ class VAE(Module):
     ):
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta: got {beta!r}, needs a finite number that is not negative")
         self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), beta
         self.encoder = Encoder(self.image_shape, 2 * latent, channels, rng=rng)
         self.decoder = Decoder(self.image_shape, latent, channels, rng=rng)
@@ -60,9 +64,9 @@ class VAE(Module):
         return Bernoulli(y) if self.log_var is None else Gaussian(y, self.log_var)
 
     def decode(self, z) -> Tensor:
-        """(N, latent) -> (N, C, H, W): the mean of p(x|z), for a Bernoulli the probability of 1."""
-        z = z if isinstance(z, Tensor) else Tensor(z)
-        return self.likelihood(z if z.dtype == self.dtype else z.astype(self.dtype)).mean
+        """(N, latent), array or Tensor on the model's device -> (N, C, H, W): the mean of p(x|z), for a Bernoulli the
+        probability of 1."""
+        return self.likelihood(z).mean
 
     def reconstruct(self, x) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W): decoded from the mean of q(z|x)."""
@@ -91,28 +95,28 @@ class VAE(Module):
         x = self._checked(x)
         m, prior = xp(x), Gaussian(Tensor(x.dtype.type(0)), Tensor(x.dtype.type(0)))
         parts = []
-        for start in range(0, len(x), 64):
-            part = x[start : start + 64]
+        for start in range(0, len(x), ENCODED):
+            part = x[start : start + ENCODED]
             q, n = self.encode(part), len(part)
             total = m.full(n, -m.inf, x.dtype)
             left = samples
             while left:
-                k = min(left, max(1, BLOCK // n))
+                k = min(left, max(1, DECODED // n))
                 wide = Gaussian(ops.broadcast_to(q.mean, (k, n, self.latent)), q.log_var)
                 z = wide.rsample(rng)
                 p = self.likelihood(z.reshape(k * n, self.latent)).log_prob(Tensor(m.concatenate([part] * k)))
                 log_w = p.sum((1, 2, 3)).reshape(k, n) + (prior.log_prob(z) - wide.log_prob(z)).sum(2)
                 total = m.logaddexp(total, ops.logsumexp(log_w, 0).data)
                 left -= k
-            parts.append(total - np.log(samples))
-        return m.concatenate(parts).astype(x.dtype)
+            parts.append(total - math.log(samples))
+        return m.concatenate(parts)
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
         """(n, C, H, W) array on the model's device: the means, not draws, of p(x|z) for n draws of z from the prior."""
         check_count("n", n)
         z = rng.standard_normal((n, self.latent), self.dtype)
-        return self.decode(Tensor(to_device(z, self.device))).data
+        return self.decode(to_device(z, self.device)).data
 
     def _checked(self, x):
         """The array in the parameters' dtype; values 0 and 1 only where the likelihood is a Bernoulli."""

@@ -10,7 +10,7 @@ from tinygen.tensor import Tensor
 
 
 def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int | np.integer) else tuple(value)
 
 
 class Conv2d(Module):

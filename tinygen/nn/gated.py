@@ -7,7 +7,7 @@ from tinygen.nn import init
 from tinygen.nn.conv import Conv2d, MaskedConv2d
 from tinygen.nn.module import Module
 
-KEPT = 0.116  # of the variance, by a gate of two standard normals: E[tanh^2] E[sigmoid^2]
+GATE_VARIANCE = 0.116  # of the output of a gate of two standard normals: E[tanh^2] E[sigmoid^2]
 
 
 class Gate(Module):
@@ -40,16 +40,16 @@ class VerticalStack(Module):
     def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
         self.convs = [MaskedConv2d("above", channels, 2 * width, first, rng=rng)]
         self.convs += [
-            MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / KEPT) for _ in range(layers - 1)
+            MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / GATE_VARIANCE) for _ in range(layers - 1)
         ]
         self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
     def forward(self, x, labels=None):
-        told = []
+        to_horizontal = []
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
             y = conv(x)
-            told.append(link(y))
+            to_horizontal.append(link(y))
             if i < len(self.gates):
                 x = self.gates[i](y, labels)
-        return told
+        return to_horizontal
