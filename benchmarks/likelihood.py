@@ -27,7 +27,7 @@ from tinygen.weights import FOLDER, load, save
 
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation; all choices
-were made on these, and the 10,000 test images were used for the figures of the table alone.
+were made on these, and the 10,000 test images were used for the figures of the table, and the pictures, alone.
 *static*: each image binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*:
 training images are drawn anew whenever they are seen, validation images once, test images are those of *static*.
 *grey*: values from 0 to 1. Likelihoods are exact; the VAE's is a bound with 5,000 importance-weighted samples: the mean
@@ -175,7 +175,7 @@ def evaluate(name, path, count=None):
     images, _, tested = sets(about["protocol"])
     of_tested = labels(model)[2]
     count = min(count or ROWS[name].images, len(tested))
-    chosen = np.arange(count) * len(tested) // count  # spread evenly: the test set's second half is the harder one
+    chosen = np.arange(count) * len(tested) // count  # spread evenly: the halves of the test set differ
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES)
     means = [figures]
     if isinstance(model, models.VAE):

@@ -97,8 +97,8 @@ def log_prob(factors, x):
 
 
 @no_grad()
-def density(factors, x, device):
-    return np.exp(log_prob(factors, Tensor(to_device(x.astype(np.float32), device))).numpy().astype(float))
+def log_density(factors, x, device):
+    return log_prob(factors, Tensor(to_device(x.astype(np.float32), device))).numpy().astype(float)
 
 
 def main():
@@ -109,7 +109,7 @@ def main():
     for factors, draw, true in ((one, draw_1d, lambda x: true_1d(x[:, 0])), (two, draw_2d, lambda x: true_2d(*x.T))):
         maximize_likelihood(factors, draw(config.draws, rng), config, rng)
         x = draw(100_000, rng)
-        kl = np.log(true(x)) - np.log(density(factors, x, config.device))
+        kl = np.log(true(x)) - log_density(factors, x, config.device)
         error = kl.std() / len(x) ** 0.5
         print(f"{len(factors)}-d: KL(true || learned) = {kl.mean():.4f} +- {error:.4f} nats, from 100,000 new draws")
 
@@ -119,10 +119,10 @@ def main():
     axes = figure.subplots(1, 3)
     axes[0].hist(draw_1d(config.draws, rng)[:, 0], 80, density=True, color="0.85", label="draws")
     axes[0].plot(line, true_1d(line), "k", label="true density")
-    axes[0].plot(line, density(one, line[:, None], config.device), "C3--", label="learned density")
+    axes[0].plot(line, np.exp(log_density(one, line[:, None], config.device)), "C3--", label="learned density")
     axes[0].set(xlabel="x", ylabel="density p(x)", title="1-d: a mixture of Gaussians")
     axes[0].legend()
-    pictures = {"true": true_2d(*plane.T), "learned: p(x1) p(x2 | x1)": density(two, plane, config.device)}
+    pictures = {"true": true_2d(*plane.T), "learned: p(x1) p(x2 | x1)": np.exp(log_density(two, plane, config.device))}
     for ax, (name, p) in zip(axes[1:], pictures.items()):
         picture = ax.pcolormesh(grid, grid, p.reshape(200, 200), vmin=0, vmax=pictures["true"].max(), cmap="magma_r")
         ax.set(xlabel="x1", ylabel="x2", title=f"2-d, {name}")

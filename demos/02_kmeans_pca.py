@@ -15,7 +15,7 @@ from tinygen.models import PCA
 from tinygen.plotting import draw_images
 
 CONFIG = {
-    "clusters": (20, "of k-means", 2, 4500),
+    "clusters": (20, "of k-means", 2, 500),
     "components": (32, "of PCA", 1, 784),
     "iterations": (50, "of k-means, at most"),
 }

@@ -26,7 +26,7 @@ from tinygen.training import evaluate, fit
 
 CONFIG = {
     "steps": (1500, "of training the belief network, with 64 digits each"),
-    "frames": (56, "of the animation"),
+    "frames": (56, "of the animation", 2, 784),
     "images": (16, "drawn by each model"),
     **TRAIN,
 }

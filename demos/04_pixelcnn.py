@@ -39,6 +39,13 @@ def context(model, images):
 
 
 @no_grad()
+def surprise(model, images):
+    """(N, 1, H, W): -log p of each pixel, in nats."""
+    logits = model.logits(to_device(images, model.device)).numpy()[:, 0]
+    return np.logaddexp(0, np.where(images == 1, -logits, logits))
+
+
+@no_grad()
 def naive_row(model, rng):
     """The first row of one image, by the definition: the network on the whole image for each pixel."""
     x = np.zeros((1, *model.image_shape), np.uint8)
@@ -78,13 +85,11 @@ def main():
     rng, digits = np.random.default_rng(config.seed), data.digits()
     binary = data.binarize_static(digits.test_images, seed=0)
     model = trained("pixelcnn", config)
-    with no_grad():
-        logits = model.logits(to_device(binary[:32], config.device)).numpy()[:, 0]
-    surprise = np.logaddexp(0, np.where(binary[:32] == 1, -logits, logits))
+    nats = surprise(model, binary[:32])
     print(f"PixelCNN: {model.size():,} parameters")
     seen = "new" if config.train else "seen"
-    print(f"32 {seen} digits: {surprise.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
-    worst = np.sort(surprise, axis=None)[::-1]
+    print(f"32 {seen} digits: {nats.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
+    worst = np.sort(nats, axis=None)[::-1]
     print(f"half of that is in {np.searchsorted(worst.cumsum(), worst.sum() / 2) / worst.size:.1%} of the pixels")
     depends = context(model, binary[:32])
     before = PIXEL[0] * 28 + PIXEL[1]
@@ -103,7 +108,7 @@ def main():
     axes[0, 1].plot(PIXEL[1], PIXEL[0], "rs", markersize=5)
     axes[0, 1].set(title="how much the red pixel depends on others", xlabel="column", ylabel="row")
     figure.colorbar(picture, ax=axes[0, 1], label="mean |d logit / d pixel|")
-    pairs = np.concatenate([binary[:16, 0], surprise[:16, 0]]).reshape(2, 16, 1, 28, 28).swapaxes(0, 1)
+    pairs = np.concatenate([binary[:16, 0], nats[:16, 0]]).reshape(2, 16, 1, 28, 28).swapaxes(0, 1)
     shown = np.stack([pairs[:, 0], np.minimum(pairs[:, 1] / 2, 1)], axis=1).reshape(-1, 1, 28, 28)
     draw_images(axes[0, 2], shown, 8, "digit; which pixels were surprising (black: 2 nats or more)")
     drawn = to_host(model.sample(config.images, rng))
@@ -113,7 +118,7 @@ def main():
     completed = to_host(model.sample(48, rng, given=np.repeat(chosen, 6, axis=0), mask=upper)).reshape(8, 6, 1, 28, 28)
     rows = np.concatenate([(chosen * upper)[:, None], completed, chosen[:, None]], axis=1)
     draw_images(axes[1, 1], rows.reshape(-1, 1, 28, 28), 8, "given half, six completions, the digit")
-    axes[1, 2].hist(surprise.ravel(), np.geomspace(1e-6, 10, 60), weights=surprise.ravel() / 32)
+    axes[1, 2].hist(nats.ravel(), np.geomspace(1e-6, 10, 60), weights=nats.ravel() / 32)
     axes[1, 2].set(xscale="log", xlabel="-log p of a pixel, nats", ylabel="nats per image in the bin")
     axes[1, 2].set_title("few pixels carry the likelihood", fontsize=9)
     save(figure, config.out, "04_pixelcnn")

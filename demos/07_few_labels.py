@@ -21,7 +21,7 @@ from tinygen.training import fit
 
 CONFIG = {
     "pretraining": (700, "steps of the autoencoder, with 64 digits each"),
-    "steps": (120, "of each classifier, with all labelled digits or 64 of them; ten times as many where frozen"),
+    "steps": (120, "of each classifier, with all labelled digits or 32 of them; ten times as many where frozen"),
     "seeds": (5, "choices of the labelled digits"),
     "features": (32, "numbers in the autoencoder's code"),
 }
@@ -51,7 +51,7 @@ def train(model, x, labels, steps, lr, rng):
     optimizer = Adam(model.parameters(), lr)
     for step in range(steps):
         optimizer.lr = lr * cosine((step + 0.5) / steps)
-        batch = rng.permutation(len(x))[:64]
+        batch = rng.permutation(len(x))[:32]
         loss = ops.softmax_cross_entropy(model(Tensor(x[batch])), labels[batch]).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -2,8 +2,8 @@
 
 p(x) is the mean of p(x|z) over the prior. The obvious estimate draws z from the prior, but nearly all of these know
 nothing of the digit x: those that do are so rare that thousands of draws miss them, and the estimate falls far short
-in nats. Drawing z from the encoder's q(z|x) and weighting by p(z) / q(z|x) has the same mean, and nearly all draws
-count. Both estimates of log p(x) are too low on average, less so with more draws K (Burda et al. 2016).
+in nats. Drawing z from the encoder's q(z|x) and weighting by p(z) / q(z|x) has the same mean, and every draw is
+one that explains x. Both estimates of log p(x) are too low on average, less so with more draws K (Burda et al. 2016).
 """
 
 import numpy as np
@@ -68,9 +68,9 @@ def main():
         line = f"{k:7}"
         for name, found in weights.items():
             each = [estimates(log_w, k) for log_w in found]
-            deviation = np.mean([e.std() for e in each]) if len(each[0]) > 1 else np.nan
+            deviation = np.mean([e.std(ddof=1) for e in each]) if len(each[0]) >= 10 else np.nan  # of fewer: not known
             curves[name].append((np.mean([e.mean() for e in each]), deviation))
-            line += f"{curves[name][-1][0]:17.1f} ({deviation:8.2f})"
+            line += f"{curves[name][-1][0]:17.1f} ({f'{deviation:.2f}' if deviation == deviation else '-':>8})"
         print(line)
     gap = curves["draws from the encoder"][-1][0] - curves["draws from the prior"][-1][0]
     print(f"with {ks[-1]:,} draws the prior's estimate is still {gap:.0f} nats lower")

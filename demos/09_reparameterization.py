@@ -57,7 +57,7 @@ def main():
         print(f"  {name:<29} {values[-1]:12.4g}")
     true = np.concatenate([np.ones(d), -0.5 * np.ones(d)])  # d/dm = 1 - m, d/dlog s^2 = -s^2 / 2 at m = 0, s = 1
     worst = max(np.abs((g.mean(0) - true) / (g.std(0) / config.draws**0.5)).max() for g in estimates.values())
-    print(f"  the means are right: at most {worst:.1f} standard errors from the true gradient, over {6 * d} entries")
+    print(f"  the means are at most {worst:.1f} standard errors from the true gradient, over {6 * d} entries")
 
     vae = trained("vae", config)
     digits = data.binarize_static(data.digits().test_images, 0)

@@ -19,7 +19,7 @@ from tinygen.plotting import draw_images
 from tinygen.training import fit
 
 CONFIG = {
-    "steps": (600, "of training for each beta, with 64 digits each"),
+    "steps": (600, "of training for each beta, with 32 digits each"),
     "latent": (10, "dimensions of z"),
 }
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -32,6 +32,7 @@ def train(beta, config):
         vae,
         data.digits().train_images,
         steps=config.steps,
+        batch_size=32,
         optimizer=Muon(vae.parameters(), lr=0.005),
         rng=rng,
         prepare=data.binarize_dynamic,

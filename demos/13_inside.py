@@ -13,7 +13,7 @@ from tinygen import Tensor, grad, ops
 from tinygen.backend import to_device
 from tinygen.tensor import history
 
-CONFIG = {"order": (3, "of the highest derivative that is drawn")}
+CONFIG = {"order": (3, "of the highest derivative that is drawn", 1, 6)}
 
 
 def neuron(device):

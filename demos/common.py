@@ -51,8 +51,10 @@ def options(doc: str, config: dict) -> argparse.Namespace:
         to_device(np.zeros(1), given.device)
         Path(given.out).mkdir(parents=True, exist_ok=True)
         if not os.access(given.out, os.W_OK):
-            raise OSError(f"--out: {given.out} cannot be written to")
-    except (RuntimeError, ValueError, OSError) as error:  # no CuPy, no GPU, no such folder: the sentence says it
+            raise OSError("it cannot be written to")
+    except OSError as error:
+        parser.error(f"--out: {given.out} is no folder for the picture ({error})")
+    except (RuntimeError, ValueError) as error:  # no CuPy, no GPU: the sentence says it
         parser.error(str(error))
     if not first_rank():  # under MPI one process tells what happens
         sys.stdout = open(os.devnull, "w")

@@ -356,13 +356,13 @@ def test_gradients_are_recorded_between_two_rows(rng):
 
 
 @every_model
-@pytest.mark.parametrize("levels", [2, 3])
-def test_temperature_divides_the_logits(name, levels, monkeypatch):
-    model = build(name, (1, 3, 4), levels)
+@pytest.mark.parametrize("levels, colours", [(2, 1), (3, 1), (2, 3)])
+def test_temperature_divides_the_logits(name, levels, colours, monkeypatch):
+    model = build(name, (colours, 3, 4), levels)
     recorded = record_logits(model, monkeypatch)
     x = model.sample(6, np.random.default_rng(5), temperature=0.4)
     monkeypatch.undo()
-    by_value = np.array(recorded).reshape(3, 4, 1, model.outputs, 6).transpose(4, 3, 2, 0, 1)
+    by_value = np.array(recorded).reshape(3, 4, colours, model.outputs, 6).transpose(4, 3, 2, 0, 1)
     np.testing.assert_allclose(by_value, model.logits(x).data / 0.4, atol=1e-12)
 
 

@@ -1,5 +1,7 @@
-"""The page of demos/explore.py, in a real browser. Needs the extra web-test and Chromium: pytest -m browser."""
+"""The page of demos/explore.py: what its panels compute; and, with the extra web-test and Chromium (pytest -m browser),
+the page in a real browser."""
 
+import importlib
 import io
 import os
 import shutil
@@ -11,7 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backend_bases import MouseEvent
 from matplotlib.image import imread
+
+from tinygen import no_grad
+from tinygen.plotting import tile
 
 ROOT = Path(__file__).parent.parent
 DECODED, STRIP = (0.33, 0.54, 0.15, 0.36), (0.04, 0.28, 0.44, 0.09)  # x, y from below, width, height of the figure
@@ -79,6 +85,64 @@ class Page:
 
 def unknown(picture):
     return (np.abs(picture - UNKNOWN).max(2) < 0.02).mean()
+
+
+@pytest.fixture(scope="module")
+def panels():
+    """The figure without a browser."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "demos")
+        yield importlib.import_module("explore").build()
+
+
+def mouse(panel, ax, x, y, kind="button_press_event", button=1):
+    """The mouse at (x, y), in the axes' own units."""
+    place = ax.transData.transform((x, y))
+    panel.figure.canvas.callbacks.process(kind, MouseEvent(kind, panel.figure.canvas, *place, button))
+
+
+def test_a_click_decodes_its_point_and_the_way_there(panels):
+    plane, _, _ = panels
+    mouse(plane, plane.ax, 0.5, -1.5)
+    mouse(plane, plane.ax, -1.25, 0.75)
+    way = np.linspace((0.5, -1.5), (-1.25, 0.75), 8)
+    images = plane.vae.decode(way).numpy()
+    np.testing.assert_allclose(plane.decoded.get_array(), images[-1, 0], atol=1e-5)
+    np.testing.assert_allclose(plane.strip.get_array(), tile(images, 8), atol=1e-5)
+
+
+def test_sliders_move_the_code_of_a_digit(panels):
+    _, sliders, _ = panels
+    sliders.next()
+    code = sliders.codes[sliders.index].copy()
+    sliders.sliders[2].set_val(1.5)
+    code[sliders.dimensions[2]] = 1.5
+    np.testing.assert_allclose(sliders.decoded.get_array(), sliders.vae.decode(code[None]).numpy()[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["any", "7"])
+def test_painting_is_sampling_with_what_was_drawn(panels, choice):
+    _, _, canvas = panels
+    canvas.clear()
+    for x in (8, 18):
+        mouse(canvas, canvas.drawing.axes, x, 6, "button_press_event" if x == 8 else "motion_notify_event")
+    assert canvas.ink[6, 8:19].all() and canvas.ink[:9].sum() == canvas.ink.sum() and not canvas.ink[12:].any()
+    last = np.flatnonzero(canvas.ink.any(1))[-1]
+    canvas.classes.set_active(0 if choice == "any" else 1 + int(choice))
+    canvas.temperature.set_val(0.6)
+    canvas.seed.set_val(5)
+    canvas.paint(None)
+    for _ in range(14):
+        canvas.go_on()
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 10, 6) if choice == "any" else np.full(6, 7)
+    rows = np.broadcast_to(np.arange(28)[:, None] <= last, (28, 28))
+    given = np.broadcast_to(canvas.ink, (6, 1, 28, 28))
+    images = canvas.model.sample(6, rng, given, rows, labels, 0.6)
+    np.testing.assert_array_equal(canvas.painted.get_array(), tile(images, 3))
+    with no_grad():
+        logits = canvas.model.logits(images[:1], labels[:1]).numpy()[0, 0, 0]
+    np.testing.assert_allclose(canvas.probabilities.get_array(), 1 / (1 + np.exp(-logits / 0.6)), rtol=1e-4)
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_zero_grad():
     assert p.grad is None
 
 
-@pytest.mark.parametrize("lr", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("lr", [0, -1.0, float("nan"), float("inf")])
 def test_bad_rate(lr):
     with pytest.raises(ValueError, match=r"lr is .*, needs to be positive"):
         Adam([parameter([1.0])], lr=lr)
