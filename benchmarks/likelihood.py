@@ -227,7 +227,8 @@ def draw(name):
         panels[f"{code} numbers each: autoencoder"] = np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8
         panels[f"{code} numbers each: PCA"] = np.clip(linear, 0, 1), 8
     elif getattr(model, "classes", 0):
-        panels = {"ten samples of each class": (model.sample(100, rng, labels=np.arange(100) // 10), 10)}
+        drawn = model.sample(100, rng, labels=np.arange(100) // 10)
+        panels = {"ten samples of each class": (drawn, 10, range(10))}
     else:
         chosen = tested[64:72, None]
         completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
@@ -255,7 +256,12 @@ def write_tables():
             else:
                 on_test, published = f"{result['nats']:.2f}", row.published
                 if about["validation"][-1] < 100:  # two dimensions are far off the scale of the others
-                    ax.plot(minutes, about["validation"], label=f"{name} ({result['protocol']})")
+                    shown = f"minus ELBO, {result['protocol']}" if about["model"] == "VAE" else result["protocol"]
+                    ax.plot(
+                        minutes,
+                        about["validation"],
+                        label=f"{name} ({shown}){f', after {row.start}' if row.start else ''}",
+                    )
             start = f", from {row.start}" if row.start else ""
             steps = " + ".join(f"{part:,}" for part in about["steps"]) + (f" ({row.note})" if row.note else "")
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
@@ -278,10 +284,15 @@ def write_tables():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Train a row for up to three hours, or go on where that was cut off; then replace the weights that "
+        "ship, the row's pictures and the tables of RESULTS.md."
+    )
     parser.add_argument("name", choices=ROWS, help="the row")
-    parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights that ship with tinygen")
-    parser.add_argument("--images", type=int, help="with --evaluate: test only so many (VAE: with 5,000 samples)")
+    parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights that ship; replaces nothing")
+    parser.add_argument(
+        "--images", type=int, help="with --evaluate: only so many test images (of a VAE with 5,000 samples)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     options = parser.parse_args()
     if options.images is not None and (options.images < 2 or not options.evaluate):  # one has no standard error

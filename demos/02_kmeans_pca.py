@@ -76,19 +76,17 @@ def main():
     draw_images(axes[1, 0], directions.reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
     rows = [tested, *reconstructions.values()]
     some = np.stack([row[:8] for row in rows]).reshape(-1, 1, 28, 28)
-    title = "digits; PCA with " + ", ".join(map(str, reconstructions)) + " components"
-    draw_images(axes[1, 1], np.clip(some, 0, 1), 8, title)
+    draw_images(axes[1, 1], np.clip(some, 0, 1), 8, "digits; PCA with so many components", ["", *reconstructions])
     chosen = centres[nearest[:8]]
     draw_images(axes[0, 1], np.concatenate([tested[:8], chosen]).reshape(-1, 1, 28, 28), 8, "digits; nearest centres")
-    for ax, what, title in (
-        (axes[0, 2], nearest, "clusters of k-means, in PCA's plane"),
-        (axes[1, 2], labels, "labels, which neither has seen"),
-    ):
-        plane = codes[:, :2]
-        ax.scatter(*plane.T, c=what, cmap="tab20" if what is nearest else "tab10", s=8)
-        ax.set(xlabel="first component", ylabel="second component", title=title)
-    for digit in range(10):
-        axes[1, 2].annotate(digit, plane[labels == digit].mean(0), fontsize=14, weight="bold", ha="center", va="center")
+    plane = codes[:, :2].T
+    axes[0, 2].scatter(*plane, c=nearest, cmap="tab20", s=8)
+    axes[0, 2].set(title="in PCA's plane: a colour for each cluster of k-means")
+    points = axes[1, 2].scatter(*plane, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=8)
+    axes[1, 2].set(title="labels, which neither has seen")
+    figure.colorbar(points, ax=axes[1, 2], ticks=range(10), label="class of the digit")
+    for ax in axes[:, 2]:
+        ax.set(xlabel="first component", ylabel="second component")
     save(figure, config.out, "02_kmeans_pca")
 
 

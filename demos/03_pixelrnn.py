@@ -75,12 +75,15 @@ def animate(columns, frames, path):
     figure = Figure(figsize=(3 * len(columns), 6), layout="constrained")
     panels = []
     for axes, (title, (images, activity)) in zip(figure.subplots(2, len(columns)).T, columns.items()):
-        for ax, values, name, cmap in ((axes[0], images, title, "gray_r"), (axes[1], activity, "state", "magma")):
+        for ax, values, name, cmap in (
+            (axes[0], images, title, "gray_r"),
+            (axes[1], activity, "length of the state, bright: large", "magma"),
+        ):
             ax.set_axis_off()
             if values is not None:
                 ax.set_title(name, fontsize=9)
                 picture = ax.imshow(np.zeros_like(tile(values, 4)), cmap=cmap, vmin=0, vmax=values.max())
-                panels.append((picture, values, 0.3 * values.max() if name == "state" else 0.35))
+                panels.append((picture, values, 0.3 * values.max() if values is activity else 0.35))
     writer = PillowWriter(fps=12)
     with writer.saving(figure, path, dpi=80):
         for done in np.linspace(0, 784, frames).astype(int):
@@ -109,7 +112,7 @@ def main():
     binary = data.binarize_static(digits.test_images, seed=0)
     figure = evaluate(belief, binary, rng)
     print(f"belief network: {belief.size():,} parameters, {figure:.1f} nats per image, on new digits")
-    seen = "new" if config.train else "seen"
+    seen = "new" if config.train else "some of its own training"
     columns = {"fully visible belief network": (belief.sample(config.images, rng), None)}
     for name, title in (("row-lstm", "Row LSTM"), ("diagonal-bilstm", "Diagonal BiLSTM")):
         model = trained(name, config)

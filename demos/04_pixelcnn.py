@@ -87,8 +87,8 @@ def main():
     model = trained("pixelcnn", config)
     nats = surprise(model, binary[:32])
     print(f"PixelCNN: {model.size():,} parameters")
-    seen = "new" if config.train else "seen"
-    print(f"32 {seen} digits: {nats.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
+    seen = "new" if config.train else "of its own training"
+    print(f"32 digits, {seen}: {nats.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
     worst = np.sort(nats, axis=None)[::-1]
     print(f"half of that is in {np.searchsorted(worst.cumsum(), worst.sum() / 2) / worst.size:.1%} of the pixels")
     depends = context(model, binary[:32])
@@ -99,14 +99,16 @@ def main():
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, 3)
     masks = np.zeros((7, 15))
-    for mask, size, start in (("A", 7, 0), ("B", 7, 8)):
-        masks[:, start : start + size] = 0.25 + 0.75 * MaskedConv2d(mask, 1, 1, size, rng=rng).mask
+    for mask, start in (("A", 0), ("B", 8)):
+        masks[:, start : start + 7] = 0.25 + 0.75 * MaskedConv2d(mask, 1, 1, 7, rng=rng).mask
+        axes[0, 0].text(start + 3, 3, mask, color="C3", weight="bold", ha="center", va="center")
     axes[0, 0].imshow(masks, cmap="Blues", vmin=0, vmax=1)
-    axes[0, 0].set_title("masks A and B (7 x 7): dark is kept", fontsize=9)
+    axes[0, 0].set_title("masks A and B, 7 x 7: dark is kept, red the pixel itself", fontsize=9)
     axes[0, 0].set_axis_off()
     picture = axes[0, 1].imshow(np.where(depends > 0, depends, np.nan), cmap="viridis", norm=LogNorm())
     axes[0, 1].plot(PIXEL[1], PIXEL[0], "rs", markersize=5)
-    axes[0, 1].set(title="how much the red pixel depends on others", xlabel="column", ylabel="row")
+    axes[0, 1].set(xlabel="column", ylabel="row")
+    axes[0, 1].set_title("how much the red pixel depends on others", fontsize=9)
     figure.colorbar(picture, ax=axes[0, 1], label="mean |d logit / d pixel|")
     pairs = np.concatenate([binary[:16, 0], nats[:16, 0]]).reshape(2, 16, 1, 28, 28).swapaxes(0, 1)
     shown = np.stack([pairs[:, 0], np.minimum(pairs[:, 1] / 2, 1)], axis=1).reshape(-1, 1, 28, 28)
@@ -118,8 +120,11 @@ def main():
     completed = to_host(model.sample(48, rng, given=np.repeat(chosen, 6, axis=0), mask=upper)).reshape(8, 6, 1, 28, 28)
     rows = np.concatenate([(chosen * upper)[:, None], completed, chosen[:, None]], axis=1)
     draw_images(axes[1, 1], rows.reshape(-1, 1, 28, 28), 8, "given half, six completions, the digit")
-    axes[1, 2].hist(nats.ravel(), np.geomspace(1e-6, 10, 60), weights=nats.ravel() / 32)
-    axes[1, 2].set(xscale="log", xlabel="-log p of a pixel, nats", ylabel="nats per image in the bin")
+    share = 100 * np.arange(1, worst.size + 1) / worst.size
+    axes[1, 2].plot(share, 100 * worst.cumsum() / worst.sum())
+    axes[1, 2].axhline(50, color="0.8", linewidth=0.8)
+    axes[1, 2].set(xscale="log", xlim=(0.1, 100), xlabel="pixels, most surprising first, percent")
+    axes[1, 2].set(ylabel="of all nats, percent")
     axes[1, 2].set_title("few pixels carry the likelihood", fontsize=9)
     save(figure, config.out, "04_pixelcnn")
 

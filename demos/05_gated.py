@@ -50,11 +50,11 @@ def main():
         print(f"{name}, {config.layers} layers: sees {(seen == 1).sum()} of the {before} pixels before it")
         ax.imshow(seen, cmap=ListedColormap(["white", "C0", "C3"]), vmin=0, vmax=2)
         ax.set(xlabel="column", ylabel="row")
-        ax.set_title(f"{name}:\nwhat the red pixel sees", fontsize=9)
+        ax.set_title(f"{name}, {config.layers} layers:\nwhat the red pixel sees", fontsize=9)
 
     model = trained("gated-pixelcnn-classes", config)
     drawn = to_host(model.sample(100, rng, labels=to_device(np.arange(100) // 10, config.device)))
-    draw_images(axes[2], drawn, 10, "ten samples of each class")
+    draw_images(axes[2], drawn, 10, "ten samples of each class", range(10))
 
     # Which class? By Bayes' rule, from the likelihood under each of them: a classifier that was never trained as one.
     digits = data.digits()
@@ -68,7 +68,7 @@ def main():
     upper = np.arange(28)[:, None] < 14
     chosen = to_host(binary)[np.repeat(np.arange(10), 10)]
     half = model.sample(100, rng, given=chosen, mask=upper, labels=to_device(np.tile(np.arange(10), 10), config.device))
-    draw_images(axes[3], to_host(half), 10, "upper half given, lower half as a 0, 1, .. 9")
+    draw_images(axes[3], to_host(half), 10, "upper half given; columns: lower half as a 0, 1, .. 9")
     save(figure, config.out, "05_gated")
 
 

@@ -13,7 +13,7 @@ from tinygen import data, no_grad
 from tinygen.backend import to_device
 from tinygen.models import PCA, Autoencoder
 from tinygen.optim import Muon, cosine
-from tinygen.plotting import GAP, draw_images
+from tinygen.plotting import draw_images
 from tinygen.training import evaluate, fit
 
 CONFIG = {"steps": (700, "of training for each size of the code, with 64 digits each")}
@@ -48,19 +48,19 @@ def main():
     uniform = rng.uniform(codes.min(0), codes.max(0), (32, code))
     normal = rng.multivariate_normal(codes.mean(0), np.cov(codes.T), 32)
     decoded = {
-        "decoded: codes drawn evenly from the digits' range": uniform,
-        "codes drawn from a Gaussian fitted to the digits'": normal,
+        "drawn uniformly\nfrom the digits' range": uniform,
+        "drawn from a Gaussian\nfitted to the digits' codes": normal,
         "codes of digits": codes[:32],
     }
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     ax = left.subplots()
-    draw_images(ax, np.clip(np.concatenate(list(rows.values())), 0, 1), 10, "reconstructions from so many numbers")
-    for i, name in enumerate(rows):
-        ax.text(-4, (28 + GAP) * i + 14, name, ha="right", va="center", fontsize=9)
+    title = "reconstructions, by the size of the code"
+    draw_images(ax, np.clip(np.concatenate(list(rows.values())), 0, 1), 10, title, rows)
     for ax, (title, z) in zip(right.subplots(1, 3), decoded.items()):
         drawn = model.decode(to_device(z, config.device)).numpy()
-        draw_images(ax, np.clip(drawn, 0, 1), 4, title.replace(": ", ":\n").replace(" from ", "\nfrom "))
+        draw_images(ax, np.clip(drawn, 0, 1), 4, title)
+    right.suptitle(f"decoded codes of {code} numbers", fontsize=10)
     save(figure, config.out, "06_autoencoder")
 
 

@@ -61,7 +61,7 @@ def main():
     print(
         f"{'K':>7}"
         + "".join(f"{name:>28}" for name in weights)
-        + "      mean log p(x), nats (deviation of one estimate)"
+        + "      mean log p(x), nats (standard deviation of one estimate; of fewer than 10: -)"
     )
     curves = {name: [] for name in weights}
     for k in ks:
@@ -83,16 +83,19 @@ def main():
         axes[0].fill_between(ks, mean - deviation, mean + deviation, alpha=0.2)
         axes[1].plot(ks, deviation, "o-", label=name)
     axes[0].set(xscale="log", xlabel="K, draws of z in an estimate", ylabel="estimate of log p(x), nats")
-    axes[0].set_title(f"mean over {len(images)} digits; band: one deviation")
+    axes[0].set_title(f"mean over {len(images)} digits; band: standard deviation of an estimate")
     axes[0].legend()
     axes[1].set(
-        xscale="log", yscale="log", xlabel="K, draws of z in an estimate", ylabel="deviation of an estimate, nats"
+        xscale="log",
+        yscale="log",
+        xlabel="K, draws of z in an estimate",
+        ylabel="standard deviation of an estimate, nats",
     )
     first = to_device(np.repeat(images[:1], 24, axis=0), config.device)
     with no_grad():
         from_encoder = vae.decode(vae.encode(first).rsample(rng)).numpy()
     pictures = np.concatenate([to_host(vae.sample(24, rng)), from_encoder])
-    draw_images(axes[2], pictures, 8, "decoded: 24 z from the prior, 24 from q(z|x)")
+    draw_images(axes[2], pictures, 8, "decoded: 24 z from the prior; 24 from q(z|x) of one digit x")
     save(figure, config.out, "08_intractable")
 
 

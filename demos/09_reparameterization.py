@@ -87,14 +87,19 @@ def main():
         count = np.arange(1, config.draws + 1)
         running = np.cumsum(g[:, most]) / count
         axes[1].plot(count, running)
-        axes[2].hist(g[:, most], 60, range=np.percentile(estimates[ESTIMATORS[1]][:, most], (1, 99)), alpha=0.6)
+        axes[2].hist(g[:, most], 60, range=np.percentile(estimates[ESTIMATORS[1]][:, most], (1, 99)), histtype="step")
     axes[1].set(
         xscale="log",
         xlabel="draws of z",
         ylabel="mean of the gradient so far, nats",
         title=f"VAE, d log p / d mean of z[{most}]",
     )
-    axes[2].set(yscale="log", xlabel="gradient from one draw, nats", ylabel="draws", title="VAE, the same gradient")
+    axes[2].set(
+        yscale="log",
+        xlabel="gradient from one draw, nats",
+        ylabel="draws",
+        title="VAE, the same gradient (blue goes on far outside)",
+    )
     save(figure, config.out, "09_reparameterization")
 
 

@@ -18,7 +18,7 @@ from tinygen.optim import Muon, cosine
 from tinygen.plotting import draw_images
 
 CONFIG = {
-    "steps": (800, "of training, with 64 digits each"),
+    "steps": (800, "of the training whose curves are drawn, with 64 digits each"),
     "latent": (32, "dimensions of z"),
     **TRAIN,
 }
@@ -66,7 +66,12 @@ def main():
     axes[0].plot(step, -smooth[:, 0], label="$-$reconstruction")
     axes[0].plot(step, smooth[:, 1], label="KL")
     axes[0].plot(step, smooth[:, 1] - smooth[:, 0], "k", label="$-$ELBO, their sum")
-    axes[0].set(xlabel="step", ylabel="nats per image", ylim=(0, 250), title="training, mean over a few steps")
+    axes[0].set(
+        xlabel="step",
+        ylabel="nats per image",
+        ylim=(0, max(250, 1.1 * -(smooth[:, 0] - smooth[:, 1]).max())),
+        title="training, mean over a few steps",
+    )
     axes[0].legend()
     draw_images(axes[1], pairs, 8, "digit, reconstruction")
     draw_images(axes[2], to_host(shown.sample(80, rng)), 10, "samples: means of p(x|z), z from the prior")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tinygen import data, no_grad
 from tinygen.backend import to_device
-from tinygen.plotting import GAP, draw_images, manifold
+from tinygen.plotting import draw_images, manifold
 
 CONFIG = {"size": (20, "rows and columns of the plane"), **TRAIN}
 STEPS = 10  # images of a path or a traversal
@@ -61,25 +61,22 @@ def main():
 
     figure = Figure(figsize=(14, 8), layout="constrained")
     left, middle, right = figure.subfigures(1, 3, width_ratios=(1.5, 1.15, 1))
-    title = "plane of z, by quantiles of the normal distribution"
+    title = "2-d z, decoded: z[0] to the right, z[1] upwards, by quantiles of the normal distribution"
     draw_images(left.subplots(), manifold(flat, config.size), config.size, title)
     for ax, codes_of, (i, j), title in zip(
         middle.subplots(2, 1),
         (z, wide),
         ((0, 1), used[:2]),
-        ("means of q(z|x), two dimensions", f"the two of {deep.latent} that vary most"),
+        ("2-d z: means of q(z|x)", f"{deep.latent}-d z: means of q(z|x), the two that vary most"),
     ):
         points = ax.scatter(*codes_of[:, [i, j]].T, c=digits.test_labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9)
         ax.set(xlabel=f"z[{i}]", ylabel=f"z[{j}]")
         ax.set_title(title, fontsize=9)
     middle.colorbar(points, ax=middle.axes, ticks=range(10), label="class of the digit", shrink=0.6)
-    for ax, rows, title in zip(
-        right.subplots(2, 1), (paths, traversals), ("straight lines between codes", "one dimension from -3 to 3")
-    ):
-        draw_images(ax, np.concatenate(rows), STEPS, title)
-        if rows is traversals:
-            for i, dimension in enumerate(used[:4]):
-                ax.text(-5, 14 + i * (28 + GAP), f"z[{dimension}]", ha="right", va="center", fontsize=8)
+    above, below = right.subplots(2, 1)
+    draw_images(above, np.concatenate(paths), STEPS, f"{deep.latent}-d z: straight lines between codes")
+    names = [f"z[{dimension}]" for dimension in used[:4]]
+    draw_images(below, np.concatenate(traversals), STEPS, f"{deep.latent}-d z: one dimension from -3 to 3", names)
     save(figure, config.out, "11_manifold")
 
 

@@ -64,7 +64,7 @@ def main():
     ax, (rates, distortions) = left.subplots(), np.array(curve).T
     ax.plot(rates, distortions, "o-")
     for beta, *point in zip(BETAS, rates, distortions):
-        ax.annotate(f"beta {beta:g}", point, (5, 5), textcoords="offset points", rotation=35)
+        ax.annotate(f"beta {beta:g}", point, (6, 4), textcoords="offset points")
     best = min(rates + distortions)
     line = np.array([0, best])
     ax.plot(line, best - line, "k:", linewidth=0.8, label=f"rate + distortion = {best:.0f}, the best bound here")
@@ -72,7 +72,7 @@ def main():
         xlabel="rate: KL, nats per image",
         ylabel="distortion: -E log p(x|z), nats per image",
         xlim=0,
-        ylim=(0, 1.1 * distortions.max()),
+        ylim=(0, 1.15 * distortions.max()),
     )
     ax.legend()
     for column, (beta, (pairs, samples)) in zip(right.subplots(2, len(ends)).T, ends.items()):

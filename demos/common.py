@@ -16,12 +16,23 @@ from tinygen.parallel import first_rank
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load
 
-TRAIN = {"train": (0, "steps to train what ships trained anew (500 if no number is given)", 0, 1_000_000)}
+TRAIN = {
+    "train": (
+        0,
+        "instead of loading models that ship, train such ones for so many steps (without a number: 500)",
+        0,
+        10**6,
+    )
+}
 COMMON = {
     "seed": (0, "of all random numbers"),
     "device": ("cpu", "where to compute: cpu or cuda"),
     "out": ("out", "folder for the picture"),
 }
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Docstrings as they are, options with their defaults."""
 
 
 def options(doc: str, config: dict) -> argparse.Namespace:
@@ -30,9 +41,7 @@ def options(doc: str, config: dict) -> argparse.Namespace:
 
     Ends with one sentence where a value makes no sense, a device is missing, or a picture could not be written.
     """
-    parser = argparse.ArgumentParser(
-        description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=doc, formatter_class=Formatter)
     for name, (default, meaning, *_) in {**config, **COMMON}.items():
         how = {"type": type(default), "default": default}
         if name in TRAIN:
@@ -66,6 +75,7 @@ def trained(name: str, config: argparse.Namespace) -> Module:
     model, about = load(FOLDER / f"{name}.npz")
     if config.train:
         rng, digits = np.random.default_rng(config.seed), data.digits()
+        print(f"training {name} anew: {config.train} steps on {len(digits.train_images):,} digits", flush=True)
         model = type(model)(**about["settings"], rng=rng).to(config.device)
         fit(
             model,

@@ -1,4 +1,4 @@
-"""A page to play with: walk through a VAE's codes, and draw what a PixelCNN then finishes. Ends with Ctrl-C.
+"""A page to play with: walk through a VAE's codes, and draw what a Gated PixelCNN then finishes. Ends with Ctrl-C.
 
 It opens in the browser, served to this machine alone by matplotlib's WebAgg (extra ``web``); with ``--window`` in a
 window of the desktop. On the left a plane of z: press or drag, and the digit there is decoded; the strip leads there
@@ -50,9 +50,9 @@ class Plane:
         for digit in range(10):
             self.ax.plot(*codes[labels == digit].T, ",", color=f"C{digit}")
             self.ax.text(0.05 + 0.1 * digit, 0.94, digit, color=f"C{digit}", weight="bold", transform=self.ax.transAxes)
-        self.ax.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), ylabel="z2")
-        self.ax.set_xlabel("z1", labelpad=-2)
-        self.ax.set_title("press or drag: decode z (dots: q's means, by class)", fontsize=9)
+        self.ax.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), ylabel="z[1]")
+        self.ax.set_xlabel("z[0]", labelpad=-2)
+        self.ax.set_title("press or drag to decode z (dots: codes of digits, by class)", fontsize=9)
         self.before, self.now = np.array([-1.5, -1.5]), np.array([1.5, 1.5])
         (self.way,) = self.ax.plot([], [], "k-o", markerfacecolor="white")
         self.decoded = picture(figure, (0.33, 0.54, 0.15, 0.36), "decoded: probability of ink")
@@ -86,12 +86,19 @@ class Sliders:
         self.vae, self.figure, self.codes, self.index = vae, figure, vae.encode(images).mean.numpy(), 0
         self.dimensions = np.argsort(-self.codes.var(0))[:SLIDERS]
         self.sliders = [
-            Slider(figure.add_axes((0.07, 0.22 - 0.025 * i, 0.2, 0.02)), f"z{dimension}", -3, 3, valfmt="%+.1f")
+            Slider(
+                figure.add_axes((0.07, 0.22 - 0.025 * i, 0.2, 0.02)),
+                f"z[{dimension}]",
+                -3,
+                3,
+                valinit=0,
+                valfmt="%+.1f",
+            )
             for i, dimension in enumerate(self.dimensions)
         ]
         for slider in self.sliders:
             slider.on_changed(self.show)
-        self.decoded = picture(figure, (0.35, 0.02, 0.1, 0.2), f"{vae.latent} dimensions")
+        self.decoded = picture(figure, (0.35, 0.02, 0.1, 0.2), f"{vae.latent}-d z: sliders for {SLIDERS}")
         self.button = Button(figure.add_axes((0.455, 0.1, 0.04, 0.05)), "next\ndigit")
         self.button.on_clicked(self.next)
         self.next()
@@ -117,9 +124,11 @@ class Canvas:
 
     def __init__(self, figure, model):
         self.model, self.figure, self.last = model, figure, None
-        self.drawing = picture(figure, (0.53, 0.5, 0.19, 0.42), "left button: draw, right: erase")
-        self.probabilities = picture(figure, (0.53, 0.03, 0.19, 0.42), "p(ink) of each pixel of the first")
-        self.painted = picture(figure, (0.74, 0.42, 0.25, 0.5), "the model goes on", columns=3, rows=2)
+        self.drawing = picture(figure, (0.53, 0.5, 0.19, 0.42), "draw (right button: erase), then paint")
+        self.probabilities = picture(figure, (0.53, 0.03, 0.19, 0.42), "probability of ink, first image")
+        self.painted = picture(
+            figure, (0.74, 0.42, 0.25, 0.5), f"{COMPLETIONS} completions by Gated PixelCNN", columns=3, rows=2
+        )
         choices = figure.add_axes((0.74, 0.03, 0.06, 0.36), title="class")
         choices.title.set_fontsize(9)
         self.classes = RadioButtons(choices, ["any", *map(str, range(10))])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
+from tinygen.models import PixelCNN
 from tinygen.nn import (
     LSTM,
     Conv2d,
@@ -76,6 +77,12 @@ def test_repr_shows_the_tree_with_settings_shapes_and_counts(rng):
         "    weight: (2, 1000)  2,000\n"
         "    bias: (2,)  2"
     )
+    twice = Sequential(Linear(2, 2, rng=rng), Linear(2, 2, rng=rng), Linear(2, 1, rng=rng))
+    assert [line for line in repr(twice).splitlines() if "Linear" in line] == [
+        "  steps.0 to steps.1: Linear()  6",
+        "  steps.2: Linear()  3",
+    ]
+    assert "image_shape=(1, 28, 28), levels=2)" in repr(PixelCNN(width=2, blocks=1, rng=rng))
     assert "mask A" in repr(MaskedConv2d("A", 1, 1, 3, rng=rng))
     assert "p=0.3" in repr(Dropout(0.3))
     assert "a leaf" in repr(Tree())

@@ -8,6 +8,10 @@ __version__ = "0.1.0"
 __all__ = ["Tensor", "grad", "gradcheck", "no_grad", "ops", "pretrained"]
 
 
+def __dir__():
+    return [*globals(), "pretrained"]
+
+
 def __getattr__(name):  # so that the models are imported only when one is asked for
     if name == "pretrained":
         from tinygen.weights import pretrained

@@ -44,6 +44,9 @@ class Dataset(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
 
+    def __repr__(self):
+        return "Dataset(" + ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in self._asdict().items()) + ")"
+
 
 def digits() -> Dataset:
     """4,500 + 500 MNIST digits (N, 1, 28, 28) that ship with tinygen, 450 + 50 a class (see assets/DIGITS.md).

@@ -26,23 +26,27 @@ def tile(images, columns: int) -> np.ndarray:
     return picture[..., 0] if c == 1 else picture
 
 
-def draw_images(ax, images, columns: int, title: str = "") -> None:
-    """A grid of images on a matplotlib axis, with a title. Grey ones: 0 is white and 1 black, unless values lie beyond,
-    so that panels can be compared."""
+def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
+    """A grid of images on a matplotlib axis, with a title and names for the rows. Grey ones: 0 is white and 1 black,
+    unless values lie beyond, so that panels can be compared."""
     picture = tile(images, columns)
     ax.imshow(picture, cmap="gray_r", vmin=min(0, picture.min()), vmax=max(1, picture.max()), interpolation="nearest")
     ax.set_title(title, fontsize=9)
     ax.set_axis_off()
+    height = images.shape[2]
+    for i, name in enumerate(rows):
+        ax.text(-4, i * (height + GAP) + height / 2, name, ha="right", va="center", fontsize=9)
 
 
 def figure(panels: dict):
-    """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)}."""
+    """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)} or
+    {title: (images, columns, names of the rows)}."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(4.2 * len(panels), 4.3), layout="constrained")
-    drawn.get_layout_engine().set(wspace=0.06)
-    for ax, (title, (images, columns)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        draw_images(ax, images, columns, title)
+    drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
+    for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        draw_images(ax, images, columns, title, *rows)
     return drawn
 
 

@@ -72,6 +72,9 @@ class Autoencoder(Module):
         self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
         self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
 
+    def describe(self):
+        return f"image_shape={self.image_shape}"
+
     def encode(self, x) -> Tensor:
         """(N, C, H, W) -> (N, code)"""
         x = check_images(x, self.image_shape)

@@ -31,6 +31,10 @@ class Autoregressive(Module):
         self.levels = check_count("levels", levels, 2)
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
 
+    def describe(self):
+        classes = f", classes={self.classes}" if self.classes else ""
+        return f"image_shape={self.image_shape}, levels={self.levels}{classes}"
+
     def network(self, x, apply) -> Tensor:
         """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, ...)`` evaluates a layer,
         with its ReLU before it (``relu=True``) or with ``labels``."""

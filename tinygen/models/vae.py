@@ -53,6 +53,9 @@ class VAE(Module):
         self.decoder = Decoder(self.image_shape, latent, channels, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
 
+    def describe(self):
+        return f"image_shape={self.image_shape}, latent={self.latent}, beta={self.beta}"
+
     def encode(self, x) -> Gaussian:
         """q(z|x): (N, C, H, W) -> Gaussian over (N, latent)."""
         y = self.encoder(Tensor(self._checked(x)))

@@ -1,6 +1,7 @@
 """Module: something with parameters. A layer owns parameters; a model owns layers."""
 
 from collections.abc import Iterator
+from itertools import groupby
 
 import numpy as np
 
@@ -101,9 +102,11 @@ class Module:
 
     def __repr__(self):
         lines = [f"{type(self).__name__}({self.describe()})  {self.size():,}"]
-        for name, child in self.children():
-            text = repr(child) if isinstance(child, Module) else f"{child.shape}  {child.size:,}"
-            lines.append(f"{name}: " + text)
+        texts = {n: repr(c) if isinstance(c, Module) else f"{c.shape}  {c.size:,}" for n, c in self.children()}
+        # numbered ones that look the same are shown once
+        for (text, _), same in groupby(texts, lambda name: (texts[name], name.split(".")[0])):
+            first, *others = same
+            lines.append(f"{first}{f' to {others[-1]}' if others else ''}: {text}")
         return "\n".join(lines).replace("\n", "\n  ")
 
 
