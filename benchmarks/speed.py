@@ -21,7 +21,11 @@ from pathlib import Path
 
 from machine import CORES, STATUS, description, fresh, import_seconds, matmul_peak
 from report import RESULTS, plot, write_section
-from works import BATCH, WORKERS, WORKS, check, flops
+
+try:
+    from works import BATCH, WORKERS, WORKS, check, flops
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error}: this needs the extra bench, pip install -e '.[bench]'") from None
 
 TURN = 2  # seconds of a contender before the next one's turn
 SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step

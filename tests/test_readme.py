@@ -16,9 +16,10 @@ def test_code_runs(tmp_path, monkeypatch):
         names.append({})
         few = block.replace("steps=100", "steps=2").replace("range(2000)", "range(2)")
         exec(compile(few, "README.md", "exec"), names[-1])
-    first, training, vae = names
+    first, training, vae, shipped = names
     assert first["h"].numpy().tolist() == [6, 12, 18] and first["x"].grad.numpy().tolist() == [3, 12, 27]
     assert training["images"].shape == (16, 1, 28, 28) and (tmp_path / "out" / "pixelcnn.npz").exists()
+    assert (tmp_path / "halves.png").exists() and (shipped["halves"] == shipped["digits"])[:, :, :14].all()
     assert vae["samples"].shape == (16, 1, 28, 28) and math.isfinite(vae["loss"].item())
 
 
