@@ -75,7 +75,7 @@ ROWS = {
     "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", (2400,), 5e-3, 0.999, 32, "79.20"),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (3600,), 5e-3, 0.998, 32, note=SMALLER),
     "gated-pixelcnn-classes": Row("GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn"),
-    "vae": Row("VAE", LARGE, "dynamic", (5000,), 2e-3, 0.999, published="86.76", images=200),
+    "vae": Row("VAE", LARGE, "dynamic", (5000,), 2e-3, 0.999, published="86.76", images=100),
     "vae-2d": Row("VAE", SMALL, "dynamic", (5000,), 3e-3, 0.999, images=100),
     "autoencoder": Row("Autoencoder", CODE, "grey", (6400,), 3e-3, 0.999, note="full rate up to about step 2,900"),
 }

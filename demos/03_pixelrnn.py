@@ -1,4 +1,4 @@
-"""One pixel after the other: a fully visible belief network and PixelRNN, as an animation. More than a minute.
+"""One pixel after the other: a fully visible belief network and PixelRNN, as an animation. A minute.
 
 p(x) = prod_i p(x_i | x_<i). In a fully visible belief network each factor is a logistic regression on all pixels
 before (Neal 1992): 784 of them, one triangular matrix, trained here. PixelRNN shares one network for all pixels and
@@ -25,7 +25,7 @@ from tinygen.plotting import tile
 from tinygen.training import evaluate, fit
 
 CONFIG = {
-    "steps": (1500, "of training the belief network, with 64 digits each"),
+    "steps": (1000, "of training the belief network, with 32 digits each"),
     "frames": (56, "of the animation", 2, 784),
     "images": (16, "drawn by each model"),
     **TRAIN,
@@ -105,6 +105,7 @@ def main():
         steps=config.steps,
         optimizer=Adam(belief.parameters(), lr=0.003),
         rng=rng,
+        batch_size=32,
         prepare=data.binarize_dynamic,
         schedule=cosine,
         averaging=0.99,

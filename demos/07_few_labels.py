@@ -1,4 +1,4 @@
-"""From unlabelled to few labels: a classifier on an autoencoder's features. A minute and a half.
+"""From unlabelled to few labels: a classifier on an autoencoder's features. More than a minute.
 
 The encoder is first trained to reconstruct all 4,500 digits, without their labels. A classifier on top then sees few
 of these: 1 to 50 of each class. Three ways: a linear classifier on the codes, with the encoder frozen; from there the

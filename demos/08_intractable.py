@@ -1,4 +1,4 @@
-"""Why p(x) of a latent variable model is intractable, and what importance weights buy. Half a minute.
+"""Why p(x) of a latent variable model is intractable, and what importance weights buy. Less than a minute.
 
 p(x) is the mean of p(x|z) over the prior. The obvious estimate draws z from the prior, but nearly all of these know
 nothing of the digit x: those that do are so rare that thousands of draws miss them, and the estimate falls far short
@@ -95,7 +95,7 @@ def main():
     with no_grad():
         from_encoder = vae.decode(vae.encode(first).rsample(rng)).numpy()
     pictures = np.concatenate([to_host(vae.sample(24, rng)), from_encoder])
-    draw_images(axes[2], pictures, 8, "decoded: 24 z from the prior; 24 from q(z|x) of one digit x")
+    draw_images(axes[2], pictures, 8, "decoded: z from the prior; from q(z|x)")
     save(figure, config.out, "08_intractable")
 
 
