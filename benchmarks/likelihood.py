@@ -69,12 +69,18 @@ SMALL = {"latent": 2}  # for a plane to look at
 LARGE = {"latent": 32, "channels": (32, 64, 128, 256)}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 SMALLER = "the vertical stack's first filters were drawn a third as large"
+ASTRAY = "19 minutes at the full rate after the first part unlearned, and were thrown away"
+AGAIN = "the rate had begun to fall at step 120, and was full again from 150 to 240"
 ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", (8000,), 5e-3, 0.999, 32, "81.30", note="full rate up to step 4,061"),
-    "row-lstm": Row("PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, "80.54"),
+    "row-lstm": Row(
+        "PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, "80.54", note=ASTRAY
+    ),
     "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", (2400,), 5e-3, 0.999, 32, "79.20"),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (3600,), 5e-3, 0.998, 32, note=SMALLER),
-    "gated-pixelcnn-classes": Row("GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn"),
+    "gated-pixelcnn-classes": Row(
+        "GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn", note=AGAIN
+    ),
     "vae": Row("VAE", LARGE, "dynamic", (5000,), 2e-3, 0.999, published="86.76", images=100),
     "vae-2d": Row("VAE", SMALL, "dynamic", (5000,), 3e-3, 0.999, images=100),
     "autoencoder": Row("Autoencoder", CODE, "grey", (6400,), 3e-3, 0.999, note="full rate up to about step 2,900"),

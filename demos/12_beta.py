@@ -2,9 +2,9 @@
 
 With beta before the KL term (Higgins et al. 2017) one chooses how much a VAE's codes may say. The rate is what they
 say, the KL in nats per image; the distortion is what is still missing, -E_q[log p(x|z)]; their sum is the bound on
--log p(x), smallest near beta = 1. Small beta: sharp reconstructions, but z from the prior decodes to no digit. Large
-beta: what the digits have in common, until nothing else is left and no dimension of z is in use. One is active where
-the variance of q's mean over the digits is above 0.01 (Burda et al. 2016).
+-log p(x), smallest near beta = 1. Small beta: sharp reconstructions, but z from the prior often decodes to no digit.
+Large beta: what the digits have in common, until nothing else is left and no dimension of z is in use. One is active
+where the variance of q's mean over the digits is above 0.01 (Burda et al. 2016).
 """
 
 import numpy as np
