@@ -70,7 +70,7 @@ LARGE = {"latent": 32, "channels": (32, 64, 128, 256)}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 SMALLER = "the vertical stack's first filters were drawn a third as large"
 ASTRAY = "19 minutes at the full rate after the first part unlearned, and were thrown away"
-AGAIN = "the rate had begun to fall at step 120, and was full again from 150 to 240"
+AGAIN = "by its validations, planned for 300 up to about step 150"
 ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", (8000,), 5e-3, 0.999, 32, "81.30", note="full rate up to step 4,061"),
     "row-lstm": Row(

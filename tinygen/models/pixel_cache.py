@@ -105,9 +105,8 @@ class VerticalPixel:
         self.convs = [ConvPixel(conv, cache) for conv in layer.convs]
         self.gates = [GatePixel(gate, cache) for gate in layer.gates]
         self.links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in layer.links]
-        self.to_horizontal = cache.zeros(
-            cache.width, len(self.links), self.links[0][1].size
-        )  # of this row, for each layer
+        # Of this row, for each layer
+        self.to_horizontal = cache.zeros(cache.width, len(self.links), self.links[0][1].size)
         self.row = None
 
     def store(self, image, row, column):
