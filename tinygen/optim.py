@@ -16,6 +16,7 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
+    weight_decay = 0.0  # of weights, not of parameters of one dimension: biases, scales
 
     def __init__(self, parameters, lr: float):
         self.parameters, self.lr, self.steps = list(parameters), lr, 0
@@ -38,6 +39,8 @@ class Optimizer:
             xp(p.data, p.grad.data, *state.values())  # all on one device, or it says so before anything has moved
         self.steps += 1
         for p, state in zip(self.parameters, self.state):
+            if self.weight_decay and p.ndim > 1:
+                p.data *= 1 - self.lr * self.weight_decay
             p.data -= self.update(p.grad.data, **state)
 
     def zero_grad(self) -> None:
@@ -120,17 +123,27 @@ class Adam(Optimizer):
 
 
 class Muon(Adam):
-    """For weights, m <- beta m + (1 - beta) g;  p <- p - lr 0.2 sqrt(max(rows, columns)) O(beta m + (1 - beta) g)
+    """For weights, m <- beta m + (1 - beta) g;
+    p <- (1 - lr weight_decay) p - lr 0.2 sqrt(max(rows, columns)) O(beta m + (1 - beta) g)
 
     with O(G) = U V^T of G = U S V^T, found by five steps of Newton and Schulz: a step as long in the directions that
     the gradient hardly has as in its strongest. Whatever has more dimensions is a matrix (first, all others), filters
     (out, in * kh * kw). Parameters of one dimension get Adam, whose steps are about as large: the same rates suit both.
+    ``weight_decay`` bounds the weights, which steps of always the same length would let grow without end.
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor 0.2 sqrt: Liu et al. 2025, section 2.2.
     """
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.999)):
+    def __init__(
+        self,
+        parameters,
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ):
         super().__init__(parameters, lr, betas)
         self.momentum = self.below_one("momentum", momentum)
+        self.weight_decay = self.below_one("weight_decay", weight_decay)
         for p, state in zip(self.parameters, self.state):
             if p.ndim > 1:
                 del state["square"]

@@ -14,8 +14,8 @@ from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
 from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
-from tinygen.nn import Module
-from tinygen.tensor import Tensor, no_grad
+from tinygen.nn import Dropout, Module
+from tinygen.tensor import Tensor, no_grad, recording
 
 
 class Autoregressive(Module):
@@ -40,25 +40,34 @@ class Autoregressive(Module):
         with its ReLU before it (``relu=True``) or with ``labels``."""
         raise NotImplementedError
 
-    def logits(self, x, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
+    def logits(self, x, labels=None, rng: np.random.Generator | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary.
+
+        ``rng``: for dropout, while learning; without one nothing is dropped.
+        """
+
+        def apply(layer, h, **given):
+            return layer(h, rng) if isinstance(layer, Dropout) else layer(h, **given)
+
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(Tensor(self._scaled(x)), Module.__call__, **self._condition(labels, n))
+        y = self.network(Tensor(self._scaled(x)), apply, **self._condition(labels, n))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
-    def log_prob(self, x, labels=None) -> Tensor:
+    def log_prob(self, x, labels=None, rng: np.random.Generator | None = None) -> Tensor:
         """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
 
+        ``rng``: as for ``logits``.
         Raises ValueError for another shape, an empty batch, labels that do not fit, or (on the host) values that are
         not 0 .. levels - 1.
         """
         x = check_images(x, self.image_shape, self.levels)
-        return self._distribution(self.logits(x, labels), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
+        return self._distribution(self.logits(x, labels, rng), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
 
     def loss(self, x, rng=None, labels=None) -> Tensor:
-        """Mean of -log p(x) in nats per image; ``rng`` is not needed."""
-        return -self.log_prob(x, labels).mean()
+        """Mean of -log p(x) in nats per image. ``rng`` is for dropout, which ends under ``no_grad``: what is not
+        recorded is not learned from."""
+        return -self.log_prob(x, labels, rng if recording() else None).mean()
 
     def _scaled(self, x):
         """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""

@@ -9,6 +9,7 @@ are the right factor of one matrix product for all taps in a row of the kernel.
 from tinygen.backend import xp
 from tinygen.nn.conv import MaskedConv2d
 from tinygen.nn.gated import Gate, VerticalStack
+from tinygen.nn.module import Dropout
 from tinygen.nn.recurrent import DiagonalBiLSTM, RowLSTM, input_weights
 from tinygen.ops.elementwise import Sigmoid
 from tinygen.tensor import Tensor
@@ -27,6 +28,8 @@ class PixelCache:
         self.row, self.column = row, column
 
     def __call__(self, layer, h: Tensor, relu: bool = False, **given) -> Tensor:
+        if isinstance(layer, Dropout):
+            return h  # it is for learning
         if layer not in self.layers:
             self.layers[layer] = KINDS[type(layer)](layer, self)
             if isinstance(layer, VerticalStack) or getattr(layer, "kind", None) == "A":

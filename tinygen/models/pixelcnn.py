@@ -4,7 +4,7 @@ import numpy as np
 
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count
-from tinygen.nn import MaskedConv2d, Module
+from tinygen.nn import Dropout, MaskedConv2d, Module
 
 
 class PixelCNN(Autoregressive):
@@ -13,7 +13,8 @@ class PixelCNN(Autoregressive):
 
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
     stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first``: the first layer's, 7 in the paper
-    (on so few channels a larger one is cheap, and sees far). The width is a multiple of C.
+    (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its last
+    convolution. The width is a multiple of C.
 
     Deviations from the paper, each for faster learning: what the mask leaves of a kernel sets the scale of its first
     weights (He et al. 2015), and the last convolution of a block and the logits start at zero, so that the stack starts
@@ -22,7 +23,16 @@ class PixelCNN(Autoregressive):
     """
 
     def __init__(
-        self, image_shape=(1, 28, 28), levels=2, width=32, blocks=7, kernel=3, first=7, *, rng: np.random.Generator
+        self,
+        image_shape=(1, 28, 28),
+        levels=2,
+        width=32,
+        blocks=7,
+        kernel=3,
+        first=7,
+        dropout=0.0,
+        *,
+        rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
         groups = self.image_shape[0]
@@ -30,7 +40,9 @@ class PixelCNN(Autoregressive):
         check_count("first", first)
         check_count("kernel", kernel)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
-        self.blocks = [ResidualBlock(width, kernel, groups, rng=rng) for _ in range(check_count("blocks", blocks, 0))]
+        self.blocks = [
+            ResidualBlock(width, kernel, groups, dropout, rng=rng) for _ in range(check_count("blocks", blocks, 0))
+        ]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
@@ -45,12 +57,13 @@ class PixelCNN(Autoregressive):
 class ResidualBlock(Module):
     """h + (ReLU, 1x1 2h -> h, ReLU, k x k mask B h -> h, ReLU, 1x1 h -> 2h) (figure 5, left)."""
 
-    def __init__(self, width, kernel, groups, *, rng):
+    def __init__(self, width, kernel, groups, dropout, *, rng):
         self.down = MaskedConv2d("B", 2 * width, width, 1, groups, rng=rng, scale=2.0)
         self.middle = MaskedConv2d("B", width, width, kernel, groups, rng=rng, scale=2.0)
+        self.dropout = Dropout(dropout)
         self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
     def forward(self, h, apply):
         y = apply(self.down, h, relu=True)
-        y = apply(self.middle, y, relu=True)
+        y = apply(self.dropout, apply(self.middle, y, relu=True))
         return h + apply(self.up, y, relu=True)

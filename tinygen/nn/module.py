@@ -129,7 +129,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, x, rng: np.random.Generator | None = None):
-        return x if rng is None else ops.dropout(x, self.p, rng)
+        return ops.dropout(x, self.p, rng) if rng is not None and self.p else x
 
     def describe(self):
         return f"p={self.p}"

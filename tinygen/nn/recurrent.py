@@ -98,13 +98,13 @@ class DiagonalLSTM(Module):
         self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, scale=1.0)
 
     def forward(self, x):
-        (height, _, _, images), hidden = x.shape, self.weight_state.shape[1]
+        (height, _, width, images), hidden = x.shape, self.weight_state.shape[1]
         gates = ops.conv2d(x, *input_weights(self))
-        # Skewed after the bias: left of the image gates are zero, and so are the states (g = tanh 0).
-        # Right of the image the states run on, but no pixel sees them and unskew drops them.
         gates = ops.skew(gates, row=0, column=2).transpose(2, 1, 0, 3)  # (W + H - 1, 4h, H, N)
         zero = _zeros(hidden, height, images, x)
-        h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps)
+        # Of diagonal t the image has the rows from t - (W - 1) to t.
+        spans = [(max(0, t - width + 1), min(height, t + 1)) for t in range(width + height - 1)]
+        h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps, spans)
         return ops.unskew(h.transpose(2, 1, 0, 3), row=0, column=2)
 
 

@@ -8,45 +8,50 @@
     taps (-1, 0, 1)                   the Row LSTM: steps are rows, the line is a row
     taps (-1, 0)                      the Diagonal BiLSTM on a skewed image: steps are diagonals, the line is a column
 
+Of a skewed image each diagonal has a span of the line, and only there is anything computed; the other cells stay zero.
+
 Arrays are laid out (step, channel, line, image): each step is then one matrix product, (4h, taps * h) times
 (taps * h, line * image), a shift along the line moves whole runs of images, and the four gates are contiguous blocks.
 """
 
-from tinygen.backend import xp
+import numpy as np
+
+from tinygen.backend import to_device, xp
 from tinygen.ops.elementwise import sigmoid, tanh
 from tinygen.ops.shape import pad, stack
 from tinygen.tensor import Op, Tensor, grad, recording
 
 
 class LstmScan(Op):
-    def __init__(self, taps):
-        self.taps = taps
+    def __init__(self, taps, spans):
+        self.taps, self.spans = taps, spans
 
     def forward(self, gates, w, h0, c0):
         steps, _, line, images = gates.shape
         n = h0.shape[0]
         m = xp(gates, w, h0, c0)
         matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)  # (4h, taps * h)
-        hs, cs = (m.empty((steps, n, line, images), gates.dtype) for _ in range(2))
-        self.activations = m.empty((steps, 4, n, line, images), gates.dtype)
-        h, c = h0, c0
-        for t in range(steps):
-            seen = _shifted(h, self.taps).reshape(matrix.shape[1], line * images)
-            a = self.activations[t].reshape(4 * n, line * images)
-            m.matmul(matrix, seen, out=a)
-            a = a.reshape(4 * n, line, images)
-            a += gates[t]
+        hs, cs = (m.zeros((steps, n, line, images), gates.dtype) for _ in range(2))
+        self.activations = []
+        before, c_before = h0, c0
+        for t, span in enumerate(self._slices()):
+            a = m.matmul(matrix, _shifted(before, self.taps, span)).reshape(4 * n, -1, images)
+            a += gates[t, :, span]
             _sigmoid(a[: 2 * n])
             m.tanh(a[2 * n : 3 * n], out=a[2 * n : 3 * n])
             _sigmoid(a[3 * n :])
-            i, f, g, o = self.activations[t]
-            m.multiply(f, c, out=cs[t])
-            c = cs[t]
+            i, f, g, o = a = a.reshape(4, n, -1, images)
+            self.activations.append(a)
+            h, c = hs[t, :, span], cs[t, :, span]
+            m.multiply(f, c_before[:, span], out=c)
             c += i * g
-            m.tanh(c, out=hs[t])
-            h = hs[t]
+            m.tanh(c, out=h)
             h *= o
+            before, c_before = hs[t], cs[t]
         return hs, cs
+
+    def _slices(self):
+        return [slice(*span) for span in self.spans]
 
     def backward(self, ghs, gcs):
         if recording():
@@ -55,7 +60,7 @@ class LstmScan(Op):
 
     def _backward_composed(self, ghs, gcs):
         """To be differentiated again: the derivative of the textbook loop."""
-        pairs = [(y, gy) for y, gy in zip(lstm_loop(*self.inputs, self.taps), (ghs, gcs)) if gy is not None]
+        pairs = [(y, gy) for y, gy in zip(lstm_loop(*self.inputs, self.taps, self.spans), (ghs, gcs)) if gy is not None]
         wanted = [x for x in self.inputs if x.requires_grad]
         found = iter(grad([y for y, _ in pairs], wanted, [gy for _, gy in pairs], create_graph=True))
         return tuple(next(found) if x.requires_grad else None for x in self.inputs)
@@ -66,28 +71,28 @@ class LstmScan(Op):
         m = xp(w)
         steps, n, line, images = hs.shape
         matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)
-        gates = m.empty((steps, 4, n, line, images), hs.dtype)
+        gates = m.zeros((steps, 4, n, line, images), hs.dtype)
         gmatrix = m.zeros_like(matrix)
         gh, gc = m.zeros_like(h0), m.zeros_like(c0)
-        for t in reversed(range(steps)):
+        for t, span in reversed(list(enumerate(self._slices()))):
             i, f, g, o = self.activations[t]
-            gi, gf, gg, go = gates[t]
+            gi, gf, gg, go = gates[t, :, :, span]
             h_before, c_before = (hs[t - 1], cs[t - 1]) if t else (h0, c0)
-            if ghs is not None:
-                gh += ghs[t]
-            if gcs is not None:
-                gc += gcs[t]
-            tanh_c = m.tanh(cs[t])
+            now = gh[:, span] if ghs is None else gh[:, span] + ghs[t, :, span]
+            tanh_c = m.tanh(cs[t, :, span])
             # The gradients before the nonlinearities: sigmoid' = y (1 - y), tanh' = 1 - y^2
-            gc += gh * o * (1 - tanh_c * tanh_c)
-            m.multiply(gh * tanh_c, o * (1 - o), out=go)
-            m.multiply(gc * g, i * (1 - i), out=gi)
-            m.multiply(gc * c_before, f * (1 - f), out=gf)
-            m.multiply(gc * i, 1 - g * g, out=gg)
-            gc *= f
-            ga = gates[t].reshape(4 * n, line * images)
-            gmatrix += ga @ _shifted(h_before, self.taps).reshape(matrix.shape[1], line * images).T
-            gh = _unshifted((matrix.T @ ga).reshape(len(self.taps), n, line, images), self.taps)
+            gc_now = now * o * (1 - tanh_c * tanh_c) + gc[:, span]
+            if gcs is not None:
+                gc_now += gcs[t, :, span]
+            m.multiply(now * tanh_c, o * (1 - o), out=go)
+            m.multiply(gc_now * g, i * (1 - i), out=gi)
+            m.multiply(gc_now * c_before[:, span], f * (1 - f), out=gf)
+            m.multiply(gc_now * i, 1 - g * g, out=gg)
+            gc = m.zeros_like(c0)
+            m.multiply(gc_now, f, out=gc[:, span])
+            ga = gates[t, :, :, span].reshape(4 * n, -1)
+            gmatrix += ga @ _shifted(h_before, self.taps, span).T
+            gh = _unshifted(matrix.T @ ga, self.taps, span, h0)
         gw = gmatrix.reshape(4 * n, len(self.taps), n).transpose(0, 2, 1)
         return gates.reshape(steps, 4 * n, line, images), gw, gh, gc
 
@@ -100,36 +105,34 @@ def _sigmoid(a):
     a += 0.5
 
 
-def _shifted(h, taps):
-    """(h, line, images) -> (taps, h, line, images): what each tap sees."""
-    if taps == (0,):
-        return h
+def _shifted(h, taps, span):
+    """(h, line, images) -> (taps * h, cells of the span * images): what each tap sees."""
     n, line, images = h.shape
-    seen = xp(h).zeros((len(taps), n, line, images), h.dtype)
+    seen = xp(h).zeros((len(taps), n, span.stop - span.start, images), h.dtype)
     for k, tap in enumerate(taps):
-        here, there = _overlap(tap, line)
+        here, there = _overlap(tap, line, span)
         seen[k, :, here] = h[:, there]
-    return seen
+    return seen.reshape(len(taps) * n, -1)
 
 
-def _unshifted(g, taps):
-    """The derivative of ``_shifted``."""
-    if taps == (0,):
-        return g[0]
-    total = xp(g).zeros(g.shape[1:], g.dtype)
+def _unshifted(g, taps, span, like):
+    """The derivative of ``_shifted``: like h."""
+    n, line, images = like.shape
+    g, total = g.reshape(len(taps), n, -1, images), xp(g).zeros_like(like)
     for k, tap in enumerate(taps):
-        here, there = _overlap(tap, g.shape[2])
+        here, there = _overlap(tap, line, span)
         total[:, there] += g[k, :, here]
     return total
 
 
-def _overlap(tap, line):
-    """Positions on the line, and those ``tap`` further along, where both exist."""
-    here = slice(max(0, -tap), max(0, line - max(0, tap)))
-    return here, slice(max(0, tap), max(0, line - max(0, -tap)))
+def _overlap(tap, line, span):
+    """Positions in the span, counted from its start, and those on the line ``tap`` further along, where both exist."""
+    start = max(span.start, -tap)
+    stop = max(start, min(span.stop, line - tap))
+    return slice(start - span.start, stop - span.start), slice(start + tap, stop + tap)
 
 
-def lstm_loop(gates, w, h0, c0, taps=(0,)) -> tuple[Tensor, Tensor]:
+def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
     """What ``lstm_scan`` computes, as the textbook writes it: its oracle, and its derivatives beyond the first."""
     n, line, images = h0.shape
     reach = max(abs(tap) for tap in taps)
@@ -142,17 +145,24 @@ def lstm_loop(gates, w, h0, c0, taps=(0,)) -> tuple[Tensor, Tensor]:
             a = a + (w[:, :, k] @ seen.reshape(n, line * images)).reshape(4 * n, line, images)
         i, f, g, o = (sigmoid(a[:n]), sigmoid(a[n : 2 * n]), tanh(a[2 * n : 3 * n]), sigmoid(a[3 * n :]))
         c = f * c + i * g
+        if spans is not None:
+            inside = np.arange(line)[:, None]
+            inside = (inside >= spans[t][0]) & (inside < spans[t][1])
+            c = c * Tensor(to_device(inside.astype(c.dtype), c.device))
         h = o * tanh(c)
         hs.append(h)
         cs.append(c)
     return stack(hs), stack(cs)
 
 
-def lstm_scan(gates, w, h0, c0, taps: tuple[int, ...] = (0,)) -> tuple[Tensor, Tensor]:
+def lstm_scan(
+    gates, w, h0, c0, taps: tuple[int, ...] = (0,), spans: list[tuple[int, int]] | None = None
+) -> tuple[Tensor, Tensor]:
     """An LSTM over a line of cells, fused: all its states and cells.
 
     gates (T, 4h, line, N): input to state with the bias, in the order i, f, g, o; w (4h, h, taps): state to state;
-    h0, c0 (h, line, N): before the first step; ``taps``: which neighbours along the line a cell sees.
+    h0, c0 (h, line, N): before the first step; ``taps``: which neighbours along the line a cell sees; ``spans``: for
+    each step the part of the line, (start, stop), where there are cells: elsewhere state and cell are zero.
     Result: h and c after each step, both (T, h, line, N).
     Raises ValueError where shapes do not fit, TypeError where dtypes differ.
     Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
@@ -172,4 +182,8 @@ def lstm_scan(gates, w, h0, c0, taps: tuple[int, ...] = (0,)) -> tuple[Tensor, T
         )
     if gates.shape[0] == 0:
         raise ValueError("lstm_scan: gates has no steps")
-    return LstmScan(tuple(taps))(gates, w, h0, c0)
+    steps, line = gates.shape[0], h0.shape[1]
+    spans = [(0, line)] * steps if spans is None else list(spans)
+    if len(spans) != steps or not all(0 <= start < stop <= line for start, stop in spans):
+        raise ValueError(f"lstm_scan: spans {spans}, needs {steps} (start, stop) within the line of {line}")
+    return LstmScan(tuple(taps), spans)(gates, w, h0, c0)
