@@ -77,7 +77,9 @@ ROWS = {
     "row-lstm": Row(
         "PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, published="80.54", note=ASTRAY
     ),
-    "diagonal-bilstm": Row("PixelRNN", {"kind": "diagonal", **RNN}, "static", (2400,), 5e-3, 0.999, 32, published="79.20"),
+    "diagonal-bilstm": Row(
+        "PixelRNN", {"kind": "diagonal", **RNN}, "static", (2400,), 5e-3, 0.999, 32, published="79.20"
+    ),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (3600,), 5e-3, 0.998, 32, note=SMALLER),
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn", note=AGAIN
@@ -149,7 +151,8 @@ def train(name):
         validate_every=max(1, sum(row.steps) // 20),
         checkpoint=CHECKPOINTS / f"{name}.npz",
     )
-    about = {key: getattr(row, key) for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")}
+    recipe = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")
+    about = {key: getattr(row, key) for key in recipe}
     about |= {"seed": SEED, "epochs": round(sum(row.steps) * row.batch_size / len(images), 1)}
     about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
     about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
@@ -252,7 +255,7 @@ def write_tables():
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     ax = figure.add_subplot()
     lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]
-    recipes = ["| row | built with | batch | rate | average | steps | seed | machine |", "|---" * 8 + "|"]
+    recipes = ["| row | built with | batch | rate | decay | average | steps | seed | machine |", "|---" * 9 + "|"]
     for name, row in ROWS.items():
         path = FOLDER / f"{name}.npz"
         model, about = load(path) if path.exists() else (None, {})
@@ -278,7 +281,8 @@ def write_tables():
             )
             recipes.append(
                 f"| {name} | `{about['model']}({settings})`{start} | {about['batch_size']} | {about['lr']:g} "
-                f"| {about['averaging']} | {steps} | {about['seed']} | {about['machine']} |"
+                f"| {about.get('weight_decay', 0):g} | {about['averaging']} | {steps} | {about['seed']} "
+                f"| {about['machine']} |"
             )
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
     ax.set_ylim(top=100)

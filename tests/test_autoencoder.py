@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tinygen import Tensor
-from tinygen.models import PCA, Autoencoder
-from tinygen.models.autoencoder import sizes
+from tinygen import Tensor, grad, ops
+from tinygen.models import PCA, VAE, Autoencoder
+from tinygen.models.autoencoder import Residual, sizes
 
 
 def test_sizes():
@@ -19,6 +19,43 @@ def test_channels(rng):
     shapes = [conv.weight.shape for conv in (*model.encoder.convs, *model.decoder.ups)]
     assert shapes == [(5, 3, 3, 3), (7, 5, 3, 3), (7, 5, 3, 3), (5, 3, 3, 3)]
     assert model.encoder.out.weight.shape == (2, 7 * 3 * 2) and model.decoder.into.weight.shape == (7 * 3 * 2, 2)
+
+
+def test_residual_blocks_start_as_the_identity_and_then_see_five_by_five(rng):
+    block = Residual(3, rng=rng)
+    x = Tensor(rng.standard_normal((1, 3, 9, 9), np.float32), requires_grad=True)
+    np.testing.assert_array_equal(block(x).data, x.data)
+    for conv in (block.first, block.second):
+        conv.weight.data = np.abs(rng.standard_normal(conv.weight.shape, np.float32))  # nothing cancels
+    x = Tensor(np.abs(x.data), requires_grad=True)
+    (g,) = grad(block(x)[0, 0, 4, 4], x)
+    seen = np.zeros((9, 9), bool)
+    seen[2:7, 2:7] = True
+    np.testing.assert_array_equal(g.data[0, 1] != 0, seen)
+    y = ops.conv2d(ops.relu(x), block.first.weight, padding=1)
+    y = x.data + ops.conv2d(ops.relu(y), block.second.weight, padding=1).data
+    np.testing.assert_allclose(block(x).data, y, rtol=1e-5)
+
+
+def test_blocks_stand_between_the_convolutions_of_both_sides(rng):
+    """With blocks that are the identity the model is the one without; each block then changes what it gives."""
+    plain, model = (VAE((1, 9, 8), 2, channels=(5, 7), blocks=n, rng=np.random.default_rng(1)) for n in (0, 2))
+    assert model.size() - plain.size() == 2 * 2 * sum(2 * (9 * n * n + n) for n in (5, 7))
+    missing = {name: value for name, value in model.state_dict().items() if name not in plain.state_dict()}
+    model.load_state_dict({**missing, **plain.state_dict()})
+    x, z = rng.integers(0, 2, (3, 1, 9, 8)), rng.standard_normal((3, 2), np.float32)
+    coded, decoded = model.encode(x).mean.data, model.decode(z).data
+    np.testing.assert_array_equal(coded, plain.encode(x).mean.data)
+    np.testing.assert_array_equal(decoded, plain.decode(z).data)
+    for side in (model.encoder, model.decoder):
+        for i, channels in enumerate((5, 7) if side is model.encoder else (7, 5)):
+            for block in side.blocks[i]:
+                block.second.weight.data = rng.standard_normal((channels, channels, 3, 3), np.float32)
+                assert ((model.encode(x).mean.data != coded).any(), (model.decode(z).data != decoded).any()) == (
+                    side is model.encoder,
+                    side is model.decoder,
+                )
+                block.second.weight.data *= 0
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 1, 1), (1, 5, 7), (3, 2, 17)])

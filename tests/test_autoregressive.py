@@ -111,6 +111,32 @@ CONTEXT = {
 }
 
 
+@pytest.mark.parametrize("name", ["cnn", "row", "diagonal"])
+def test_dropout_is_for_learning_alone(name, rng):
+    """Where steps are recorded it makes the loss noisy; likelihoods and samples are those of a model without."""
+    plain, model = (build(name, (1, 4, 5), dropout=p) for p in (0.0, 0.4))
+    x = rng.integers(0, 2, (6, 1, 4, 5))
+    right = plain.loss(x).item()
+    assert plain.loss(x, rng).item() == right
+    assert model.loss(x).item() == right and -model.log_prob(x).mean().item() == right
+    with no_grad():
+        assert model.loss(x, rng).item() == right
+    losses = [model.loss(x, np.random.default_rng(seed)).item() for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2] and right not in losses
+    drawn = [m.sample(4, np.random.default_rng(3)) for m in (plain, model)]
+    np.testing.assert_array_equal(*drawn)
+    # each block or layer drops: with what follows it set to zero, there is no noise, and with one left there is
+    ups = [part.up.weight for part in (model.blocks if name == "cnn" else model.layers)]
+    kept = [up.data for up in ups]
+    for one in range(len(ups)):
+        for i, up in enumerate(ups):
+            up.data = kept[i] * (i == one)
+        assert model.loss(x, rng).item() != model.loss(x, rng).item()
+    for up in ups:
+        up.data = up.data * 0
+    assert model.loss(x, rng).item() == model.loss(x).item()
+
+
 @every_model
 @pytest.mark.parametrize("height,width", [(7, 7), (4, 9), (8, 4)])
 def test_context_of_a_deep_stack(name, height, width):

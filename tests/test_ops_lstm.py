@@ -30,13 +30,15 @@ def leaves(arrays, device="cpu"):
     return [Tensor(to_device(a, device), requires_grad=True) for a in arrays]
 
 
-def cell_by_cell(gates, w, h0, c0, taps):
-    """Every cell of every image on its own, written from the equations."""
+def cell_by_cell(gates, w, h0, c0, taps, spans=None):
+    """Every cell of every image on its own, written from the equations; zero outside of the spans."""
     hs, cs = np.zeros((2, len(gates), *h0.shape))
     hidden, line, images = h0.shape
     h, c = h0, c0
     for t in range(len(gates)):
         for position, n in np.ndindex(line, images):
+            if spans is not None and position not in range(*spans[t]):
+                continue
             a = gates[t, :, position, n].copy()
             for k, tap in enumerate(taps):
                 if 0 <= position + tap < line:
@@ -196,6 +198,37 @@ def test_a_strided_view_counts_by_its_values(rng):
     h, c = ops.lstm_scan(*leaves(views), (-1, 0))
     for found, expected in zip((h, c), cell_by_cell(*views, (-1, 0))):
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+SPANS = {  # taps, line, spans
+    "a diagonal scan": ((-1, 0), 3, [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]),
+    "gaps": ((-1, 0, 1), 4, [(1, 3), (0, 4), (3, 4), (0, 1), (0, 4)]),
+    "far": ((-2, 1), 4, [(0, 2), (2, 4), (1, 3)]),
+    "beyond": ((-3, 4), 3, [(0, 1), (1, 3)]),
+}
+
+
+@pytest.mark.parametrize("taps,line,spans", SPANS.values(), ids=SPANS)
+def test_outside_of_the_spans_states_are_zero(taps, line, spans, rng, device):
+    arrays = draw(rng, taps, len(spans), 2, line, 2)
+    expected = cell_by_cell(*arrays, taps, spans)
+    for operation in ops.lstm_scan, ops.lstm_loop:
+        for found, right in zip(operation(*leaves(arrays, device), taps, spans), expected):
+            np.testing.assert_allclose(found.numpy(), right, rtol=1e-12, atol=1e-14)
+    u, v = (to_device(rng.standard_normal(right.shape), device) for right in expected)
+    found = []
+    for operation in ops.lstm_scan, ops.lstm_loop:
+        xs = leaves(arrays, device)
+        found.append(grad(operation(*xs, taps, spans), xs, [u, v]))
+    for fused, loop in zip(*found):
+        np.testing.assert_allclose(fused.numpy(), loop.numpy(), rtol=1e-9, atol=1e-12)
+    gradcheck(lambda *xs: ops.lstm_scan(*xs, taps, spans), arrays, order=2, rng=rng)
+
+
+@pytest.mark.parametrize("spans", [[(0, 3)] * 2, [(0, 3), (0, 3), (1, 4)], [(0, 3), (2, 2), (0, 3)], [(-1, 2)] * 3])
+def test_spans_that_do_not_fit_are_refused(spans, rng):
+    with pytest.raises(ValueError, match=r"lstm_scan: spans .* needs 3 \(start, stop\) within the line of 3"):
+        ops.lstm_scan(*leaves(draw(rng, (0,), 3, 2, 3, 2)), (0,), spans)
 
 
 REFUSED = {  # which input, its shape, the message

@@ -142,6 +142,23 @@ def test_orthogonalized_zero_and_masked():
     assert (orthogonalized(g)[:, 2::3] == 0).all()
 
 
+def test_weight_decay_by_hand():
+    """Weights shrink by lr weight_decay and are moved as without; parameters of one dimension are only moved."""
+    start = {"weight": [[1.0, -2.0], [3.0, 0.5]], "bias": [4.0, 5.0]}
+    moved = []
+    for decay in (0.0, 0.3):
+        p, q = (parameter(values) for values in start.values())
+        optimizer = Muon([p, q], lr=0.1, weight_decay=decay)
+        for gradients in ([[[0.5, 1.0], [2.0, -1.0]], [1.0, -1.0]], [[[0.1, 0.0], [0.0, 0.3]], [0.5, 2.0]]):
+            give([p, q], gradients)
+            before = p.data.copy()
+            optimizer.step()
+        moved.append((p.data - before * (1 - 0.1 * decay), q.data))
+    for with_none, with_some in zip(*moved):
+        np.testing.assert_allclose(with_some, with_none, rtol=1e-12)
+    assert np.abs(moved[0][0]).min() > 0
+
+
 def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
     p, q = parameter([1.0, 2.0]), parameter([[1.0, 2.0]])
     optimizer = Muon([p, q], lr=0.01)
@@ -151,7 +168,14 @@ def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
 
 @pytest.mark.parametrize(
     "make, setting",
-    [(SGD, "momentum"), (RMSProp, "alpha"), (Adam, "betas"), (Muon, "betas"), (Muon, "momentum")],
+    [
+        (SGD, "momentum"),
+        (RMSProp, "alpha"),
+        (Adam, "betas"),
+        (Muon, "betas"),
+        (Muon, "momentum"),
+        (Muon, "weight_decay"),
+    ],
 )
 def test_averages_that_never_forget_are_refused(make, setting):
     for value in (1.0, -0.1, np.nan):

@@ -707,8 +707,8 @@ def test_muon(shape, rng):
     """PyTorch's, which multiplies in bfloat16: hence the tolerance, of the distance moved."""
     start = rng.standard_normal(shape).astype(np.float32)
     ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
-    a = optim.Muon([ours], 0.01)
-    b = torch.optim.Muon([theirs], 0.01, weight_decay=0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    a = optim.Muon([ours], 0.01, weight_decay=0.5)
+    b = torch.optim.Muon([theirs], 0.01, weight_decay=0.5, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(20):
         g = rng.standard_normal(shape).astype(np.float32)
         ours.grad, theirs.grad = Tensor(g), torch.tensor(g)

@@ -902,13 +902,15 @@ def test_a_run_moves_between_devices(strict, images, tmp_path):
 
 
 def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path, capsys):
-    def call(steps=4, rate=0.01, batch_size=8, clip_norm=None, images=images):
+    def call(steps=4, rate=0.01, batch_size=8, clip_norm=None, images=images, weight_decay=0.0):
         model = Tiny(0)
+        optimizer = Adam(model.parameters(), rate)
+        optimizer.weight_decay = weight_decay
         fit(
             model,
             images,
             steps=steps,
-            optimizer=Adam(model.parameters(), rate),
+            optimizer=optimizer,
             rng=np.random.default_rng(0),
             batch_size=batch_size,
             clip_norm=clip_norm,
@@ -923,6 +925,7 @@ def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path,
     assert all((first[name] == again[name]).all() for name in first)
     for changed, why in [
         ({"rate": 0.02}, "lr was 0.01, is 0.02"),
+        ({"weight_decay": 0.1}, "weight_decay was 0.0, is 0.1"),
         ({"batch_size": 9}, "batch_size was 8, is 9"),
         ({"clip_norm": 1.0}, "clip_norm was None, is 1.0"),
         ({"images": images[1:]}, r"images was \["),

@@ -19,8 +19,8 @@ class Run:
 
     def __init__(self, model, optimizer, averaging, seed, **settings):
         self.model, self.optimizer, self.seed = model, optimizer, seed
-        decay = optimizer.weight_decay
-        settings = {"optimizer": type(optimizer).__name__, "lr": optimizer.lr, "weight_decay": decay, "averaging": averaging, **settings}
+        of_optimizer = {key: getattr(optimizer, key) for key in ("lr", "weight_decay")}
+        settings = {"optimizer": type(optimizer).__name__, **of_optimizer, "averaging": averaging, **settings}
         self.settings = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}  # JSON's numbers
         self.average = None if averaging is None else Average(model.parameters(), averaging)
         self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []

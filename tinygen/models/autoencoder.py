@@ -20,39 +20,58 @@ def sizes(image_shape, convolutions: int = 4) -> list[tuple[int, int]]:
     return steps
 
 
-class Encoder(Module):
-    """Convolutions of stride 2 with ReLU, then a linear layer: (N, C, H, W) -> (N, outputs)."""
+class Residual(Module):
+    """h + (ReLU, 3x3, ReLU, 3x3), at first the identity (He et al. 2016b, figure 1, without normalization)."""
 
-    def __init__(self, image_shape, outputs, channels=CHANNELS, *, rng):
+    def __init__(self, channels, *, rng):
+        self.first = Conv2d(channels, channels, 3, padding=1, rng=rng, scale=2.0)
+        self.second = Conv2d(channels, channels, 3, padding=1, rng=rng, scale=0.0)
+
+    def forward(self, h):
+        return h + self.second(self.first(h, relu=True), relu=True)
+
+
+class Encoder(Module):
+    """Convolutions of stride 2 with ReLU, each followed by so many residual ``blocks``, then a linear layer:
+    (N, C, H, W) -> (N, outputs)."""
+
+    def __init__(self, image_shape, outputs, channels=CHANNELS, blocks=0, *, rng):
         if not channels:
             raise ValueError("channels: is empty, needs a number for each convolution")
         for n in channels:
             check_count("channels", n)
         steps = zip((image_shape[0], *channels), channels)
         self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
+        self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels]
         height, width = sizes(image_shape, len(channels))[-1]
         self.out = Linear(channels[-1] * height * width, outputs, rng=rng)
 
     def forward(self, x):
-        for i, conv in enumerate(self.convs):
+        for i, (conv, blocks) in enumerate(zip(self.convs, self.blocks)):
             x = conv(x, relu=i > 0)
+            for block in blocks:
+                x = block(x)
         return self.out(ops.relu(x).reshape(x.shape[0], -1))
 
 
 class Decoder(Module):
-    """The mirror image: a linear layer, then upconvolutions: (N, inputs), array or Tensor -> (N, C, H, W)."""
+    """The mirror image: a linear layer, then upconvolutions, each after so many residual ``blocks``:
+    (N, inputs), array or Tensor -> (N, C, H, W)."""
 
-    def __init__(self, image_shape, inputs, channels=CHANNELS, *, rng):
+    def __init__(self, image_shape, inputs, channels=CHANNELS, blocks=0, *, rng):
         self.sizes = sizes(image_shape, len(channels))
         self.smallest = (channels[-1], *self.sizes[-1])
         self.into = Linear(inputs, math.prod(self.smallest), rng=rng, scale=2.0)
         steps = zip(channels[::-1], (*channels[-2::-1], image_shape[0]))
         self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
+        self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels[::-1]]
 
     def forward(self, z):
         z = z if isinstance(z, Tensor) else Tensor(z)
         h = self.into(z if z.dtype == self.dtype else z.astype(self.dtype)).reshape(z.shape[0], *self.smallest)
-        for up, size in zip(self.ups, reversed(self.sizes[:-1])):
+        for blocks, up, size in zip(self.blocks, self.ups, reversed(self.sizes[:-1])):
+            for block in blocks:
+                h = block(h)
             h = up(h, size, relu=True)
         return h
 

@@ -28,7 +28,8 @@ class VAE(Module):
 
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
     (1: the ELBO; Higgins et al. 2017). ``likelihood``: ``"bernoulli"`` for images of 0 and 1, or ``"gaussian"`` for
-    real ones, whose variance is one learned number for all pixels. ``channels``: after each convolution.
+    real ones, whose variance is one learned number for all pixels. ``channels``: after each convolution; ``blocks``:
+    residual ones between two of these.
     Raises ValueError for another likelihood, or numbers that make no sense.
     """
 
@@ -41,6 +42,7 @@ class VAE(Module):
         beta=1.0,
         likelihood="bernoulli",
         channels=CHANNELS,
+        blocks=0,
         *,
         rng: np.random.Generator,
     ):
@@ -49,8 +51,9 @@ class VAE(Module):
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta: got {beta!r}, needs a finite number that is not negative")
         self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), beta
-        self.encoder = Encoder(self.image_shape, 2 * latent, channels, rng=rng)
-        self.decoder = Decoder(self.image_shape, latent, channels, rng=rng)
+        check_count("blocks", blocks, 0)
+        self.encoder = Encoder(self.image_shape, 2 * latent, channels, blocks, rng=rng)
+        self.decoder = Decoder(self.image_shape, latent, channels, blocks, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
 
     def describe(self):

@@ -75,22 +75,25 @@ class LstmScan(Op):
         gmatrix = m.zeros_like(matrix)
         gh, gc = m.zeros_like(h0), m.zeros_like(c0)
         for t, span in reversed(list(enumerate(self._slices()))):
-            i, f, g, o = self.activations[t]
-            gi, gf, gg, go = gates[t, :, :, span]
+            i, f, g, o = a = self.activations[t]
             h_before, c_before = (hs[t - 1], cs[t - 1]) if t else (h0, c0)
-            now = gh[:, span] if ghs is None else gh[:, span] + ghs[t, :, span]
-            tanh_c = m.tanh(cs[t, :, span])
-            # The gradients before the nonlinearities: sigmoid' = y (1 - y), tanh' = 1 - y^2
-            gc_now = now * o * (1 - tanh_c * tanh_c) + gc[:, span]
+            gh, gc, tanh_c = gh[:, span], gc[:, span], m.tanh(cs[t, :, span])
+            if ghs is not None:
+                gh = gh + ghs[t, :, span]
             if gcs is not None:
-                gc_now += gcs[t, :, span]
-            m.multiply(now * tanh_c, o * (1 - o), out=go)
-            m.multiply(gc_now * g, i * (1 - i), out=gi)
-            m.multiply(gc_now * c_before[:, span], f * (1 - f), out=gf)
-            m.multiply(gc_now * i, 1 - g * g, out=gg)
-            gc = m.zeros_like(c0)
-            m.multiply(gc_now, f, out=gc[:, span])
-            ga = gates[t, :, :, span].reshape(4 * n, -1)
+                gc = gc + gcs[t, :, span]
+            gc = gc + gh * o * (1 - tanh_c * tanh_c)
+            ga = 1 - a  # before the nonlinearities: sigmoid' = y (1 - y), tanh' = 1 - y^2
+            ga *= a
+            m.subtract(1, g * g, out=ga[2])
+            ga[0] *= gc * g
+            ga[1] *= gc * c_before[:, span]
+            ga[2] *= gc * i
+            ga[3] *= gh * tanh_c
+            gates[t, :, :, span] = ga
+            before = m.zeros_like(c0)
+            m.multiply(gc, f, out=before[:, span])
+            ga, gc = ga.reshape(4 * n, -1), before
             gmatrix += ga @ _shifted(h_before, self.taps, span).T
             gh = _unshifted(matrix.T @ ga, self.taps, span, h0)
         gw = gmatrix.reshape(4 * n, len(self.taps), n).transpose(0, 2, 1)
