@@ -55,11 +55,11 @@ class Row:
     lr: float
     averaging: float
     batch_size: int = 64
-    weight_decay: float = 0.0
     published: str = "-"  # van den Oord et al. 2016, table 4; for the VAE Burda et al. 2016, table 1, one layer
     start: str = ""
     images: int = 10_000  # tested on; of a VAE those with 5,000 samples
     note: str = ""
+    weight_decay: float = 0.0
 
 
 CNN = {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15}
@@ -73,7 +73,7 @@ SMALLER = "the vertical stack's first filters were drawn a third as large"
 ASTRAY = "19 minutes at the full rate after the first part unlearned, and were thrown away"
 AGAIN = "by its validations, planned for 300 up to about step 150"
 ROWS = {
-    "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), 5e-3, 0.999, 32, 0.1, "81.30"),
+    "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), 5e-3, 0.999, 32, "81.30", weight_decay=0.1),
     "row-lstm": Row(
         "PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, published="80.54", note=ASTRAY
     ),

@@ -32,9 +32,11 @@ def test_residual_blocks_start_as_the_identity_and_then_see_five_by_five(rng):
     seen = np.zeros((9, 9), bool)
     seen[2:7, 2:7] = True
     np.testing.assert_array_equal(g.data[0, 1] != 0, seen)
-    y = ops.conv2d(ops.relu(x), block.first.weight, padding=1)
-    y = x.data + ops.conv2d(ops.relu(y), block.second.weight, padding=1).data
-    np.testing.assert_allclose(block(x).data, y, rtol=1e-5)
+    for p in (*block.parameters(), x):
+        p.data = rng.standard_normal(p.shape, np.float32)
+    y = ops.conv2d(ops.relu(x), block.first.weight, block.first.bias, padding=1)
+    y = x.data + ops.conv2d(ops.relu(y), block.second.weight, block.second.bias, padding=1).data
+    np.testing.assert_allclose(block(x).data, y, rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_stand_between_the_convolutions_of_both_sides(rng):

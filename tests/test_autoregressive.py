@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, grad, no_grad, ops
+from tinygen.backend import to_device
 from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 from tinygen.nn import Module
 from tinygen.optim import Adam
@@ -41,6 +42,54 @@ def chi_square_is_plausible(counts, p):
     counts, expected = counts[expected > 1e-9], expected[expected > 1e-9]
     freedom = len(counts) - 1
     return ((counts - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("name", ["cnn", "row", "diagonal"])
+def test_dropout_is_for_learning_alone(name, rng):
+    """Where steps are recorded it makes the loss noisy; likelihoods and samples are those of a model without."""
+    plain, model = (build(name, (1, 4, 5), dropout=p) for p in (0.0, 0.4))
+    x = rng.integers(0, 2, (6, 1, 4, 5))
+    right = plain.loss(x).item()
+    assert plain.loss(x, rng).item() == right
+    assert model.loss(x).item() == right and -model.log_prob(x).mean().item() == right
+    with no_grad():
+        assert model.loss(x, rng).item() == right
+    np.testing.assert_allclose(evaluate(model, x, rng), right, rtol=1e-12)
+    losses = [model.loss(x, np.random.default_rng(seed)).item() for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2] and right not in losses
+    drawn = [m.sample(4, np.random.default_rng(3)) for m in (plain, model)]
+    np.testing.assert_array_equal(*drawn)
+    # each block or layer drops: with what follows it set to zero, there is no noise, and with one left there is
+    ups = [part.up.weight for part in (model.blocks if name == "cnn" else model.layers)]
+    kept = [up.data for up in ups]
+    for one in range(len(ups)):
+        for i, up in enumerate(ups):
+            up.data = kept[i] * (i == one)
+        assert model.loss(x, rng).item() != model.loss(x, rng).item()
+    for up in ups:
+        up.data = up.data * 0
+    assert model.loss(x, rng).item() == model.loss(x).item()
+
+
+def test_dropout_is_of_what_a_block_gives_to_its_last_convolution(rng, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ops, "dropout", lambda x, p, rng: seen.append((x.shape, p)) or x)
+    for name in ("cnn", "row", "diagonal"):
+        build(name, (1, 4, 5), width=6, dropout=0.4).loss(rng.integers(0, 2, (3, 1, 4, 5)), rng)
+    assert seen == [((3, 6, 4, 5), 0.4)] * 6
+    monkeypatch.undo()
+    block = build("cnn", (1, 4, 5), dropout=0.4).blocks[0]
+    order = []
+    block.forward(Tensor(np.zeros((1, 12, 4, 5))), lambda layer, h, **given: order.append(layer) or layer(h, **given))
+    assert order == [block.down, block.middle, block.dropout, block.up]
+
+
+def test_dropout_sends_a_mask_to_the_device_and_waits_for_nothing(rng, strict):
+    model = build("cnn", (1, 4, 5), dtype=np.float32, dropout=0.4).to("cuda")
+    x = to_device(rng.integers(0, 2, (3, 1, 4, 5)), "cuda")
+    strict.count.clear()
+    grad(model.loss(x, rng), model.parameters())
+    assert +strict.count == {"h2d": 2}  # one a block
 
 
 # --- what depends on what
@@ -109,32 +158,6 @@ CONTEXT = {
     "row": lambda up, left: (up > 0 and -left <= up + 2) or (up == 0 and left > 0),
     "diagonal": lambda up, left: up > 0 or (up == 0 and left > 0),
 }
-
-
-@pytest.mark.parametrize("name", ["cnn", "row", "diagonal"])
-def test_dropout_is_for_learning_alone(name, rng):
-    """Where steps are recorded it makes the loss noisy; likelihoods and samples are those of a model without."""
-    plain, model = (build(name, (1, 4, 5), dropout=p) for p in (0.0, 0.4))
-    x = rng.integers(0, 2, (6, 1, 4, 5))
-    right = plain.loss(x).item()
-    assert plain.loss(x, rng).item() == right
-    assert model.loss(x).item() == right and -model.log_prob(x).mean().item() == right
-    with no_grad():
-        assert model.loss(x, rng).item() == right
-    losses = [model.loss(x, np.random.default_rng(seed)).item() for seed in (0, 0, 1)]
-    assert losses[0] == losses[1] != losses[2] and right not in losses
-    drawn = [m.sample(4, np.random.default_rng(3)) for m in (plain, model)]
-    np.testing.assert_array_equal(*drawn)
-    # each block or layer drops: with what follows it set to zero, there is no noise, and with one left there is
-    ups = [part.up.weight for part in (model.blocks if name == "cnn" else model.layers)]
-    kept = [up.data for up in ups]
-    for one in range(len(ups)):
-        for i, up in enumerate(ups):
-            up.data = kept[i] * (i == one)
-        assert model.loss(x, rng).item() != model.loss(x, rng).item()
-    for up in ups:
-        up.data = up.data * 0
-    assert model.loss(x, rng).item() == model.loss(x).item()
 
 
 @every_model

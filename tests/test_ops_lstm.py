@@ -13,6 +13,7 @@ SHAPES = {  # taps: steps, hidden, line, images
     "diagonal": ((-1, 0), 3, 2, 3, 2),
     "one step": ((-1, 0), 1, 2, 3, 2),
     "one cell": ((-1, 0, 1), 2, 3, 1, 1),
+    "no images": ((-1, 0), 2, 3, 2, 0),
     "far": ((-2, 1), 3, 2, 4, 1),
     "beyond the line": ((-3, 0), 2, 2, 2, 2),
     "aside only": ((1,), 2, 2, 3, 1),
@@ -215,17 +216,39 @@ def test_outside_of_the_spans_states_are_zero(taps, line, spans, rng, device):
     for operation in ops.lstm_scan, ops.lstm_loop:
         for found, right in zip(operation(*leaves(arrays, device), taps, spans), expected):
             np.testing.assert_allclose(found.numpy(), right, rtol=1e-12, atol=1e-14)
-    u, v = (to_device(rng.standard_normal(right.shape), device) for right in expected)
-    found = []
-    for operation in ops.lstm_scan, ops.lstm_loop:
-        xs = leaves(arrays, device)
-        found.append(grad(operation(*xs, taps, spans), xs, [u, v]))
-    for fused, loop in zip(*found):
-        np.testing.assert_allclose(fused.numpy(), loop.numpy(), rtol=1e-9, atol=1e-12)
+    cotangents = [to_device(rng.standard_normal(right.shape), device) for right in expected]
+    for used in (slice(0, 2), slice(0, 1), slice(1, 2)):  # h and c, h, c
+        found = []
+        for operation in ops.lstm_scan, ops.lstm_loop:
+            xs = leaves(arrays, device)
+            found.append(grad(operation(*xs, taps, spans)[used], xs, cotangents[used]))
+        for fused, loop in zip(*found):
+            np.testing.assert_allclose(fused.numpy(), loop.numpy(), rtol=1e-9, atol=1e-12)
     gradcheck(lambda *xs: ops.lstm_scan(*xs, taps, spans), arrays, order=2, rng=rng)
 
 
-@pytest.mark.parametrize("spans", [[(0, 3)] * 2, [(0, 3), (0, 3), (1, 4)], [(0, 3), (2, 2), (0, 3)], [(-1, 2)] * 3])
+@pytest.mark.parametrize("operation", [ops.lstm_scan, ops.lstm_loop])
+def test_what_lies_outside_of_the_spans_counts_for_nothing(operation, rng):
+    taps, line, spans = SPANS["gaps"]
+    gates, *others = draw(rng, taps, len(spans), 2, line, 2)
+    right = operation(*leaves((gates, *others)), taps, spans)
+    for t, (start, stop) in enumerate(spans):
+        gates[t, :, :start] = gates[t, :, stop:] = np.nan
+    for found, expected in zip(operation(*leaves((gates, *others)), taps, spans), right):
+        np.testing.assert_array_equal(found.data, expected.data)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 3)] * 2,
+        [(0, 3), (0, 3), (1, 4)],
+        [(0, 3), (2, 2), (0, 3)],
+        [(-1, 2)] * 3,
+        [(0, 2.0)] * 3,
+        [(0, 1, 2)] * 3,
+    ],
+)
 def test_spans_that_do_not_fit_are_refused(spans, rng):
     with pytest.raises(ValueError, match=r"lstm_scan: spans .* needs 3 \(start, stop\) within the line of 3"):
         ops.lstm_scan(*leaves(draw(rng, (0,), 3, 2, 3, 2)), (0,), spans)
@@ -253,8 +276,10 @@ def test_a_refusal_says_what_it_got(which, shape, message, rng):
 def test_nothing_is_copied_from_the_device_or_waited_for(rng, strict):
     xs = leaves(draw(rng, (-1, 0, 1), 3, 2, 4, 2, np.float32), "cuda")
     strict.count.clear()
-    h, c = ops.lstm_scan(*xs, (-1, 0, 1))
-    grad((h * c).sum(), xs)
+    for spans in None, [(0, 2), (1, 4), (2, 3)]:
+        for twice in False, True:
+            h, c = ops.lstm_scan(*xs, (-1, 0, 1), spans)
+            grad((h * c).sum(), xs, create_graph=twice)
     assert not +strict.count
 
 

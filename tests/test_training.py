@@ -902,8 +902,9 @@ def test_a_run_moves_between_devices(strict, images, tmp_path):
 
 
 def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path, capsys):
-    def call(steps=4, rate=0.01, batch_size=8, clip_norm=None, images=images, weight_decay=0.0):
+    def call(steps=4, rate=0.01, batch_size=8, clip_norm=None, images=images, weight_decay=0.0, settings=""):
         model = Tiny(0)
+        model.describe = lambda: settings
         optimizer = Adam(model.parameters(), rate)
         optimizer.weight_decay = weight_decay
         fit(
@@ -930,6 +931,7 @@ def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path,
         ({"clip_norm": 1.0}, "clip_norm was None, is 1.0"),
         ({"images": images[1:]}, r"images was \["),
         ({"steps": 3}, "is at step 4 already, steps is 3"),
+        ({"settings": "p=0.2"}, "model was , is p=0.2"),
     ]:
         with pytest.raises(ValueError, match=why):
             call(**changed)

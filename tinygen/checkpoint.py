@@ -8,10 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from tinygen.backend import communicator
+from tinygen.nn import Module
 from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
 FIELDS = ("settings", "seed", "step", "seconds", "losses", "record")  # of a run, beside its arrays
+
+
+def _described(module, name):
+    """The settings of a module and of all below, such as a probability of dropout, by their places."""
+    found = {name: module.describe()}
+    for below, child in module.children():
+        if isinstance(child, Module):
+            found |= _described(child, f"{name}.{below}")
+    return found
 
 
 class Run:
@@ -21,6 +31,7 @@ class Run:
         self.model, self.optimizer, self.seed = model, optimizer, seed
         of_optimizer = {key: getattr(optimizer, key) for key in ("lr", "weight_decay")}
         settings = {"optimizer": type(optimizer).__name__, **of_optimizer, "averaging": averaging, **settings}
+        settings |= _described(model, "model")
         self.settings = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}  # JSON's numbers
         self.average = None if averaging is None else Average(model.parameters(), averaging)
         self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []

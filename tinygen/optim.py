@@ -16,7 +16,7 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
-    weight_decay = 0.0  # of weights, not of parameters of one dimension: biases, scales
+    weight_decay = 0.0  # Muon's; here since a step has to apply it
 
     def __init__(self, parameters, lr: float):
         self.parameters, self.lr, self.steps = list(parameters), lr, 0
@@ -129,8 +129,9 @@ class Muon(Adam):
     with O(G) = U V^T of G = U S V^T, found by five steps of Newton and Schulz: a step as long in the directions that
     the gradient hardly has as in its strongest. Whatever has more dimensions is a matrix (first, all others), filters
     (out, in * kh * kw). Parameters of one dimension get Adam, whose steps are about as large: the same rates suit both.
-    ``weight_decay`` bounds the weights, which steps of always the same length would let grow without end.
-    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor 0.2 sqrt: Liu et al. 2025, section 2.2.
+    ``weight_decay``, of weights alone, bounds them: steps of always the same length would let them grow without end.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor 0.2 sqrt and the decay: Liu et al. 2025,
+    section 2.2.
     """
 
     def __init__(

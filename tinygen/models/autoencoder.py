@@ -21,7 +21,10 @@ def sizes(image_shape, convolutions: int = 4) -> list[tuple[int, int]]:
 
 
 class Residual(Module):
-    """h + (ReLU, 3x3, ReLU, 3x3), at first the identity (He et al. 2016b, figure 1, without normalization)."""
+    """h + (ReLU, 3x3, ReLU, 3x3), at first the identity: (N, channels, H, W) -> the same.
+
+    Source: He et al. 2016b (arXiv 1603.05027), figure 1, without its normalization.
+    """
 
     def __init__(self, channels, *, rng):
         self.first = Conv2d(channels, channels, 3, padding=1, rng=rng, scale=2.0)

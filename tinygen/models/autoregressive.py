@@ -40,7 +40,7 @@ class Autoregressive(Module):
         with its ReLU before it (``relu=True``) or with ``labels``."""
         raise NotImplementedError
 
-    def logits(self, x, labels=None, rng: np.random.Generator | None = None) -> Tensor:
+    def logits(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
         """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary.
 
         ``rng``: for dropout, while learning; without one nothing is dropped.
@@ -54,20 +54,22 @@ class Autoregressive(Module):
         y = self.network(Tensor(self._scaled(x)), apply, **self._condition(labels, n))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
-    def log_prob(self, x, labels=None, rng: np.random.Generator | None = None) -> Tensor:
+    def log_prob(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
         """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
 
-        ``rng``: as for ``logits``.
+        ``rng``: as for ``logits``; log p(x) is then a noisy value to learn from.
         Raises ValueError for another shape, an empty batch, labels that do not fit, or (on the host) values that are
         not 0 .. levels - 1.
         """
         x = check_images(x, self.image_shape, self.levels)
-        return self._distribution(self.logits(x, labels, rng), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
+        return (
+            self._distribution(self.logits(x, labels, rng=rng), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
+        )
 
     def loss(self, x, rng=None, labels=None) -> Tensor:
         """Mean of -log p(x) in nats per image. ``rng`` is for dropout, which ends under ``no_grad``: what is not
         recorded is not learned from."""
-        return -self.log_prob(x, labels, rng if recording() else None).mean()
+        return -self.log_prob(x, labels, rng=rng if recording() else None).mean()
 
     def _scaled(self, x):
         """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""

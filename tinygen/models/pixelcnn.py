@@ -18,7 +18,8 @@ class PixelCNN(Autoregressive):
 
     Deviations from the paper, each for faster learning: what the mask leaves of a kernel sets the scale of its first
     weights (He et al. 2015), and the last convolution of a block and the logits start at zero, so that the stack starts
-    as the identity and the model as the uniform distribution.
+    as the identity and the model as the uniform distribution. Dropout, against overfitting: Salimans et al. 2017,
+    section 2.5.
     The blind spot (pixels above, to the right, that 3x3 masks never reach) is the paper's: Gated PixelCNN removes it.
     """
 
@@ -55,7 +56,7 @@ class PixelCNN(Autoregressive):
 
 
 class ResidualBlock(Module):
-    """h + (ReLU, 1x1 2h -> h, ReLU, k x k mask B h -> h, ReLU, 1x1 h -> 2h) (figure 5, left)."""
+    """h + (ReLU, 1x1 2h -> h, ReLU, k x k mask B h -> h, dropout, ReLU, 1x1 h -> 2h) (figure 5, left)."""
 
     def __init__(self, width, kernel, groups, dropout, *, rng):
         self.down = MaskedConv2d("B", 2 * width, width, 1, groups, rng=rng, scale=2.0)

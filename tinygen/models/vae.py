@@ -29,7 +29,7 @@ class VAE(Module):
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
     (1: the ELBO; Higgins et al. 2017). ``likelihood``: ``"bernoulli"`` for images of 0 and 1, or ``"gaussian"`` for
     real ones, whose variance is one learned number for all pixels. ``channels``: after each convolution; ``blocks``:
-    residual ones between two of these.
+    residual ones after each convolution and before each upconvolution.
     Raises ValueError for another likelihood, or numbers that make no sense.
     """
 

@@ -404,5 +404,5 @@ def dropout(x, p: float, rng) -> Tensor:
     """Zero each value with probability p and divide the others by 1 - p (Srivastava et al. 2014, inverted)."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}, needs 0 <= p < 1")
-    kept = rng.random(x.shape, np.float32) >= p
-    return x * Tensor(to_device(kept.astype(x.dtype) / x.dtype.type(1 - p), x.device))
+    kept = to_device(rng.random(x.shape, np.float32) >= p, x.device)
+    return x * Tensor(kept.astype(x.dtype) / x.dtype.type(1 - p))

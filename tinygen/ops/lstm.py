@@ -11,12 +11,14 @@
 Of a skewed image each diagonal has a span of the line, and only there is anything computed; the other cells stay zero.
 
 Arrays are laid out (step, channel, line, image): each step is then one matrix product, (4h, taps * h) times
-(taps * h, line * image), a shift along the line moves whole runs of images, and the four gates are contiguous blocks.
+(taps * h, cells * images), a shift along the line moves whole runs of images, and the four gates are contiguous blocks.
 """
+
+import math
 
 import numpy as np
 
-from tinygen.backend import to_device, xp
+from tinygen.backend import xp
 from tinygen.ops.elementwise import sigmoid, tanh
 from tinygen.ops.shape import pad, stack
 from tinygen.tensor import Op, Tensor, grad, recording
@@ -34,13 +36,14 @@ class LstmScan(Op):
         hs, cs = (m.zeros((steps, n, line, images), gates.dtype) for _ in range(2))
         self.activations = []
         before, c_before = h0, c0
-        for t, span in enumerate(self._slices()):
-            a = m.matmul(matrix, _shifted(before, self.taps, span)).reshape(4 * n, -1, images)
+        for t in range(steps):
+            span, shape = self._cells(t, images)
+            a = m.matmul(matrix, _shifted(before, self.taps, span)).reshape(4 * n, *shape)
             a += gates[t, :, span]
             _sigmoid(a[: 2 * n])
             m.tanh(a[2 * n : 3 * n], out=a[2 * n : 3 * n])
             _sigmoid(a[3 * n :])
-            i, f, g, o = a = a.reshape(4, n, -1, images)
+            i, f, g, o = a = a.reshape(4, n, *shape)
             self.activations.append(a)
             h, c = hs[t, :, span], cs[t, :, span]
             m.multiply(f, c_before[:, span], out=c)
@@ -50,8 +53,10 @@ class LstmScan(Op):
             before, c_before = hs[t], cs[t]
         return hs, cs
 
-    def _slices(self):
-        return [slice(*span) for span in self.spans]
+    def _cells(self, t, images):
+        """The span of step t, and (cells, images)."""
+        span = slice(*self.spans[t])
+        return span, (span.stop - span.start, images)
 
     def backward(self, ghs, gcs):
         if recording():
@@ -74,7 +79,8 @@ class LstmScan(Op):
         gates = m.zeros((steps, 4, n, line, images), hs.dtype)
         gmatrix = m.zeros_like(matrix)
         gh, gc = m.zeros_like(h0), m.zeros_like(c0)
-        for t, span in reversed(list(enumerate(self._slices()))):
+        for t in reversed(range(steps)):
+            span, shape = self._cells(t, images)
             i, f, g, o = a = self.activations[t]
             h_before, c_before = (hs[t - 1], cs[t - 1]) if t else (h0, c0)
             gh, gc, tanh_c = gh[:, span], gc[:, span], m.tanh(cs[t, :, span])
@@ -91,11 +97,11 @@ class LstmScan(Op):
             ga[2] *= gc * i
             ga[3] *= gh * tanh_c
             gates[t, :, :, span] = ga
-            before = m.zeros_like(c0)
-            m.multiply(gc, f, out=before[:, span])
-            ga, gc = ga.reshape(4 * n, -1), before
+            ga = ga.reshape(4 * n, math.prod(shape))
             gmatrix += ga @ _shifted(h_before, self.taps, span).T
-            gh = _unshifted(matrix.T @ ga, self.taps, span, h0)
+            gh = _unshifted((matrix.T @ ga).reshape(len(self.taps), n, *shape), self.taps, span, line)
+            here, gc = gc * f, m.zeros((n, line, images), hs.dtype)
+            gc[:, span] = here
         gw = gmatrix.reshape(4 * n, len(self.taps), n).transpose(0, 2, 1)
         return gates.reshape(steps, 4 * n, line, images), gw, gh, gc
 
@@ -111,17 +117,18 @@ def _sigmoid(a):
 def _shifted(h, taps, span):
     """(h, line, images) -> (taps * h, cells of the span * images): what each tap sees."""
     n, line, images = h.shape
-    seen = xp(h).zeros((len(taps), n, span.stop - span.start, images), h.dtype)
+    cells = span.stop - span.start
+    seen = xp(h).zeros((len(taps), n, cells, images), h.dtype)
     for k, tap in enumerate(taps):
         here, there = _overlap(tap, line, span)
         seen[k, :, here] = h[:, there]
-    return seen.reshape(len(taps) * n, -1)
+    return seen.reshape(len(taps) * n, cells * images)
 
 
-def _unshifted(g, taps, span, like):
-    """The derivative of ``_shifted``: like h."""
-    n, line, images = like.shape
-    g, total = g.reshape(len(taps), n, -1, images), xp(g).zeros_like(like)
+def _unshifted(g, taps, span, line):
+    """The derivative of ``_shifted``: (taps, h, cells of the span, images) -> (h, line, images)."""
+    _, n, _, images = g.shape
+    total = xp(g).zeros((n, line, images), g.dtype)
     for k, tap in enumerate(taps):
         here, there = _overlap(tap, line, span)
         total[:, there] += g[k, :, here]
@@ -146,13 +153,12 @@ def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
         for k, tap in enumerate(taps):
             seen = wide[:, reach + tap : reach + tap + line]
             a = a + (w[:, :, k] @ seen.reshape(n, line * images)).reshape(4 * n, line, images)
+        start, stop = (0, line) if spans is None else spans[t]
+        a, c = a[:, start:stop], c[:, start:stop]
         i, f, g, o = (sigmoid(a[:n]), sigmoid(a[n : 2 * n]), tanh(a[2 * n : 3 * n]), sigmoid(a[3 * n :]))
         c = f * c + i * g
-        if spans is not None:
-            inside = np.arange(line)[:, None]
-            inside = (inside >= spans[t][0]) & (inside < spans[t][1])
-            c = c * Tensor(to_device(inside.astype(c.dtype), c.device))
         h = o * tanh(c)
+        h, c = (pad(s, ((0, 0), (start, line - stop), (0, 0))) for s in (h, c))
         hs.append(h)
         cs.append(c)
     return stack(hs), stack(cs)
@@ -167,7 +173,7 @@ def lstm_scan(
     h0, c0 (h, line, N): before the first step; ``taps``: which neighbours along the line a cell sees; ``spans``: for
     each step the part of the line, (start, stop), where there are cells: elsewhere state and cell are zero.
     Result: h and c after each step, both (T, h, line, N).
-    Raises ValueError where shapes do not fit, TypeError where dtypes differ.
+    Raises ValueError where shapes or spans do not fit, TypeError where dtypes differ.
     Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
     """
     if h0.ndim != 3 or not taps:
@@ -186,7 +192,8 @@ def lstm_scan(
     if gates.shape[0] == 0:
         raise ValueError("lstm_scan: gates has no steps")
     steps, line = gates.shape[0], h0.shape[1]
-    spans = [(0, line)] * steps if spans is None else list(spans)
-    if len(spans) != steps or not all(0 <= start < stop <= line for start, stop in spans):
+    spans = [(0, line)] * steps if spans is None else [tuple(span) for span in spans]
+    whole = all(len(span) == 2 and all(isinstance(end, int | np.integer) for end in span) for span in spans)
+    if len(spans) != steps or not whole or not all(0 <= start < stop <= line for start, stop in spans):
         raise ValueError(f"lstm_scan: spans {spans}, needs {steps} (start, stop) within the line of {line}")
     return LstmScan(tuple(taps), spans)(gates, w, h0, c0)
