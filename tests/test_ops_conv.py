@@ -81,6 +81,12 @@ def agree(tensor, expected):
     np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.fixture(params=[0, 256], ids=["large", "small"], autouse=True)
+def small(request, monkeypatch):
+    """The images of these tests laid out as large ones are, and as small ones."""
+    monkeypatch.setattr("tinygen.ops.conv.SMALL", request.param)
+
+
 @pytest.fixture(params=[1, 32], ids=["columns for a row of taps", "for all taps"])
 def few(request, monkeypatch):
     """Both branches of the columns, which depend on the number of channels."""
