@@ -25,6 +25,7 @@ def test_residual_blocks_start_as_the_identity_and_then_see_five_by_five(rng):
     block = Residual(3, rng=rng)
     x = Tensor(rng.standard_normal((1, 3, 9, 9), np.float32), requires_grad=True)
     np.testing.assert_array_equal(block(x).data, x.data)
+    assert np.std(Residual(64, rng=rng).first.weight.data) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.05)
     for conv in (block.first, block.second):
         conv.weight.data = np.abs(rng.standard_normal(conv.weight.shape, np.float32))  # nothing cancels
     x = Tensor(np.abs(x.data), requires_grad=True)
@@ -41,6 +42,8 @@ def test_residual_blocks_start_as_the_identity_and_then_see_five_by_five(rng):
 
 def test_blocks_stand_between_the_convolutions_of_both_sides(rng):
     """With blocks that are the identity the model is the one without; each block then changes what it gives."""
+    with pytest.raises(ValueError, match="blocks: got -1, needs a whole number of at least 0"):
+        VAE(blocks=-1, rng=rng)
     plain, model = (VAE((1, 9, 8), 2, channels=(5, 7), blocks=n, rng=np.random.default_rng(1)) for n in (0, 2))
     assert model.size() - plain.size() == 2 * 2 * sum(2 * (9 * n * n + n) for n in (5, 7))
     missing = {name: value for name, value in model.state_dict().items() if name not in plain.state_dict()}

@@ -64,7 +64,11 @@ def test_a_row(name, small, monkeypatch, capsys):
     if name == "autoencoder":
         cells[1] = f"PCA: {trained['pca_squared_error']:.2f}"
     cells += [trained["protocol"], f"{trained['parameters']:,}", f"{about['epochs']:.1f}", "0"]
-    assert f"| {name} | {' | '.join(cells)} |" in (small / "RESULTS.md").read_text().splitlines()
+    lines = (small / "RESULTS.md").read_text().splitlines()
+    assert f"| {name} | {' | '.join(cells)} |" in lines
+    row = likelihood.ROWS[name]
+    recipe = f" | {row.batch_size} | {row.lr:g} | {row.weight_decay:g} | {row.averaging} | 2"
+    assert any(line.startswith(f"| {name} | `{row.model}(") and recipe in line for line in lines)
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
     assert call(monkeypatch, capsys, name, "--evaluate", "--images", "5").startswith(f"name {name}, ")
     likelihood.ROWS[name].steps = 2, 1  # goes on for longer
@@ -110,6 +114,7 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
 
     monkeypatch.setattr(likelihood, "fit", fit)
     row = likelihood.ROWS[name]
+    row.weight_decay = 0.07
     _, about = weights.load(likelihood.train(name))
     binary = data.binarize_static(digits.train_images, seed=0)
     assert seen["prepare"] is None and seen["checkpoint"] == small / "out" / f"{name}.npz"
@@ -122,6 +127,7 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
         np.testing.assert_array_equal(seen[key], right, err_msg=key)
     assert seen["schedule"](0.5) == likelihood.schedule((2,))(0.5) and seen["averaging"] == row.averaging
     assert seen["optimizer"].lr == row.lr and seen["steps"] == 2 and seen["batch_size"] == row.batch_size
+    assert seen["optimizer"].weight_decay == about["weight_decay"] == row.weight_decay == 0.07
     assert about["minutes"] == [1.5] and about["epochs"] == round(2 * row.batch_size / 2200, 1)
 
 

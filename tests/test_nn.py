@@ -153,9 +153,14 @@ def test_dropout_acts_only_with_an_rng(rng):
     x = Tensor(np.ones((200, 500), np.float32))
     layer = Dropout(0.3)
     assert layer(x) is x
+    before = rng.bit_generator.state
+    assert Dropout(0)(x, rng) is x and rng.bit_generator.state == before
     y = layer(x, rng).data
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.7)}
     assert abs((y == 0).mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / y.size)
+    wide = layer(Tensor(np.ones((2, 3, 20, 20))), rng).data  # each number has its own draw, and float64 its precision
+    assert all(0 < (channel == 0).mean() < 1 for channel in wide.reshape(6, 400))
+    np.testing.assert_allclose(wide.max(), 1 / 0.7, rtol=1e-12)
 
 
 def test_sequential_takes_functions_and_modules(rng):
@@ -439,3 +444,12 @@ def test_context_of_image_lstms(kind, sees, height, width, rng):
 def test_image_lstms_differentiate_twice(kind, rng):
     layer = randomized(kind(3, 3, 3, rng=rng), rng)
     gradcheck(layer, rng.standard_normal((2, 3, 2, 3)))
+
+
+@pytest.mark.parametrize("height,width", [(4, 4), (2, 5), (5, 2), (1, 3), (3, 1)])
+def test_a_diagonal_scan_computes_the_pixels_of_the_image_alone(height, width, rng, monkeypatch):
+    scan, seen = ops.lstm_scan, []
+    monkeypatch.setattr(ops, "lstm_scan", lambda *inputs: seen.append(inputs[-1]) or scan(*inputs))
+    DiagonalLSTM(2, 3, rng=rng)(Tensor(rng.standard_normal((height, 2, width, 4), np.float32)))
+    pixels = {(t, row) for t, (start, stop) in enumerate(seen[0]) for row in range(start, stop)}
+    assert pixels == {(row + column, row) for row in range(height) for column in range(width)}

@@ -5,6 +5,7 @@ import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
+from tinygen.ops import conv
 
 
 def conv_loops(x, w, stride, padding, b=None):
@@ -85,6 +86,23 @@ def agree(tensor, expected):
 def small(request, monkeypatch):
     """The images of these tests laid out as large ones are, and as small ones."""
     monkeypatch.setattr("tinygen.ops.conv.SMALL", request.param)
+
+
+def test_what_is_laid_out_how(monkeypatch):
+    """All layouts give the same numbers, each faster for some: for pixels, strides and paddings of these kinds."""
+    monkeypatch.undo()
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    for size, out_size, padding, stride, kind in [
+        ((28, 28), (28, 28), 1, 1, conv.RowByRow),
+        ((4, 64), (4, 64), 1, 1, conv.RowByRow),
+        ((14, 14), (14, 14), 1, 1, conv.ImagesLast),
+        ((3, 85), (3, 85), 1, 1, conv.ImagesLast),
+        ((18, 18), (16, 16), 0, 1, conv.RowByRow),  # what comes out counts
+        ((56, 56), (28, 28), 1, 2, conv.ImagesLast),
+        ((54, 22), (40, 8), 0, 1, conv.ImagesLast),  # 15 x 15: most of a row is never seen
+    ]:
+        assert type(conv._layout(size, out_size, (stride,) * 2, (padding,) * 2, taps)) is kind
+    assert type(conv._layout((28, 28), (28, 28), (1, 1), (0, 0), [(0, 0)])) is conv.ImageByImage
 
 
 @pytest.fixture(params=[1, 32], ids=["columns for a row of taps", "for all taps"])

@@ -142,21 +142,27 @@ def test_orthogonalized_zero_and_masked():
     assert (orthogonalized(g)[:, 2::3] == 0).all()
 
 
-def test_weight_decay_by_hand():
-    """Weights shrink by lr weight_decay and are moved as without; parameters of one dimension are only moved."""
-    start = {"weight": [[1.0, -2.0], [3.0, 0.5]], "bias": [4.0, 5.0]}
-    moved = []
-    for decay in (0.0, 0.3):
-        p, q = (parameter(values) for values in start.values())
-        optimizer = Muon([p, q], lr=0.1, weight_decay=decay)
-        for gradients in ([[[0.5, 1.0], [2.0, -1.0]], [1.0, -1.0]], [[[0.1, 0.0], [0.0, 0.3]], [0.5, 2.0]]):
-            give([p, q], gradients)
-            before = p.data.copy()
+def test_weight_decay_by_hand(rng):
+    """Weights shrink by the rate times weight_decay and are moved as without; parameters of one dimension only move."""
+    shapes = [(2, 2), (2,), (3, 2, 2, 1)]
+    start, gradients = ([rng.standard_normal(shape) for shape in shapes] for _ in range(2))
+    plain, decayed = ([parameter(values) for values in start] for _ in range(2))
+    optimizers = Muon(plain, lr=0.1), Muon(decayed, lr=0.1, weight_decay=0.3)
+    for rate in 0.1, 0.02:
+        before = [(p.data.copy(), q.data.copy()) for p, q in zip(plain, decayed)]
+        for optimizer in optimizers:
+            optimizer.lr = rate
+            give(optimizer.parameters, gradients)
             optimizer.step()
-        moved.append((p.data - before * (1 - 0.1 * decay), q.data))
-    for with_none, with_some in zip(*moved):
-        np.testing.assert_allclose(with_some, with_none, rtol=1e-12)
-    assert np.abs(moved[0][0]).min() > 0
+        for p, q, (p_before, q_before) in zip(plain, decayed, before):
+            left = 1 - 0.3 * rate if p.ndim > 1 else 1
+            np.testing.assert_allclose(q.data, left * q_before + (p.data - p_before), rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 10.0, np.nan])
+def test_a_decay_that_turns_weights_round_is_refused(decay):
+    with pytest.raises(ValueError, match=f"Muon: weight_decay is {decay}, needs lr weight_decay from 0 to below 1"):
+        Muon([parameter([1.0])], lr=0.1, weight_decay=decay)
 
 
 def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
@@ -174,7 +180,6 @@ def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
         (Adam, "betas"),
         (Muon, "betas"),
         (Muon, "momentum"),
-        (Muon, "weight_decay"),
     ],
 )
 def test_averages_that_never_forget_are_refused(make, setting):

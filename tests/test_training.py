@@ -20,7 +20,7 @@ import strict_cupy
 from tinygen import Tensor, ops, training
 from tinygen.backend import device_of, to_device
 from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
-from tinygen.nn import Linear, Module, Parameter
+from tinygen.nn import Dropout, Linear, Module, Parameter, Sequential
 from tinygen.optim import SGD, Adam, RMSProp, cosine
 from tinygen.training import evaluate, fit
 
@@ -607,11 +607,17 @@ def test_any_flipped_byte_is_refused_or_harmless(images, tmp_path):
             harmless += 1
             model = Tiny(5)
             optimizer = Adam(model.parameters(), 0.02)
-            run = training.Run(model, optimizer, 0.9, 0)
+            run = empty_run(model, optimizer, images)
             run.load(checkpoint)
             run.average.swap()
             assert same(state(model, optimizer), weights), i
     assert harmless < len(tried) / 3
+
+
+def empty_run(model, optimizer, images, averaging=0.9):
+    """With the settings of ``run_until``."""
+    settings = {"images": list(images.shape), "batch_size": 20, "clip_norm": 1.0}
+    return training.Run(model, optimizer, averaging, seed=1, **settings)
 
 
 def refused(images, checkpoint, why, make=Tiny, averaging=0.9, optimizer=Adam):
@@ -619,7 +625,7 @@ def refused(images, checkpoint, why, make=Tiny, averaging=0.9, optimizer=Adam):
     model = make(7)
     optimizer = optimizer(model.parameters(), 0.02)
     before = state(model, optimizer)
-    run = training.Run(model, optimizer, averaging, seed=1)
+    run = empty_run(model, optimizer, images, averaging)
     try:
         run.load(checkpoint)
     except ValueError as error:
@@ -938,6 +944,21 @@ def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path,
     call(batch_size=np.int64(8), rate=np.float64(0.01))  # the same numbers
     longer = call(steps=6)
     assert any((longer[name] != first[name]).any() for name in first)
+
+
+@pytest.mark.parametrize("before, now", [(0.5, 0.2), (0.5, None), (None, 0.5)])
+def test_a_checkpoint_knows_the_dropout_deep_inside(before, now, images, tmp_path):
+    def call(p):
+        model = Tiny(0)
+        model.inner = Sequential(ops.relu, Sequential(*([] if p is None else [Dropout(p)])))
+        optimizer = SGD(model.parameters(), 0.1)
+        fit(model, images, steps=1, optimizer=optimizer, rng=np.random.default_rng(0), checkpoint=tmp_path / "a.npz")
+
+    call(before)
+    call(before)
+    found = r"model\.inner\.steps\.1\.steps\.0 was (p=0\.5|None), is (p=0\.[25]|None)"
+    with pytest.raises(ValueError, match=found):
+        call(now)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_noticed_at_once(images, tmp_path):

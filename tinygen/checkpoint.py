@@ -16,8 +16,8 @@ FIELDS = ("settings", "seed", "step", "seconds", "losses", "record")  # of a run
 
 
 def _described(module, name):
-    """The settings of a module and of all below, such as a probability of dropout, by their places."""
-    found = {name: module.describe()}
+    """What a module and all below show as their settings, such as a probability of dropout, by their places."""
+    found = {name: str(module.describe())}
     for below, child in module.children():
         if isinstance(child, Module):
             found |= _described(child, f"{name}.{below}")
@@ -118,9 +118,10 @@ class Run:
 
         fields = json.loads(str(arrays["run"]))
         self.model.load_state_dict(part("model."))
-        for name, now in self.settings.items():
-            if fields["settings"].get(name) != now:
-                raise ValueError(f"{name} was {fields['settings'].get(name)}, is {now}")
+        for name in {**self.settings, **fields["settings"]}:
+            was, now = (settings.get(name) for settings in (fields["settings"], self.settings))
+            if was != now:
+                raise ValueError(f"{name} was {was}, is {now}")
         self.optimizer.load_state_dict(part("optimizer."))
         if self.average is not None:
             self.model.load_state_dict(part("average."))

@@ -144,7 +144,9 @@ class Muon(Adam):
     ):
         super().__init__(parameters, lr, betas)
         self.momentum = self.below_one("momentum", momentum)
-        self.weight_decay = self.below_one("weight_decay", weight_decay)
+        if not 0 <= lr * weight_decay < 1:
+            raise ValueError(f"Muon: weight_decay is {weight_decay}, needs lr weight_decay from 0 to below 1")
+        self.weight_decay = weight_decay
         for p, state in zip(self.parameters, self.state):
             if p.ndim > 1:
                 del state["square"]

@@ -50,7 +50,7 @@ class VAE(Module):
             raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta: got {beta!r}, needs a finite number that is not negative")
-        self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), beta
+        self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), float(beta)
         check_count("blocks", blocks, 0)
         self.encoder = Encoder(self.image_shape, 2 * latent, channels, blocks, rng=rng)
         self.decoder = Decoder(self.image_shape, latent, channels, blocks, rng=rng)

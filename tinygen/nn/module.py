@@ -126,7 +126,7 @@ class Dropout(Module):
     def __init__(self, p: float):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p is {p}, needs 0 <= p < 1")
-        self.p = p
+        self.p = float(p)
 
     def forward(self, x, rng: np.random.Generator | None = None):
         return ops.dropout(x, self.p, rng) if rng is not None and self.p else x

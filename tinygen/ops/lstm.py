@@ -192,8 +192,8 @@ def lstm_scan(
     if gates.shape[0] == 0:
         raise ValueError("lstm_scan: gates has no steps")
     steps, line = gates.shape[0], h0.shape[1]
-    spans = [(0, line)] * steps if spans is None else [tuple(span) for span in spans]
-    whole = all(len(span) == 2 and all(isinstance(end, int | np.integer) for end in span) for span in spans)
-    if len(spans) != steps or not whole or not all(0 <= start < stop <= line for start, stop in spans):
+    ends = np.asarray([(0, line)] * steps if spans is None else spans)
+    whole = ends.shape == (steps, 2) and ends.dtype.kind in "iu"
+    if not whole or not all(0 <= start <= stop <= line for start, stop in ends):
         raise ValueError(f"lstm_scan: spans {spans}, needs {steps} (start, stop) within the line of {line}")
-    return LstmScan(tuple(taps), spans)(gates, w, h0, c0)
+    return LstmScan(tuple(taps), ends.tolist())(gates, w, h0, c0)
