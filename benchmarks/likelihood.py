@@ -67,7 +67,7 @@ RNN = {"width": 16, "layers": 7, "first": 15}
 GATED = {"width": 48, "layers": 8, "first": 15}
 TEN = {**GATED, "classes": 10}
 SMALL = {"latent": 2}  # for a plane to look at
-LARGE = {"latent": 32, "channels": (32, 64, 128, 256)}
+LARGE = {"latent": 32, "channels": (32, 64, 64), "blocks": 1}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 SMALLER = "the vertical stack's first filters were drawn a third as large"
 ASTRAY = "19 minutes at the full rate after the first part unlearned, and were thrown away"
@@ -84,7 +84,7 @@ ROWS = {
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn", note=AGAIN
     ),
-    "vae": Row("VAE", LARGE, "dynamic", (5000, 45_000), 2e-3, 0.999, published="86.76", images=100),
+    "vae": Row("VAE", LARGE, "dynamic", (45_000,), 5e-3, 0.999, published="86.76", images=100, weight_decay=0.1),
     "vae-2d": Row("VAE", SMALL, "dynamic", (5000,), 3e-3, 0.999, images=100),
     "autoencoder": Row("Autoencoder", CODE, "grey", (6400,), 3e-3, 0.999, note="full rate up to about step 2,900"),
 }
