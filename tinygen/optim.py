@@ -166,7 +166,7 @@ def orthogonalized(g):
 
     Only products, no decomposition. Source: Jordan et al. 2024, who fitted the polynomial's three numbers.
     """
-    o = g / ((g * g).sum() ** 0.5 + np.finfo(g.dtype).tiny)
+    o = g / ((g * g).sum() ** 0.5 + 1e-7)  # of a gradient that has ended the rest fades, and is not made long again
     # The momentum of a unit that has died fades until products of its numbers are denormal: 20 times slower each.
     o = o * (abs(o) > 1e-7)
     if g.shape[0] > g.shape[1]:
