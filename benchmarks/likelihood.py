@@ -84,10 +84,10 @@ AGAIN = "by its validations, planned for 300 up to about step 150"
 ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), 5e-3, 0.999, 32, "81.30", weight_decay=0.1),
     "row-lstm": Row(
-        "PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, published="80.54", note=ASTRAY
+        "PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, "80.54", note=ASTRAY
     ),
     "diagonal-bilstm": Row(
-        "PixelRNN", {"kind": "diagonal", **RNN}, "static", (2400,), 5e-3, 0.999, 32, published="79.20"
+        "PixelRNN", {"kind": "diagonal", **RNN}, "static", (15_000,), 5e-3, 0.999, 32, "79.20", weight_decay=0.1
     ),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (3600,), 5e-3, 0.998, 32, note=SMALLER),
     "gated-pixelcnn-classes": Row(
