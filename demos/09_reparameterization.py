@@ -98,7 +98,7 @@ def main():
         yscale="log",
         xlabel="gradient from one draw, nats",
         ylabel="draws",
-        title="VAE, the same gradient (blue goes on far outside)",
+        title="the same gradient; blue goes on far outside",
     )
     save(figure, config.out, "09_reparameterization")
 
