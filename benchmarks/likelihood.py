@@ -46,7 +46,8 @@ the same without had ended at 82.9 after 77,000, its rate fallen to zero. The Ro
 81.6 from its 15th epoch on while training went from 80.8 to 80.2; kept at the full rate for longer it got worse, its
 weights having grown by a third to a half. Minus the VAE's ELBO with a rate falling to zero, runs of unequal lengths:
 97.9 with residual blocks after 77,000 images (54 seconds), 97.2 without, but wider, after 134,000 (83 seconds). At
-rates from 0.003 most of the encoder's residual units died: none was ever positive again.
+a rate of 0.005 most units died in two of the encoder's three residual blocks, and were never positive again; at 0.003
+in one; at 0.0015 there too, if later.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
