@@ -96,7 +96,7 @@ ROWS = {
         "PixelRNN",
         {"kind": "diagonal", **RNN},
         "static",
-        (15_000,),
+        (15_000, 9000),
         5e-3,
         0.999,
         32,

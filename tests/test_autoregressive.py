@@ -44,9 +44,10 @@ def chi_square_is_plausible(counts, p):
     return ((counts - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
 
 
-def test_dropout_is_for_learning_alone(rng):
+@pytest.mark.parametrize("name", ["cnn", "row", "diagonal"])
+def test_dropout_is_for_learning_alone(name, rng):
     """Where steps are recorded it makes the loss noisy; likelihoods and samples are those of a model without."""
-    plain, model = (build("cnn", (1, 4, 5), dropout=p) for p in (0.0, 0.4))
+    plain, model = (build(name, (1, 4, 5), dropout=p) for p in (0.0, 0.4))
     x = rng.integers(0, 2, (6, 1, 4, 5))
     right = plain.loss(x).item()
     assert plain.loss(x, rng).item() == right
@@ -58,8 +59,8 @@ def test_dropout_is_for_learning_alone(rng):
     assert losses[0] == losses[1] != losses[2] and right not in losses
     drawn = [m.sample(4, np.random.default_rng(3)) for m in (plain, model)]
     np.testing.assert_array_equal(*drawn)
-    # each block drops: with what follows it set to zero, there is no noise, and with one left there is
-    ups = [block.up.weight for block in model.blocks]
+    # each block or layer drops: with what follows it set to zero, there is no noise, and with one left there is
+    ups = [part.up.weight for part in (model.blocks if name == "cnn" else model.layers)]
     kept = [up.data for up in ups]
     for one in range(len(ups)):
         for i, up in enumerate(ups):
@@ -73,8 +74,9 @@ def test_dropout_is_for_learning_alone(rng):
 def test_dropout_is_of_what_a_block_gives_to_its_last_convolution(rng, monkeypatch):
     seen = []
     monkeypatch.setattr(ops, "dropout", lambda x, p, rng: seen.append((x.shape, p)) or x)
-    build("cnn", (1, 4, 5), width=6, dropout=0.4).loss(rng.integers(0, 2, (3, 1, 4, 5)), rng)
-    assert seen == [((3, 6, 4, 5), 0.4)] * 2
+    for name in ("cnn", "row", "diagonal"):
+        build(name, (1, 4, 5), width=6, dropout=0.4).loss(rng.integers(0, 2, (3, 1, 4, 5)), rng)
+    assert seen == [((3, 6, 4, 5), 0.4)] * 6
     monkeypatch.undo()
     block = build("cnn", (1, 4, 5), dropout=0.4).blocks[0]
     order = []

@@ -4,7 +4,7 @@ import numpy as np
 
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count
-from tinygen.nn import DiagonalBiLSTM, MaskedConv2d, Module, RowLSTM
+from tinygen.nn import DiagonalBiLSTM, Dropout, MaskedConv2d, Module, RowLSTM
 
 KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
@@ -14,7 +14,8 @@ class PixelRNN(Autoregressive):
 
     ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W);
     ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many;
-    ``first``: the convolution's kernel size, 7 in the paper. The width is a multiple of C. As in PixelCNN the residual
+    ``first``: the convolution's kernel size, 7 in the paper; ``dropout``: probability, of each LSTM's output where it
+    leaves the scan (Zaremba et al. 2014; not in the paper). The width is a multiple of C. As in PixelCNN the residual
     branches and the logits start at zero.
 
     A stack of Diagonal BiLSTM layers sees all of its input that comes earlier. Its input, through mask A, knows of a
@@ -23,7 +24,16 @@ class PixelRNN(Autoregressive):
     """
 
     def __init__(
-        self, kind="row", image_shape=(1, 28, 28), levels=2, width=16, layers=7, first=7, *, rng: np.random.Generator
+        self,
+        kind="row",
+        image_shape=(1, 28, 28),
+        levels=2,
+        width=16,
+        layers=7,
+        first=7,
+        dropout=0.0,
+        *,
+        rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
         if kind not in KINDS:
@@ -33,7 +43,7 @@ class PixelRNN(Autoregressive):
         check_count("first", first)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.layers = [
-            ResidualLSTM(KINDS[kind], width, groups, rng=rng) for _ in range(check_count("layers", layers, 0))
+            ResidualLSTM(KINDS[kind], width, groups, dropout, rng=rng) for _ in range(check_count("layers", layers, 0))
         ]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
@@ -47,11 +57,12 @@ class PixelRNN(Autoregressive):
 
 
 class ResidualLSTM(Module):
-    """h + (LSTM over the image 2h -> h, 1x1 h -> 2h) (figure 5, right)."""
+    """h + (LSTM over the image 2h -> h, dropout, 1x1 h -> 2h) (figure 5, right)."""
 
-    def __init__(self, kind, width, groups, *, rng):
+    def __init__(self, kind, width, groups, dropout, *, rng):
         self.lstm = kind(2 * width, width, groups, rng=rng)
+        self.dropout = Dropout(dropout)
         self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
     def forward(self, h, apply):
-        return h + apply(self.up, apply(self.lstm, h))
+        return h + apply(self.up, apply(self.dropout, apply(self.lstm, h)))
