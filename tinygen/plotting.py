@@ -43,7 +43,11 @@ def figure(panels: dict):
     {title: (images, columns, names of the rows)}."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(4.2 * len(panels), 4.3), layout="constrained")
+    tallest = max(
+        -(-len(images) // columns) * images.shape[2] / (columns * images.shape[3])
+        for images, columns, *_ in panels.values()
+    )
+    drawn = Figure(figsize=(4.2 * len(panels), 4.2 * tallest + 0.3), layout="constrained")
     drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
     for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         draw_images(ax, images, columns, title, *rows)
