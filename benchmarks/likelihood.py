@@ -79,18 +79,24 @@ class Row:
 
 CNN = {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15}
 RNN = {"width": 16, "layers": 7, "first": 15}
-GATED = {"width": 48, "layers": 8, "first": 15}
+GATED = {"width": 32, "layers": 10, "first": 15, "dropout": 0.1}
 TEN = {**GATED, "classes": 10}
 SMALL = {"latent": 2}  # for a plane to look at
 LARGE = {"latent": 32, "channels": (32, 64, 64), "blocks": 1}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
-SMALLER = "the vertical stack's first filters were drawn a third as large"
-ASTRAY = "19 minutes at the full rate after the first part unlearned, and were thrown away"
 AGAIN = "by its validations, planned for 300 up to about step 150"
 ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), 5e-3, 0.999, 32, "81.30", weight_decay=0.1),
     "row-lstm": Row(
-        "PixelRNN", {"kind": "row", **RNN}, "static", (6000, 26_000), 5e-3, 0.999, 32, "80.54", note=ASTRAY
+        "PixelRNN",
+        {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1},
+        "static",
+        (21_000,),
+        5e-3,
+        0.999,
+        32,
+        "80.54",
+        weight_decay=0.1,
     ),
     "diagonal-bilstm": Row(
         "PixelRNN",
@@ -104,7 +110,7 @@ ROWS = {
         note="beside other programs for ten of its minutes",
         weight_decay=0.1,
     ),
-    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (3600,), 5e-3, 0.998, 32, note=SMALLER),
+    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (14_500,), 5e-3, 0.999, 32, weight_decay=0.1),
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn", note=AGAIN
     ),

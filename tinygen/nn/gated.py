@@ -3,9 +3,11 @@
 import numpy as np
 
 from tinygen import ops
+from tinygen.backend import xp
 from tinygen.nn import init
 from tinygen.nn.conv import Conv2d, MaskedConv2d
 from tinygen.nn.module import Module
+from tinygen.tensor import Tensor
 
 GATE_VARIANCE = 0.116  # of the output of a gate of two standard normals: E[tanh^2] E[sigmoid^2]
 
@@ -34,7 +36,9 @@ class VerticalStack(Module):
     Gated convolutions whose rows end above the pixel in the first layer (``first`` x ``first``), at its own row in the
     others (``kernel`` x ``kernel``): nothing to the right is missed, and nothing of the image's own row is seen.
     A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
-    Source: van den Oord et al. 2016b, section 2.2, figure 2.
+    To the first layer's output, ``position`` adds a linear function of the pixel's row and column, which go from -1 to
+    1: convolutions far from the border do not know where they are. It begins at zero.
+    Source: van den Oord et al. 2016b, section 2.2, figure 2; of the position: Liu et al. 2018 (arXiv 1807.03247).
     """
 
     def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
@@ -42,14 +46,21 @@ class VerticalStack(Module):
         self.convs += [
             MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / GATE_VARIANCE) for _ in range(layers - 1)
         ]
+        self.position = init.zeros((2, 2 * width))
         self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
     def forward(self, x, labels=None):
         to_horizontal = []
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
-            y = conv(x)
+            y = conv(x) if i else conv(x) + self.places(*x.shape[2:])
             to_horizontal.append(link(y))
             if i < len(self.gates):
                 x = self.gates[i](y, labels)
         return to_horizontal
+
+    def places(self, height: int, width: int):
+        """What ``position`` adds: (2 width, H, W)."""
+        w = self.position.reshape(2, -1, 1, 1)
+        rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
+        return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)
