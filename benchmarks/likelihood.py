@@ -1,4 +1,4 @@
-"""The table of van den Oord et al. 2016 (binarized MNIST), with the VAE and the autoencoder, on a laptop.
+"""The table of van den Oord et al. 2016 (binarized MNIST), with the VAE and the autoencoder, on two cores.
 
     python benchmarks/likelihood.py gated-pixelcnn             # train, or go on where it was cut off; write the row
     python benchmarks/likelihood.py gated-pixelcnn --evaluate  # the weights that ship with tinygen; add --json
@@ -27,39 +27,43 @@ from tinygen.weights import FOLDER, load, save
 
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation, on which
-recipes were chosen. The 10,000 test images were used for the figures of the table, and the pictures, alone; but the
-autoregressive rows and vae had been tested once or twice before they were trained anew or for longer.
+recipes were chosen. The 10,000 test images served the table and the pictures only; the autoregressive rows and vae had
+been tested once or twice before their final training.
 *static*: each image binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*:
 training images are drawn anew whenever they are seen, validation images once, test images are those of *static*.
 *grey*: values from 0 to 1. The published figures are of another draw of the pixels, so that differences of a few tenths
-decide nothing. Likelihoods are exact; the VAE's is an estimate of an upper bound, with 5,000 importance-weighted
-samples: the mean bound with 20 over all test images, less what 5,000 gain over 20 on 100 of them, spread evenly. After
-±: the standard error of the mean over images, of both parts for the VAE. Minutes are of the machine that is named,
-those of AMD EPYC about a third as long as the other's for the same steps.
+decide nothing. Figures are minus log p(x), lower is better, and exact; the VAE's estimate an upper bound of it, with
+5,000 importance-weighted samples: the mean bound with 20 over all test images, less what 5,000 gain over 20 on 100 of
+them, spread evenly. After ±: the standard error of the mean over images, of both parts for the VAE. Minutes are of the
+machine that is named, those of AMD EPYC about a third as long as the other's for the same steps.
 """.strip()
-SEEN = """
-Seen on the way, all on validation images. After 25,600 images, rate 0.005 falling to zero, on 1,000 images:
+TRIED = """
+What else was tried, all on validation images. After 25,600 images, rate 0.005 falling to zero, on 1,000 images, weight
+decay 0.1 but for the first:
 
 | network | nats per image |
 |---|---|
-| PixelCNN of the table without dropout, weight decay 0, 0.1 | 85.98, 85.60 |
-| the same, weight decay 0.1, dropout 0.15 | 86.71 |
-| Row LSTM, width 16, weight decay 0.1 | 85.30 |
-| the same, the first layer also told each pixel's row and column; given a bias for each pixel | 85.24, 85.04 |
-| Gated PixelCNN, width 32, 8 layers, weight decay 0.1, not told each pixel's row and column | 85.48 |
-| the same, both first layers told | 84.07 |
-| the same, the vertical one told, as in the table, and the vertical stack with residuals | 85.04 |
-| Gated PixelCNN, width 24, 10 layers, the vertical one told | 84.30 |
+| PixelCNN of the table, without dropout, without weight decay | 85.98 |
+| the same, with weight decay | 85.60 |
+| the same, with dropout of 0.15 too | 86.71 |
+| Row LSTM, width 16, 7 layers | 85.30 |
+| the same, coordinates added to the first layer's output | 85.24 |
+| the same, a learned bias for each pixel there instead | 85.04 |
+| Gated PixelCNN, width 32, 8 layers, without coordinates | 85.48 |
+| the same, coordinates added to the first layer of both stacks | 84.07 |
+| the same, to that of the vertical stack alone, and the vertical stack residual | 85.04 |
+| Gated PixelCNN, width 24, 10 layers, coordinates in the vertical stack alone | 84.30 |
 
-Whether dropout pays later was not isolated. Without weight decay or dropout, validation fell behind training: PixelCNN
-ended at 82.6 after 5 epochs (with both at 81.4 after 16), the Row LSTM of width 16 stood still at 81.6 from its 15th
-epoch on while training went from 80.8 to 80.2 (of width 24 with both: 81.5 after 3 epochs, 80.1 after 13, training,
-with its dropout, at 80.0); kept at the full rate for longer it got worse, its weights having grown by a third to a half. The
-Diagonal BiLSTM with weight decay had 82.1 after 72,000 images, still at the full rate, where the same without had ended
-at 82.9 after 77,000, its rate fallen to zero; its second part took it from 79.53 to 79.42. Minus the VAE's ELBO with a
-rate falling to zero, runs of unequal lengths: 97.9 with residual blocks after 77,000 images (54 seconds), 97.2 without,
-but wider, after 134,000 (83 seconds). At a rate of 0.005 most units died in two of the encoder's three residual blocks,
-and were never positive again; at 0.003 in one; at 0.0015 there too, if later.
+- PixelCNN: whether dropout pays later was not isolated. With neither it nor weight decay validation fell behind
+  training: 82.6 after 5 epochs, with both 81.4 after 16.
+- Row LSTM: of width 16, with neither, it stood still at 81.6 from the 15th epoch on while training went from 80.8 to
+  80.2, and got worse at the full rate, its weights having grown by a third to a half. Of width 24 with both: 81.5 after
+  3 epochs, 80.1 after 13, training, with its dropout, at 80.0.
+- Diagonal BiLSTM: with weight decay 82.1 after 72,000 images, still at the full rate; without, 82.9 after 77,000, the
+  rate fallen to zero. The second part took it from 79.53 to 79.42.
+- VAE, minus the ELBO, with a rate falling to zero, runs of unequal lengths: 97.9 with residual blocks after 77,000
+  images (54 seconds), 97.2 without, but wider, after 134,000 (83 seconds). At a rate of 0.005 most units died in two of
+  the encoder's three residual blocks, and were never positive again; at 0.003 in one; at 0.0015 there too, if later.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
@@ -72,79 +76,51 @@ PICTURES = Path(__file__).parent / "pictures"
 
 @dataclass
 class Row:
-    """What is built and how Muon trains it. ``start``: the row whose weights it begins with; ``note``: what was not as
-    the other fields say."""
+    """What is built and how Muon trains it. ``protocol``: see above; ``averaging``: of the weights, the share kept at
+    each step; ``start``: the row whose weights it begins with; ``note``: what was not as the other fields say."""
 
     model: str
     settings: dict
     protocol: str
     steps: tuple  # of each part; a run is made longer by one more
-    lr: float
-    averaging: float
-    batch_size: int = 64
+    lr: float = 5e-3
+    weight_decay: float = 0.1
+    averaging: float = 0.999
+    batch_size: int = 32
     published: str = "-"  # van den Oord et al. 2016, table 4; for the VAE Burda et al. 2016, table 1, one layer
     start: str = ""
     images: int = 10_000  # tested on; of a VAE those with 5,000 samples
     note: str = ""
-    weight_decay: float = 0.0
 
 
 CNN = {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15}
-RNN = {"width": 16, "layers": 7, "first": 15}
+ROW = {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1}
+DIAGONAL = {"kind": "diagonal", "width": 16, "layers": 7, "first": 15}
 GATED = {"width": 32, "layers": 10, "first": 15, "dropout": 0.1}
-TEN = {**GATED, "classes": 10}
 SMALL = {"latent": 2}  # for a plane to look at
 LARGE = {"latent": 32, "channels": (32, 64, 64), "blocks": 1}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
-AGAIN = "by its validations, planned for 300 up to about step 150"
+SHARED = "beside other programs for ten of its minutes"
+OVERFLOW = "two minutes at a rate of 0.005 ended in an overflow, and were thrown away"
+LATER = "full rate up to about step 2,900"
+OLDER = {"lr": 3e-3, "weight_decay": 0.0, "batch_size": 64}
 ROWS = {
-    "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), 5e-3, 0.999, 32, "81.30", weight_decay=0.1),
-    "row-lstm": Row(
-        "PixelRNN",
-        {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1},
-        "static",
-        (21_000,),
-        5e-3,
-        0.999,
-        32,
-        "80.54",
-        weight_decay=0.1,
-    ),
-    "diagonal-bilstm": Row(
-        "PixelRNN",
-        {"kind": "diagonal", **RNN},
-        "static",
-        (15_000, 9000),
-        5e-3,
-        0.999,
-        32,
-        "79.20",
-        note="beside other programs for ten of its minutes",
-        weight_decay=0.1,
-    ),
-    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (14_500,), 5e-3, 0.999, 32, weight_decay=0.1),
+    "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), published="81.30"),
+    "row-lstm": Row("PixelRNN", ROW, "static", (21_000,), published="80.54"),
+    "diagonal-bilstm": Row("PixelRNN", DIAGONAL, "static", (15_000, 9000), published="79.20", note=SHARED),
+    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (14_500,)),
     "gated-pixelcnn-classes": Row(
-        "GatedPixelCNN", TEN, "static", (600,), 2e-3, 0.99, 32, start="gated-pixelcnn", note=AGAIN
+        "GatedPixelCNN", {**GATED, "classes": 10}, "static", (2400,), lr=2e-3, start="gated-pixelcnn"
     ),
-    "vae": Row(
-        "VAE",
-        LARGE,
-        "dynamic",
-        (40_000,),
-        1.5e-3,
-        0.999,
-        published="86.76",
-        images=100,
-        note="two minutes at a rate of 0.005 ended in an overflow, and were thrown away",
-        weight_decay=0.1,
-    ),
-    "vae-2d": Row("VAE", SMALL, "dynamic", (5000,), 3e-3, 0.999, images=100),
-    "autoencoder": Row("Autoencoder", CODE, "grey", (6400,), 3e-3, 0.999, note="full rate up to about step 2,900"),
+    "vae": Row("VAE", LARGE, "dynamic", (40_000,), 1.5e-3, batch_size=64, published="86.76", images=100, note=OVERFLOW),
+    "vae-2d": Row("VAE", SMALL, "dynamic", (5000,), **OLDER, images=100),
+    "autoencoder": Row("Autoencoder", CODE, "grey", (6400,), **OLDER, note=LATER),
 }
 
 
 def schedule(parts):
-    """The rate falls to zero in each part: in the first one after 0.4 of its steps, in others from 0.4 of the full."""
+    """The rate of the first part begins to fall after 0.4 of its steps, that of others is 0.4 of the full at first;
+    each ends at zero."""
 
     def rate(done):
         step, i = done * sum(parts), 0
@@ -308,7 +284,10 @@ def write_tables():
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     ax = figure.add_subplot()
     lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]
-    recipes = ["| row | built with | batch | rate | decay | average | steps | seed | machine |", "|---" * 9 + "|"]
+    recipes = [
+        "| row | built with | batch | learning rate | weight decay | averaging | steps | seed | machine |",
+        "|---" * 9 + "|",
+    ]
     for name, row in ROWS.items():
         path = FOLDER / f"{name}.npz"
         model, about = load(path) if path.exists() else (None, {})
@@ -344,12 +323,12 @@ def write_tables():
     ax.grid(alpha=0.3)
     figure.savefig(PICTURES / "learning_curves.png", dpi=110)
     units = "Nats per image; of the autoencoder the squared error per image, with 32 numbers a code."
-    write_section("Likelihood", "\n\n".join([PROTOCOL, units, "\n".join(lines), "\n".join(recipes), SEEN]))
+    write_section("Likelihood", "\n\n".join([PROTOCOL, units, "\n".join(lines), "\n".join(recipes), TRIED]))
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description="Train a row for up to three hours, or go on where that was cut off; then replace the weights that "
+        description="Train a row, for an hour or so, or go on where that was cut off; then replace the weights that "
         "ship, the row's pictures and the tables of RESULTS.md."
     )
     parser.add_argument("name", choices=ROWS, help="the row")

@@ -30,9 +30,13 @@ def build(name, shape, levels=2, dtype=np.float64, seed=1, **settings):
     return model
 
 
+def residual_layers(model):
+    return model.blocks if isinstance(model, PixelCNN) else model.layers
+
+
 def branch_ends(model):
     """The last convolution of each residual branch."""
-    return [getattr(part, "up", None) or part.out for part in getattr(model, "blocks", None) or model.layers]
+    return [part.out if isinstance(model, GatedPixelCNN) else part.up for part in residual_layers(model)]
 
 
 def all_images(shape, levels=2):
@@ -262,6 +266,7 @@ def test_context_of_colours(name):
     [((1, 1, 1), 2), ((1, 2, 2), 2), ((1, 2, 3), 2), ((1, 3, 3), 2), ((1, 2, 2), 3), ((3, 1, 2), 2), ((3, 1, 1), 4)],
 )
 def test_probabilities_sum_to_one(name, shape, levels):
+    # with seed 1 the gated one happens to be nearly uniform on one pixel
     log_p = build(name, shape, levels, seed=2).log_prob(all_images(shape, levels)).data
     assert np.ptp(log_p) > 0.02  # not uniform
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, atol=1e-12)
@@ -309,7 +314,7 @@ def test_without_its_branches_the_residual_stack_is_the_identity(name, rng):
     for last in branch_ends(model):
         last.weight.data[:] = last.bias.data[:] = 0
     identity = model.logits(x).data
-    (model.blocks if name == "cnn" else model.layers).clear()
+    residual_layers(model).clear()
     np.testing.assert_array_equal(identity, model.logits(x).data)
     assert np.abs(before - identity).max() > 0.1
     new = BUILD[name]((1, 4, 5), rng=rng)  # and it starts as the identity

@@ -42,9 +42,10 @@ def test_greys_mean_the_same_in_every_panel(values, limits):
 
 
 def test_figure_has_a_panel_for_each_grid(rng, tmp_path):
-    drawn = figure({"four": (rng.random((4, 1, 5, 6)), 2, ["upper", "lower"]), "one": (rng.random((1, 3, 5, 6)), 1)})
+    drawn = figure({"four": (rng.random((4, 1, 5, 6)), 2, ["upper", "lower"]), "one": (rng.random((1, 3, 3, 6)), 1)})
     assert [ax.get_title() for ax in drawn.axes] == ["four", "one"]
-    assert [ax.images[0].get_array().shape[:2] for ax in drawn.axes] == [(13, 15), (5, 6)]
+    assert [ax.images[0].get_array().shape[:2] for ax in drawn.axes] == [(13, 15), (3, 6)]
+    assert drawn.get_figheight() == pytest.approx(4.2 * 5 / 6 + 0.3)  # no blank space below wide grids
     assert [text.get_text() for text in drawn.axes[0].texts] == ["upper", "lower"]
     assert [text.get_position()[1] for text in drawn.axes[0].texts] == [2.5, 10.5]
     drawn.savefig(tmp_path / "a.png")

@@ -40,10 +40,10 @@ def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
 
 def figure(panels: dict):
     """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)} or
-    {title: (images, columns, names of the rows)}."""
+    {title: (images, columns, names of the rows)}. It is as tall as its tallest grid."""
     from matplotlib.figure import Figure
 
-    tallest = max(
+    tallest = max(  # height over width of a grid
         -(-len(images) // columns) * images.shape[2] / (columns * images.shape[3])
         for images, columns, *_ in panels.values()
     )

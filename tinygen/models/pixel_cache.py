@@ -1,4 +1,4 @@
-"""The layers of PixelCNN and PixelRNN at one pixel, with what later pixels will need of it kept.
+"""The layers of PixelCNN, Gated PixelCNN and PixelRNN at one pixel, with what later pixels will need of it kept.
 
 Sampling draws H * W pixels one after the other; running the network on the whole image for each repeats almost all of
 its work H * W times. Here each layer is evaluated only at the new pixel. Activations are *columns* (channels, N) with
@@ -108,7 +108,7 @@ class VerticalPixel:
         self.convs = [ConvPixel(conv, cache) for conv in layer.convs]
         self.gates = [GatePixel(gate, cache) for gate in layer.gates]
         self.links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in layer.links]
-        self.places = layer.places(cache.height, cache.width).data[..., None]
+        self.position = layer.position_bias(cache.height, cache.width).data[..., None]
         # Of this row, for each layer
         self.to_horizontal = cache.zeros(cache.width, len(self.links), self.links[0][1].size)
         self.row = None
@@ -120,7 +120,9 @@ class VerticalPixel:
         if row != self.row:
             for i, (weight, bias) in enumerate(self.links):
                 for j in range(len(self.to_horizontal)):
-                    y = self.convs[i].at(row, j) + (0 if i else self.places[:, row, j])
+                    y = self.convs[i].at(row, j)
+                    if i == 0:
+                        y = y + self.position[:, row, j]
                     self.to_horizontal[j, i] = weight @ y + bias
                     if i < len(self.gates):
                         self.convs[i + 1].store(self.gates[i](y, row, j, labels), row, j)

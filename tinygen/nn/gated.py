@@ -36,9 +36,10 @@ class VerticalStack(Module):
     Gated convolutions whose rows end above the pixel in the first layer (``first`` x ``first``), at its own row in the
     others (``kernel`` x ``kernel``): nothing to the right is missed, and nothing of the image's own row is seen.
     A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
-    To the first layer's output, ``position`` adds a linear function of the pixel's row and column, which go from -1 to
-    1: convolutions far from the border do not know where they are. It begins at zero.
-    Source: van den Oord et al. 2016b, section 2.2, figure 2; of the position: Liu et al. 2018 (arXiv 1807.03247).
+    ``layers``: the first included. To its output is added ``position``, a linear function, zero at first, of the
+    pixel's coordinates: away from the border a convolution computes the same wherever it is.
+    Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
+    Liu et al. 2018 (arXiv 1807.03247).
     """
 
     def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
@@ -53,14 +54,16 @@ class VerticalStack(Module):
     def forward(self, x, labels=None):
         to_horizontal = []
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
-            y = conv(x) if i else conv(x) + self.places(*x.shape[2:])
+            y = conv(x)
+            if i == 0:
+                y = y + self.position_bias(*x.shape[2:])
             to_horizontal.append(link(y))
             if i < len(self.gates):
                 x = self.gates[i](y, labels)
         return to_horizontal
 
-    def places(self, height: int, width: int):
-        """What ``position`` adds: (2 width, H, W)."""
+    def position_bias(self, height: int, width: int):
+        """(2 width, H, W), from rows and columns that go from -1 to 1."""
         w = self.position.reshape(2, -1, 1, 1)
         rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
-        return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)
+        return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (2 width, H, 1) + (2 width, 1, W)
