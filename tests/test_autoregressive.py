@@ -8,6 +8,7 @@ import pytest
 from tinygen import Tensor, grad, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.models.pixel_cache import PixelCache
 from tinygen.nn import Module
 from tinygen.optim import Adam
 from tinygen.training import evaluate, fit
@@ -91,6 +92,11 @@ def test_dropout_is_of_what_a_block_gives_to_its_last_convolution(rng, monkeypat
     order = []
     block.forward(Tensor(np.zeros((1, 12, 4, 5))), lambda layer, h, **given: order.append(layer) or layer(h, **given))
     assert order == [block.down, block.middle, block.dropout, block.up]
+    layer, order = build("gated", (1, 4, 5), dropout=0.4).layers[0], []
+    layer.forward(
+        Tensor(np.zeros((1, 6, 4, 5))), 0.0, lambda part, h, **given: order.append(part) or part(h, **given), None
+    )
+    assert order == [layer.conv, layer.gate, layer.dropout, layer.out]
 
 
 def test_dropout_sends_a_mask_to_the_device_and_waits_for_nothing(rng, strict):
@@ -565,6 +571,17 @@ def test_gated_refuses(settings, message, rng):
         GatedPixelCNN((1, 3, 3), **settings, rng=rng)
 
 
+def test_the_position_begins_at_zero_and_is_of_the_models_dtype(rng):
+    assert (GatedPixelCNN((1, 4, 4), rng=rng).vertical.position.data == 0).all()
+    for dtype in (np.float32, np.float64):
+        model = build("gated", (1, 4, 5), dtype=dtype)
+        assert model.vertical.position_bias(4, 5).dtype == model.logits(np.zeros((1, 1, 4, 5))).dtype == dtype
+        cache = PixelCache(2, (1, 4, 5), model.parameters()[0].data)
+        cache.move(0, 0)
+        cache(model.vertical, Tensor(np.zeros((1, 2), dtype)))
+        assert cache.layers[model.vertical].position.dtype == dtype
+
+
 def test_gated_starts_with_activations_of_its_inputs_scale(rng):
     """What the vertical stack tells, and the first layer's output: neither fades nor explodes."""
     model = GatedPixelCNN((1, 16, 16), width=64, layers=8, rng=rng)
@@ -698,7 +715,9 @@ def test_the_gated_network_is_the_papers_figure(rng):
         model.vertical.convs[0].weight[:, :, :3], ((0, 0), (0, 0), (1, 0), (0, 0))
     )  # on rows that lie lower
     v = ops.conv2d(ops.pad(down, ((0, 0), (0, 0), (3, 0), (3, 3))), kernel, model.vertical.convs[0].bias)
-    v = v + np.einsum("pc,pij->cij", model.vertical.position.data, np.mgrid[-1:1:5j, -1:1:4j])
+    position = np.einsum("pc,pij->cij", model.vertical.position.data, np.mgrid[-1:1:5j, -1:1:4j])
+    np.testing.assert_allclose(model.vertical.position_bias(5, 4).data, position, rtol=1e-13)
+    v = v + position
     h = x
     for i, layer in enumerate([model.first, *model.layers]):
         if i:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -74,6 +75,29 @@ def test_a_row(name, small, monkeypatch, capsys):
     likelihood.ROWS[name].steps = 2, 1  # goes on for longer
     call(monkeypatch, capsys, name)
     assert weights.load(small / f"{name}.npz")[1]["steps"] == [2, 1]
+
+
+@pytest.mark.parametrize("name", likelihood.ROWS)
+def test_the_weights_that_ship_are_of_the_row(name):
+    row, (_, about) = likelihood.ROWS[name], weights.load(weights.FOLDER / f"{name}.npz")
+    for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging"):
+        right = json.loads(json.dumps(getattr(row, key)))
+        assert about.get(key, 0.0) == right, f"{name}: {key} is {right}, the weights have {about.get(key)}"
+
+
+def test_the_tables_are_of_the_weights_that_ship(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(likelihood, "PICTURES", tmp_path)
+    likelihood.write_tables()
+    written, root = (tmp_path / "RESULTS.md").read_text(), Path(__file__).parent.parent
+    assert written.removeprefix("# Results").strip() in (root / "benchmarks" / "RESULTS.md").read_text()
+    readme = (root / "README.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)`.*? \| ([\d.]+) .*\| (?:\d+ \+ )?(\d+) \|$", readme, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(likelihood.ROWS)
+    for name, figure, minutes in rows:
+        about = weights.load(weights.FOLDER / f"{name}.npz")[1]
+        result = about["result"].get("nats") or about["result"]["squared_error"]
+        assert figure in (f"{result:.2f}", f"{result:.1f}") and minutes == f"{about['minutes'][-1]:.0f}", name
 
 
 @pytest.mark.parametrize("name", ["gated-pixelcnn", "gated-pixelcnn-classes"])

@@ -40,14 +40,13 @@ def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
 
 def figure(panels: dict):
     """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)} or
-    {title: (images, columns, names of the rows)}. It is as tall as its tallest grid."""
+    {title: (images, columns, names of the rows)}. It is as tall as its tallest grid, up to
+    four times as tall as wide."""
     from matplotlib.figure import Figure
 
-    tallest = max(  # height over width of a grid
-        -(-len(images) // columns) * images.shape[2] / (columns * images.shape[3])
-        for images, columns, *_ in panels.values()
-    )
-    drawn = Figure(figsize=(4.2 * len(panels), 4.2 * tallest + 0.3), layout="constrained")
+    shapes = [tile(images, columns).shape for images, columns, *_ in panels.values()]
+    tallest = min(max(height / width for height, width, *_ in shapes), 4)
+    drawn = Figure(figsize=(4.2 * len(panels), 4.2 * tallest + 0.45), layout="constrained")
     drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
     for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         draw_images(ax, images, columns, title, *rows)
