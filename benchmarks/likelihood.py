@@ -283,7 +283,7 @@ def draw(name):
 
 def write_tables():
     """The rows that have weights into RESULTS.md, and their learning curves as a picture."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.add_subplot()
     lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]
     recipes = [
@@ -319,9 +319,9 @@ def write_tables():
                 f"| {about['machine']} |"
             )
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
-    ax.set_ylim(top=100)
+    ax.set_ylim(top=92)
     if ax.lines:
-        ax.legend()
+        figure.legend(loc="outside lower center", ncols=2)
     ax.grid(alpha=0.3)
     figure.savefig(PICTURES / "learning_curves.png", dpi=110)
     units = "Nats per image; of the autoencoder the squared error per image, with 32 numbers a code."
