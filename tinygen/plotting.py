@@ -40,8 +40,8 @@ def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
 
 def figure(panels: dict):
     """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)} or
-    {title: (images, columns, names of the rows)}. It is as tall as its tallest grid, up to
-    four times as tall as wide."""
+    {title: (images, columns, names of the rows)}. A panel is 4.2 inches wide; all are as tall as the tallest grid, up
+    to four times that."""
     from matplotlib.figure import Figure
 
     shapes = [tile(images, columns).shape for images, columns, *_ in panels.values()]

@@ -36,8 +36,9 @@ class VerticalStack(Module):
     Gated convolutions whose rows end above the pixel in the first layer (``first`` x ``first``), at its own row in the
     others (``kernel`` x ``kernel``): nothing to the right is missed, and nothing of the image's own row is seen.
     A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
-    ``layers``: the first included. To its output is added ``position``, a linear function, zero at first, of the
-    pixel's coordinates: away from the border a convolution computes the same wherever it is.
+    To the first convolution's output is added ``position``, a linear function of the pixel's coordinates that begins at
+    zero: away from the border a convolution alone computes the same wherever it is.
+    ``channels``: the image's; ``layers``: how many, the first included; ``classes``: as for the gates.
     Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
     Liu et al. 2018 (arXiv 1807.03247).
     """
