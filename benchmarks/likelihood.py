@@ -109,7 +109,7 @@ ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), published="81.30"),
     "row-lstm": Row("PixelRNN", ROW, "static", (21_000,), published="80.54"),
     "diagonal-bilstm": Row("PixelRNN", DIAGONAL, "static", (15_000, 9000), published="79.20", note=SHARED),
-    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (14_500,), note=SHARED),
+    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (14_500, 22_000), note=SHARED),
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN",
         {**GATED, "classes": 10},

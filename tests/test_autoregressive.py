@@ -9,7 +9,7 @@ from tinygen import Tensor, grad, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 from tinygen.models.pixel_cache import PixelCache
-from tinygen.nn import Module
+from tinygen.nn import Module, VerticalStack
 from tinygen.optim import Adam
 from tinygen.training import evaluate, fit
 
@@ -86,7 +86,7 @@ def test_dropout_is_of_what_a_block_gives_to_its_last_convolution(rng, monkeypat
     monkeypatch.setattr(ops, "dropout", lambda x, p, rng: seen.append((x.shape, p)) or x)
     for name in BUILD:
         build(name, (1, 4, 5), width=6, dropout=0.4).loss(rng.integers(0, 2, (3, 1, 4, 5)), rng)
-    assert seen == [((3, 6, 4, 5), 0.4)] * 8
+    assert seen == [((3, 6, 4, 5), 0.4)] * 10  # two in each model, in the vertical stack too
     monkeypatch.undo()
     block = build("cnn", (1, 4, 5), dropout=0.4).blocks[0]
     order = []
@@ -97,6 +97,13 @@ def test_dropout_is_of_what_a_block_gives_to_its_last_convolution(rng, monkeypat
         Tensor(np.zeros((1, 6, 4, 5))), 0.0, lambda part, h, **given: order.append(part) or part(h, **given), None
     )
     assert order == [layer.conv, layer.gate, layer.dropout, layer.out]
+
+
+def test_dropout_in_the_vertical_stack_is_between_its_layers(rng):
+    stack = VerticalStack(1, 6, 3, 3, 3, dropout=0.4, rng=rng)
+    x = Tensor(rng.normal(size=(2, 1, 4, 5)))
+    noisy = [(stack(x)[i].data != stack(x, rng=rng)[i].data).any() for i in range(3)]
+    assert noisy == [False, True, True]
 
 
 def test_dropout_sends_a_mask_to_the_device_and_waits_for_nothing(rng, strict):

@@ -14,7 +14,7 @@ from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
 from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
-from tinygen.nn import Dropout, Module
+from tinygen.nn import Dropout, Module, VerticalStack
 from tinygen.tensor import Tensor, no_grad, recording
 
 
@@ -47,7 +47,9 @@ class Autoregressive(Module):
         """
 
         def apply(layer, h, **given):
-            return layer(h, rng) if isinstance(layer, Dropout) else layer(h, **given)
+            if isinstance(layer, Dropout | VerticalStack):
+                given["rng"] = rng
+            return layer(h, **given)
 
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape

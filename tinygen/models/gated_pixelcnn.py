@@ -14,8 +14,8 @@ class GatedPixelCNN(Autoregressive):
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width``: channels of each stack, a multiple of C;
     ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size; ``first``:
     that of the first layer; ``classes``: how many, or 0 for a model without; ``dropout``: probability, of each
-    horizontal gate's output but the first's. With classes, ``log_prob``, ``loss`` and ``sample`` need ``labels`` (N,),
-    whole numbers 0 .. classes - 1.
+    gate's output but the first horizontal one's. With classes, ``log_prob``, ``loss`` and ``sample`` need ``labels``
+    (N,), whole numbers 0 .. classes - 1.
 
     Deviations from the paper: as in PixelCNN, residual branches and logits start at zero, and there may be dropout;
     the vertical stack gets each pixel's coordinates, with which it learns much faster.
@@ -38,9 +38,8 @@ class GatedPixelCNN(Autoregressive):
         check_count("first", first, 3)  # a smaller one sees no row above
         check_count("kernel", kernel)
         groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
-        self.vertical = VerticalStack(
-            groups, width, check_count("layers", layers, 0) + 1, first, kernel, classes, rng=rng
-        )
+        depth = check_count("layers", layers, 0) + 1
+        self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, dropout, rng=rng)
         self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
         self.layers = [
             HorizontalLayer("B", width, width, kernel, groups, classes, dropout, rng=rng) for _ in range(layers)
