@@ -101,7 +101,7 @@ def test_dropout_is_of_what_a_block_gives_to_its_last_convolution(rng, monkeypat
 
 def test_dropout_in_the_vertical_stack_is_between_its_layers(rng):
     stack = VerticalStack(1, 6, 3, 3, 3, dropout=0.4, rng=rng)
-    x = Tensor(rng.normal(size=(2, 1, 4, 5)))
+    x = Tensor(rng.normal(size=(2, 1, 4, 5)).astype(np.float32))
     noisy = [(stack(x)[i].data != stack(x, rng=rng)[i].data).any() for i in range(3)]
     assert noisy == [False, True, True]
 
