@@ -81,7 +81,7 @@ def trained(name: str, config: argparse.Namespace) -> Module:
             model,
             digits.train_images,
             steps=config.train,
-            optimizer=Muon(model.parameters(), about["lr"], weight_decay=about.get("weight_decay", 0.0)),
+            optimizer=Muon(model.parameters(), about["lr"], weight_decay=about["weight_decay"]),
             rng=rng,
             labels=digits.train_labels if getattr(model, "classes", 0) else None,
             batch_size=about["batch_size"],

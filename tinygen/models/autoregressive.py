@@ -47,7 +47,7 @@ class Autoregressive(Module):
         """
 
         def apply(layer, h, **given):
-            if isinstance(layer, Dropout | VerticalStack):
+            if isinstance(layer, Dropout | VerticalStack):  # the stack, one layer to a PixelCache, drops inside
                 given["rng"] = rng
             return layer(h, **given)
 
@@ -60,8 +60,8 @@ class Autoregressive(Module):
         """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
 
         ``rng``: as for ``logits``; log p(x) is then a noisy value to learn from.
-        Raises ValueError for another shape, an empty batch, labels that do not fit, or (on the host) values that are
-        not 0 .. levels - 1.
+        Raises ValueError for another shape, an empty batch, labels that are not (N,) whole numbers, or (on the host)
+        values or labels out of range.
         """
         x = check_images(x, self.image_shape, self.levels)
         return (
@@ -109,8 +109,8 @@ class Autoregressive(Module):
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
         ``labels`` (n,): the classes to draw from, for a model with classes. ``temperature``: divides the logits; below
         1 likely values become likelier, and the draws are no longer the model's own.
-        Raises ValueError for n < 1, a temperature that is not positive, where only one of ``given`` and ``mask`` is
-        there, or where something does not fit.
+        Raises ValueError for n < 1, a temperature that is not positive and finite, where only one of ``given`` and
+        ``mask`` is there, or where something does not fit.
         """
         *_, images = self.paint(n, rng, given, mask, labels, temperature)
         return images
@@ -122,9 +122,10 @@ class Autoregressive(Module):
         """
         check_count("n", n)
         if (given is None) != (mask is None):
-            raise ValueError("sample: given and mask go together: the values, and where to keep them")
+            got = "mask" if given is None else "given"
+            raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature: got {temperature!r}, needs a positive number")
+            raise ValueError(f"temperature: got {temperature!r}, needs a positive, finite number")
         shape, device = (n, *self.image_shape), self.device
         u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)

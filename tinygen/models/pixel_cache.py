@@ -16,7 +16,8 @@ from tinygen.tensor import Tensor
 
 
 class PixelCache:
-    """``cache.move(row, column)``, then ``cache(layer, column Tensor)`` for each layer in the network's order."""
+    """``cache.move(row, column)``, then ``cache(layer, h)`` for each layer in the network's order: h and what it gives
+    are Tensors (channels, N)."""
 
     def __init__(self, n: int, image_shape, like):
         self.n, (_, self.height, self.width) = n, image_shape
@@ -37,13 +38,13 @@ class PixelCache:
         h = xp(h.data).maximum(h.data, 0) if relu else h.data
         return Tensor(self.layers[layer](h, self.row, self.column, **given))
 
-    def input(self, column) -> None:
+    def input(self, values) -> None:
         """The pixel's final values, which the layers that read the image see from the next pixel on.
 
         Only these: nothing else that was kept at this pixel depends on its last colour.
         """
         for layer in self.readers:
-            layer.store(column, self.row, self.column)
+            layer.store(values, self.row, self.column)
 
     def zeros(self, *shape):
         return xp(self.like).zeros((*shape, self.n), self.like.dtype)

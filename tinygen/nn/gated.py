@@ -39,7 +39,7 @@ class VerticalStack(Module):
     To the first convolution's output is added ``position``, a linear function of the pixel's coordinates that begins at
     zero: away from the border a convolution alone computes the same wherever it is.
     ``channels``: the image's; ``layers``: how many, the first included; ``classes``: as for the gates; ``dropout``:
-    probability, of each gate's output.
+    probability, of each gate's output, where ``forward`` is given an ``rng``.
     Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
     Liu et al. 2018 (arXiv 1807.03247).
     """
