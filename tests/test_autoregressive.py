@@ -69,7 +69,7 @@ def test_dropout_is_for_learning_alone(name, rng):
     assert losses[0] == losses[1] != losses[2] and right not in losses
     drawn = [m.sample(4, np.random.default_rng(3)) for m in (plain, model)]
     np.testing.assert_array_equal(*drawn)
-    for last in branch_ends(model):  # all noise is inside the branches
+    for last in branch_ends(model):  # all noise reaches the logits through the branches
         last.weight.data = last.weight.data * 0
     assert model.loss(x, rng).item() == model.loss(x).item()
 

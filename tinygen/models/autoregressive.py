@@ -60,8 +60,8 @@ class Autoregressive(Module):
         """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
 
         ``rng``: as for ``logits``; log p(x) is then a noisy value to learn from.
-        Raises ValueError for another shape, an empty batch, labels that are not (N,) whole numbers, or (on the host)
-        values or labels out of range.
+        Raises ValueError for another shape, an empty batch, labels of a model without classes or that are not (N,)
+        whole numbers, or (on the host) values or labels out of range.
         """
         x = check_images(x, self.image_shape, self.levels)
         return (

@@ -40,7 +40,7 @@ class GatedPixelCNN(Autoregressive):
         groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
         depth = check_count("layers", layers, 0) + 1
         self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, dropout, rng=rng)
-        # no dropout there: it has no residual, so what it drops all layers would lack
+        # Without dropout: its output is all that the residual stream begins with
         self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
         self.layers = [
             HorizontalLayer("B", width, width, kernel, groups, classes, dropout, rng=rng) for _ in range(layers)

@@ -16,8 +16,8 @@ from tinygen.tensor import Tensor
 
 
 class PixelCache:
-    """``cache.move(row, column)``, then ``cache(layer, h)`` for each layer in the network's order: h and what it gives
-    are Tensors (channels, N)."""
+    """``cache.move(row, column)``, then ``cache(layer, h)`` for each layer in the network's order, h a Tensor
+    (channels, N). A vertical stack gives (layers, 2 width, N), other layers (channels, N)."""
 
     def __init__(self, n: int, image_shape, like):
         self.n, (_, self.height, self.width) = n, image_shape
