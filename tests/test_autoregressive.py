@@ -76,10 +76,12 @@ def test_dropout_is_for_learning_alone(name, rng):
 
 def test_where_dropout_acts(rng, monkeypatch):
     seen = []
-    monkeypatch.setattr(ops, "dropout", lambda x, p, rng: seen.append((x.shape, p)) or x)
+    monkeypatch.setattr(ops, "dropout", lambda x, p, given: seen.append((x.shape, p, given is rng)) or x)
+    x = rng.integers(0, 2, (3, 1, 4, 5))
     for name in BUILD:
-        build(name, (1, 4, 5), width=6, dropout=0.4).loss(rng.integers(0, 2, (3, 1, 4, 5)), rng)
-    assert seen == [((3, 6, 4, 5), 0.4)] * 10  # two in each model, and two in the vertical stack
+        build(name, (1, 4, 5), width=6, dropout=0.4).loss(x, rng)
+    GatedPixelCNN((1, 4, 5), width=6, layers=2, classes=3, dropout=0.4, rng=rng).loss(x, rng, [0, 1, 2])
+    assert seen == [((3, 6, 4, 5), 0.4, True)] * 14  # two in each model, and two in each vertical stack
     monkeypatch.undo()
     block = build("cnn", (1, 4, 5), dropout=0.4).blocks[0]
     order = []
@@ -430,7 +432,7 @@ def test_temperature_divides_the_logits(name, levels, colours, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
 def test_sample_refuses_a_temperature(temperature, rng):
-    with pytest.raises(ValueError, match="temperature: got"):
+    with pytest.raises(ValueError, match=r"temperature: got .*, needs a positive, finite number"):
         build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)
 
 
@@ -527,8 +529,8 @@ def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
     "n,given,mask,message",
     [
         (0, None, None, "n: got 0, needs a whole number of at least 1"),
-        (2, np.zeros((2, 1, 2, 3)), None, "given and mask go together"),
-        (2, None, np.ones((2, 3), bool), "given and mask go together"),
+        (2, np.zeros((2, 1, 2, 3)), None, "given and mask go together: got given alone"),
+        (2, None, np.ones((2, 3), bool), "given and mask go together: got mask alone"),
         (2, np.zeros((3, 1, 2, 3)), True, r"given: has shape \(3, 1, 2, 3\), needs \(2, 1, 2, 3\)"),
         (2, np.zeros((2, 1, 3, 2)), True, r"images: got shape \(2, 1, 3, 2\), needs \(N, 1, 2, 3\)"),
         (

@@ -154,6 +154,8 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
     assert seen["schedule"](0.5) == likelihood.schedule((2,))(0.5) and seen["averaging"] == row.averaging
     assert seen["optimizer"].lr == row.lr and seen["steps"] == 2 and seen["batch_size"] == row.batch_size
     assert seen["optimizer"].weight_decay == about["weight_decay"] == row.weight_decay == 0.07
+    assert about["train"] == [3.0] and about["validation"] == [2.0]
+    assert about["seed"] == likelihood.SEED == seen["rng"].bit_generator.seed_seq.entropy
     assert about["minutes"] == [1.5] and about["epochs"] == round(2 * row.batch_size / 2200, 1)
 
 

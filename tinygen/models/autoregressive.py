@@ -83,11 +83,13 @@ class Autoregressive(Module):
             return {}
         if not self.classes:
             raise ValueError("labels: the model was built without classes")
+        needs = f"needs ({n},) whole numbers, the class of each image"
+        if labels is None:
+            raise ValueError(f"labels: got none, {needs}")
         labels = labels.data if isinstance(labels, Tensor) else labels
         labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            got = "none" if labels.dtype == object else f"shape {labels.shape}, dtype {labels.dtype}"
-            raise ValueError(f"labels: got {got}, needs ({n},) whole numbers, the class of each image")
+            raise ValueError(f"labels: got shape {labels.shape}, dtype {labels.dtype}, {needs}")
         if isinstance(labels, np.ndarray) and not (0 <= labels.min() and labels.max() < self.classes):
             raise ValueError(f"labels: from {labels.min()} to {labels.max()}, needs 0 .. {self.classes - 1}")
         return {"labels": to_device(labels, self.device)}
