@@ -105,12 +105,11 @@ class Row:
 CNN = {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15}
 ROW = {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1}
 DIAGONAL = {"kind": "diagonal", "width": 16, "layers": 7, "first": 15}
-GATED = {"width": 32, "layers": 10, "first": 15, "dropout": 0.1}
+GATED = {"width": 16, "layers": 12, "kernel": 5, "first": 15}
 SMALL = {"latent": 2}  # for a plane to look at
 LARGE = {"latent": 32, "channels": (32, 64, 64), "blocks": 1}
 CODE = {"code": 32, "channels": (32, 64, 96, 128)}
 SHARED = "beside other programs for some ten of its minutes"
-SWITCHED = f"dropout in the vertical stack switched by hand: on in steps 14,501 to 29,330 only; {SHARED}"
 OVERFLOW = "two minutes at a rate of 0.005 ended in an overflow, and were thrown away"
 LATER = "full rate up to about step 2,900"
 OLDER = {"lr": 3e-3, "weight_decay": 0.0, "batch_size": 64}
@@ -118,10 +117,10 @@ ROWS = {
     "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), published="81.30"),
     "row-lstm": Row("PixelRNN", ROW, "static", (21_000,), published="80.54"),
     "diagonal-bilstm": Row("PixelRNN", DIAGONAL, "static", (15_000, 9000), published="79.20", note=SHARED),
-    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (14_500, 22_000), note=SWITCHED),
+    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (30_000,)),
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN",
-        {**GATED, "classes": 10, "dropout": 0.0},
+        {**GATED, "classes": 10},
         "static",
         (2000,),
         lr=2e-3,

@@ -9,7 +9,7 @@ from tinygen import Tensor, grad, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 from tinygen.models.pixel_cache import PixelCache
-from tinygen.nn import Module, VerticalStack
+from tinygen.nn import Module
 from tinygen.optim import Adam
 from tinygen.training import evaluate, fit
 
@@ -19,6 +19,7 @@ BUILD = {
     "row": lambda shape, levels=2, depth=2, width=6, **kw: PixelRNN("row", shape, levels, width, depth, **kw),
     "diagonal": lambda shape, levels=2, depth=2, width=6, **kw: PixelRNN("diagonal", shape, levels, width, depth, **kw),
 }
+DROP = ["cnn", "row", "diagonal"]  # have dropout
 every_model = pytest.mark.parametrize("name", BUILD)
 
 
@@ -54,7 +55,7 @@ def chi_square_is_plausible(counts, p):
     return ((counts - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
 
 
-@every_model
+@pytest.mark.parametrize("name", DROP)
 def test_dropout_is_for_learning_alone(name, rng):
     """Where steps are recorded it makes the loss noisy; likelihoods and samples are those of a model without."""
     plain, model = (build(name, (1, 4, 5), dropout=p) for p in (0.0, 0.4))
@@ -78,27 +79,14 @@ def test_where_dropout_acts(rng, monkeypatch):
     seen = []
     monkeypatch.setattr(ops, "dropout", lambda x, p, given: seen.append((x.shape, p, given is rng)) or x)
     x = rng.integers(0, 2, (3, 1, 4, 5))
-    for name in BUILD:
+    for name in DROP:
         build(name, (1, 4, 5), width=6, dropout=0.4).loss(x, rng)
-    GatedPixelCNN((1, 4, 5), width=6, layers=2, classes=3, dropout=0.4, rng=rng).loss(x, rng, [0, 1, 2])
-    assert seen == [((3, 6, 4, 5), 0.4, True)] * 14  # two in each model, and two in each vertical stack
+    assert seen == [((3, 6, 4, 5), 0.4, True)] * 6  # two in each model
     monkeypatch.undo()
     block = build("cnn", (1, 4, 5), dropout=0.4).blocks[0]
     order = []
     block.forward(Tensor(np.zeros((1, 12, 4, 5))), lambda layer, h, **given: order.append(layer) or layer(h, **given))
     assert order == [block.down, block.middle, block.dropout, block.up]
-    layer, order = build("gated", (1, 4, 5), dropout=0.4).layers[0], []
-    layer.forward(
-        Tensor(np.zeros((1, 6, 4, 5))), 0.0, lambda part, h, **given: order.append(part) or part(h, **given), None
-    )
-    assert order == [layer.conv, layer.gate, layer.dropout, layer.out]
-
-
-def test_dropout_in_the_vertical_stack_is_between_its_layers(rng):
-    stack = VerticalStack(1, 6, 3, 3, 3, dropout=0.4, rng=rng)
-    x = Tensor(rng.normal(size=(2, 1, 4, 5)).astype(np.float32))
-    noisy = [(a.data != b.data).any() for a, b in zip(stack(x), stack(x, rng=rng))]
-    assert noisy == [False, True, True]
 
 
 def test_dropout_sends_a_mask_to_the_device_and_waits_for_nothing(rng, strict):
@@ -430,9 +418,17 @@ def test_temperature_divides_the_logits(name, levels, colours, monkeypatch):
     np.testing.assert_allclose(by_value, model.logits(x).data / 0.4, atol=1e-12)
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("levels", [2, 3])
+def test_the_lowest_temperature_draws_the_likeliest(levels, rng):
+    model = build("cnn", (1, 3, 4), levels, dtype=np.float32)
+    x = model.sample(6, rng, temperature=1e-30)
+    logits = model.logits(x).data
+    np.testing.assert_array_equal(x, logits[:, 0] > 0 if levels == 2 else logits.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, 1e-31, float("nan"), float("inf")])
 def test_sample_refuses_a_temperature(temperature, rng):
-    with pytest.raises(ValueError, match=r"temperature: got .*, needs a positive, finite number"):
+    with pytest.raises(ValueError, match=r"temperature: got .*, needs a finite number of at least 1e-30"):
         build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)
 
 
@@ -717,15 +713,15 @@ def test_the_gated_network_is_the_papers_figure(rng):
         model.vertical.convs[0].weight[:, :, :3], ((0, 0), (0, 0), (1, 0), (0, 0))
     )  # on rows that lie lower
     v = ops.conv2d(ops.pad(down, ((0, 0), (0, 0), (3, 0), (3, 3))), kernel, model.vertical.convs[0].bias)
-    position = np.einsum("pc,pij->cij", model.vertical.position.data, np.mgrid[-1:1:5j, -1:1:4j])
+    position = np.einsum("plc,pij->lcij", model.vertical.position.data, np.mgrid[-1:1:5j, -1:1:4j])
     np.testing.assert_allclose(model.vertical.position_bias(5, 4).data, position, rtol=1e-13)
-    v = v + position
+    v = v + position[0]
     h = x
     for i, layer in enumerate([model.first, *model.layers]):
         if i:
             conv = model.vertical.convs[i]
             v = gate(model.vertical.gates[i - 1], v)
-            v = ops.conv2d(ops.pad(v, ((0, 0), (0, 0), (1, 0), (1, 1))), conv.weight[:, :, :2], conv.bias)
+            v = ops.conv2d(ops.pad(v, ((0, 0), (0, 0), (1, 0), (1, 1))), conv.weight[:, :, :2], conv.bias) + position[i]
         link, reach = model.vertical.links[i], 1 if i else 3
         w = layer.conv.weight[:, :, :, : reach + (i > 0)]
         left = ops.pad(h, ((0, 0), (0, 0), (0, 0), (reach, 0)))[:, :, :, : 4 + (reach if i else reach - 1)]

@@ -14,7 +14,7 @@ from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
 from tinygen.models.images import check_count, check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
-from tinygen.nn import Dropout, Module, VerticalStack
+from tinygen.nn import Dropout, Module
 from tinygen.tensor import Tensor, no_grad, recording
 
 
@@ -47,9 +47,7 @@ class Autoregressive(Module):
         """
 
         def apply(layer, h, **given):
-            if isinstance(layer, Dropout | VerticalStack):  # the stack, one layer to a PixelCache, drops inside
-                given["rng"] = rng
-            return layer(h, **given)
+            return layer(h, rng) if isinstance(layer, Dropout) else layer(h, **given)
 
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
@@ -111,7 +109,7 @@ class Autoregressive(Module):
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
         ``labels`` (n,): the classes to draw from, for a model with classes. ``temperature``: divides the logits; below
         1 likely values become likelier, and the draws are no longer the model's own.
-        Raises ValueError for n < 1, a temperature that is not positive and finite, where only one of ``given`` and
+        Raises ValueError for n < 1, a temperature that is not finite or below 1e-30, where only one of ``given`` and
         ``mask`` is there, or where something does not fit.
         """
         *_, images = self.paint(n, rng, given, mask, labels, temperature)
@@ -126,8 +124,8 @@ class Autoregressive(Module):
         if (given is None) != (mask is None):
             got = "mask" if given is None else "given"
             raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature: got {temperature!r}, needs a positive, finite number")
+        if not 1e-30 <= temperature < float("inf"):  # logits over less overflow
+            raise ValueError(f"temperature: got {temperature!r}, needs a finite number of at least 1e-30")
         shape, device = (n, *self.image_shape), self.device
         u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)

@@ -4,7 +4,7 @@ import numpy as np
 
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count
-from tinygen.nn import Dropout, Gate, MaskedConv2d, Module, VerticalStack
+from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
 
 
 class GatedPixelCNN(Autoregressive):
@@ -13,12 +13,11 @@ class GatedPixelCNN(Autoregressive):
 
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width``: channels of each stack, a multiple of C;
     ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size; ``first``:
-    that of the first layer; ``classes``: how many, or 0 for a model without; ``dropout``: probability, of each
-    gate's output but the first horizontal one's. With classes, ``log_prob``, ``loss`` and ``sample`` need ``labels``
-    (N,), whole numbers 0 .. classes - 1.
+    that of the first layer; ``classes``: how many, or 0 for a model without. With classes, ``log_prob``, ``loss`` and
+    ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
 
-    Deviations from the paper: as in PixelCNN, residual branches and logits start at zero, and there may be dropout;
-    the vertical stack gets each pixel's coordinates, with which it learns much faster.
+    Deviations from the paper: as in PixelCNN, residual branches and logits start at zero; the vertical stack
+    gets each pixel's coordinates, with which it learns much faster.
     """
 
     def __init__(
@@ -30,7 +29,6 @@ class GatedPixelCNN(Autoregressive):
         kernel=3,
         first=7,
         classes=0,
-        dropout=0.0,
         *,
         rng: np.random.Generator,
     ):
@@ -39,12 +37,9 @@ class GatedPixelCNN(Autoregressive):
         check_count("kernel", kernel)
         groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
         depth = check_count("layers", layers, 0) + 1
-        self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, dropout, rng=rng)
-        # Without dropout: its output is all that the residual stream begins with
+        self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, rng=rng)
         self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
-        self.layers = [
-            HorizontalLayer("B", width, width, kernel, groups, classes, dropout, rng=rng) for _ in range(layers)
-        ]
+        self.layers = [HorizontalLayer("B", width, width, kernel, groups, classes, rng=rng) for _ in range(layers)]
         self.hidden = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", 2 * width, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
@@ -58,15 +53,13 @@ class GatedPixelCNN(Autoregressive):
 
 
 class HorizontalLayer(Module):
-    """1 x k masked convolution, plus what the vertical stack has seen, gate, dropout, 1x1:
+    """1 x k masked convolution, plus what the vertical stack has seen, gate, 1x1:
     (N, channels, H, W) and (N, 2 width, H, W) -> (N, width, H, W)."""
 
-    def __init__(self, mask, channels, width, kernel, groups, classes, dropout=0.0, *, rng):
+    def __init__(self, mask, channels, width, kernel, groups, classes, *, rng):
         self.conv = MaskedConv2d(mask, channels, 2 * width, (1, kernel), groups, rng=rng)
         self.gate = Gate(width, groups, classes)
-        self.dropout = Dropout(dropout)
         self.out = MaskedConv2d("B", width, width, 1, groups, rng=rng, scale=1.0 if mask == "A" else 0.0)
 
     def forward(self, h, above, apply, labels=None):
-        y = apply(self.gate, apply(self.conv, h) + above, labels=labels)
-        return apply(self.out, apply(self.dropout, y))
+        return apply(self.out, apply(self.gate, apply(self.conv, h) + above, labels=labels))

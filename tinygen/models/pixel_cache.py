@@ -121,9 +121,7 @@ class VerticalPixel:
         if row != self.row:
             for i, (weight, bias) in enumerate(self.links):
                 for j in range(len(self.to_horizontal)):
-                    y = self.convs[i].at(row, j)
-                    if i == 0:
-                        y = y + self.position[:, row, j]
+                    y = self.convs[i].at(row, j) + self.position[i, :, row, j]
                     self.to_horizontal[j, i] = weight @ y + bias
                     if i < len(self.gates):
                         self.convs[i + 1].store(self.gates[i](y, row, j, labels), row, j)

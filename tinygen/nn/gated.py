@@ -6,7 +6,7 @@ from tinygen import ops
 from tinygen.backend import xp
 from tinygen.nn import init
 from tinygen.nn.conv import Conv2d, MaskedConv2d
-from tinygen.nn.module import Dropout, Module
+from tinygen.nn.module import Module
 from tinygen.tensor import Tensor
 
 GATE_VARIANCE = 0.116  # of the output of a gate of two standard normals: E[tanh^2] E[sigmoid^2]
@@ -36,37 +36,33 @@ class VerticalStack(Module):
     Gated convolutions whose rows end above the pixel in the first layer (``first`` x ``first``), at its own row in the
     others (``kernel`` x ``kernel``): nothing to the right is missed, and nothing of the image's own row is seen.
     A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
-    To the first convolution's output is added ``position``, a linear function of the pixel's coordinates that begins at
+    To each convolution's output is added ``position``, a linear function of the pixel's coordinates that begins at
     zero: away from the border a convolution alone computes the same wherever it is.
-    ``channels``: the image's; ``layers``: how many, the first included; ``classes``: as for the gates; ``dropout``:
-    probability, of each gate's output, where ``forward`` is given an ``rng``.
+    ``channels``: the image's; ``layers``: how many, the first included; ``classes``: as for the gates.
     Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
     Liu et al. 2018 (arXiv 1807.03247).
     """
 
-    def __init__(self, channels, width, layers, first, kernel, classes=0, dropout=0.0, *, rng: np.random.Generator):
+    def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
         self.convs = [MaskedConv2d("above", channels, 2 * width, first, rng=rng)]
         self.convs += [
             MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / GATE_VARIANCE) for _ in range(layers - 1)
         ]
-        self.position = init.zeros((2, 2 * width))
+        self.position = init.zeros((2, layers, 2 * width))
         self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
-        self.dropout = Dropout(dropout)
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
-    def forward(self, x, labels=None, rng: np.random.Generator | None = None):
-        to_horizontal = []
+    def forward(self, x, labels=None):
+        position, to_horizontal = self.position_bias(*x.shape[2:]), []
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
-            y = conv(x)
-            if i == 0:
-                y = y + self.position_bias(*x.shape[2:])
+            y = conv(x) + position[i]
             to_horizontal.append(link(y))
             if i < len(self.gates):
-                x = self.dropout(self.gates[i](y, labels), rng)
+                x = self.gates[i](y, labels)
         return to_horizontal
 
     def position_bias(self, height: int, width: int):
-        """(2 width, H, W), from rows and columns that go from -1 to 1."""
-        w = self.position.reshape(2, -1, 1, 1)
+        """(layers, 2 width, H, W), from rows and columns that go from -1 to 1."""
+        w = self.position.reshape(*self.position.shape, 1, 1)
         rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
-        return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (2 width, H, 1) + (2 width, 1, W)
+        return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (.., H, 1) + (.., 1, W)
