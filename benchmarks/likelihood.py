@@ -28,7 +28,7 @@ from tinygen.weights import FOLDER, load, save
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation, on which
 recipes were chosen. The 10,000 test images served the table and the pictures only; the autoregressive rows and vae had
-been tested once or twice before their final training.
+been tested once to three times before their final training.
 *static*: each image binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*:
 training images are drawn anew whenever they are seen, validation images once, test images are those of *static*.
 *grey*: values from 0 to 1. The published figures are of another draw of the pixels, so that differences of a few tenths
