@@ -27,15 +27,15 @@ from tinygen.weights import FOLDER, load, save
 
 PROTOCOL = """
 Of MNIST's training set the first 50,000 images are learned from and the last 10,000 are for validation, on which
-recipes were chosen. The 10,000 test images served the table and the pictures only; the autoregressive rows and vae had
-been tested once to three times before their final training.
+recipes were chosen. The 10,000 test images served the table and the pictures only; each row had been tested once to
+three times before its final training.
 *static*: each image binarized once, by `data.binarize_static` with seed 0 (training set) and 1 (test set). *dynamic*:
 training images are drawn anew whenever they are seen, validation images once, test images are those of *static*.
 *grey*: values from 0 to 1. The published figures are of another draw of the pixels, so that differences of a few tenths
 decide nothing. Figures are minus log p(x), lower is better, and exact; the VAE's estimate an upper bound of it, with
 5,000 importance-weighted samples: the mean bound with 20 over all test images, less what 5,000 gain over 20 on 100 of
 them, spread evenly. After ±: the standard error of the mean over images, of both parts for the VAE. Minutes are of the
-code of the time.
+code of the time; diagonal-bilstm ran beside other programs for some ten of its own.
 """.strip()
 TRIED = """
 What else was tried, all on validation images, with one seed each. After 25,600 images, rate 0.005 falling to zero, on
@@ -49,21 +49,21 @@ What else was tried, all on validation images, with one seed each. After 25,600 
 | Row LSTM, width 16, 7 layers | 85.30 |
 | the same, coordinates added to the first layer's output | 85.24 |
 | the same, a learned bias for each pixel there instead | 85.04 |
-| Gated PixelCNN, width 32, 8 layers, without coordinates | 85.48 |
-| the same, coordinates added to the first layer of both stacks | 84.07 |
-| the same, to that of the vertical stack alone | 84.14 |
+| Gated PixelCNN, width 32, 8 layers, kernel 3, without coordinates | 85.48 |
+| the same, coordinates in the first layer of both stacks | 84.07 |
+| the same, coordinates in the first layer of the vertical stack alone | 84.14 |
 | the same, and the vertical stack residual | 85.04 |
-| Gated PixelCNN, width 24, 10 layers, coordinates in the vertical stack alone | 84.34 |
-| the same, a number for each row and each column there instead | 84.33 |
-| the same, coordinates added to every layer of that stack | 83.74 |
-| the same, 15 products of cosines of them instead | 83.70 |
-| coordinates in every layer, and that stack residual (half the sum of squares each) | 84.49 |
-| coordinates in every layer, width 20, 14 layers | 83.58 |
-| the same, width 24, 6 layers, kernel 5 | 83.26 |
-| the same, width 20, 8 layers, kernel 5 | 83.01 |
-| the same, width 16, 12 layers, kernel 5: Gated PixelCNN of the table | 82.76 |
-| the same, width 12, 18 layers, kernel 5 | 84.01 |
-| the same, width 24, 5 layers, kernel 7 | 83.12 |
+| Gated PixelCNN, width 24, 10 layers, kernel 3, coordinates in the first layer of the vertical stack | 84.34 |
+| with a number for each row and each column there instead | 84.33 |
+| with coordinates in every layer of that stack | 83.74 |
+| with 15 products of cosines of them in every layer | 83.70 |
+| with coordinates in every layer, and that stack residual | 84.49 |
+| Gated PixelCNN with coordinates in every layer, width 20, 14 layers, kernel 3 | 83.58 |
+| width 24, 6 layers, kernel 5 | 83.26 |
+| width 20, 8 layers, kernel 5 | 83.01 |
+| width 16, 12 layers, kernel 5: the table's | 82.76 |
+| width 12, 18 layers, kernel 5 | 84.01 |
+| width 24, 5 layers, kernel 7 | 83.12 |
 
 - PixelCNN: whether dropout pays later was not isolated. With neither it nor weight decay validation fell behind
   training: 82.6 after 5 epochs, with both 81.4 after 16.
@@ -73,35 +73,22 @@ What else was tried, all on validation images, with one seed each. After 25,600 
 - Diagonal BiLSTM: with weight decay 82.1 after 72,000 images, still at the full rate; without, 82.9 after 77,000, the
   rate fallen to zero. The second part took it from 79.53 to 79.42.
 - Gated PixelCNN, coordinates in the first layer alone, width 32, 10 layers, kernel 3: with dropout of 0.1 in the
-  horizontal stack 79.98 after 14,500 steps, training, measured without dropout, at 78.53: it overfits more than the
-  Diagonal BiLSTM does. After 600 steps more, the rate falling from 0.4 of the full one to zero: 80.12 with nothing
-  changed, 80.15 with dropout of 0.25 in that stack, 80.31 with weight decay of 0.5, 80.32 with dropout of 0.1 in the
-  vertical stack too, 80.97 with 0.25. After 22,000 steps instead, with dropout of 0.1 in the vertical stack for two
-  thirds of them: 79.79, and on test 79.46. Of width 24, without dropout, with weight decay of 0.3: 80.68 after 23,100
-  of 33,000 steps, and stopped.
+  horizontal stack 79.98 after 14,500 steps, training, measured without dropout, at 78.53. After 600 steps more, the
+  rate falling from 0.4 of the full one to zero: 80.12 with nothing changed, 80.15 with dropout of 0.25 in that stack,
+  80.31 with weight decay of 0.5, 80.32 with dropout of 0.1 in the vertical stack too, 80.97 with 0.25. After 22,000
+  steps instead, with dropout of 0.1 in the vertical stack for two thirds of them: 79.79. On 6,000 images, after 1,500
+  steps: 85.60; at width 24 85.44, with dropout in both stacks 84.80, with weight decay of 0.3 and no dropout 84.20. On
+  all images the last was at 80.68 after 23,100 of 33,000 steps, and stopped.
 - VAE, minus the ELBO, with a rate falling to zero, runs of unequal lengths: 97.9 with residual blocks after 77,000
   images (54 seconds), 97.2 without, but wider, after 134,000 (83 seconds). At a rate of 0.005 most units died in two of
-  the encoder's three residual blocks, and were never positive again; at 0.003 in one; at 0.0015 there too, if later.
-
-What holds training back at the least cost, where images are few: Gated PixelCNN, coordinates in the first layer alone,
-kernel 3, dropout of 0.1 in the horizontal stack, after 1,500 steps on 6,000 images, on 600 images of each set:
-
-| network | weight decay | training | validation |
-|---|---|---|---|
-| width 32, 10 layers | 0.1 | 76.08 | 85.60 |
-| width 24, 10 layers | 0.1 | 78.73 | 85.44 |
-| the same, each two layers with the same weights | 0.1 | 80.26 | 85.40 |
-| width 24, 10 layers, dropout in the vertical stack too | 0.1 | 80.72 | 84.80 |
-| width 16, 14 layers | 0.1 | 80.28 | 84.79 |
-| width 24, 10 layers | 0.6 | 81.08 | 84.41 |
-| width 24, 10 layers | 0.3 | 79.81 | 84.27 |
-| the same, without dropout | 0.3 | 79.46 | 84.20 |
+  the encoder's three residual blocks, and were never positive again, and one run ended in an overflow after two
+  minutes; at 0.003 they died in one block; at 0.0015 there too, if later.
 """.strip()
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
 VALIDATION = 2000  # images of these 10,000, for the learning curves
 PART = 20  # images evaluated at once
-ROUGH, SAMPLES = 20, 5000  # importance-weighted, of the VAE: for all test images, and for some
+ROUGH, SAMPLES, SOME = 20, 5000, 100  # of the VAE: weighted samples for all test images, and for how many images more
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -109,7 +96,7 @@ PICTURES = Path(__file__).parent / "pictures"
 @dataclass
 class Row:
     """What is built and how Muon trains it. ``protocol``: see above; ``averaging``: of the weights, the share kept at
-    each step; ``start``: the row whose weights it begins with; ``note``: what was not as the other fields say."""
+    each step; ``start``: the row whose weights it begins with."""
 
     model: str
     settings: dict
@@ -121,24 +108,31 @@ class Row:
     batch_size: int = 32
     published: str = "-"  # van den Oord et al. 2016, table 4; for the VAE Burda et al. 2016, table 1, one layer
     start: str = ""
-    images: int = 10_000  # tested on; of a VAE those with 5,000 samples
-    note: str = ""
 
 
-CNN = {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15}
-ROW = {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1}
-DIAGONAL = {"kind": "diagonal", "width": 16, "layers": 7, "first": 15}
 GATED = {"width": 16, "layers": 12, "kernel": 5, "first": 15}
-SMALL = {"latent": 2}  # for a plane to look at
-LARGE = {"latent": 32, "channels": (32, 64, 64), "blocks": 1}
-CODE = {"code": 32, "channels": (32, 64, 96, 128)}
-SHARED = "beside other programs for some ten of its minutes"
-OVERFLOW = "two minutes at a rate of 0.005 ended in an overflow, and were thrown away"
-OLDER = {"lr": 3e-3, "weight_decay": 0.0, "batch_size": 64}
 ROWS = {
-    "pixelcnn": Row("PixelCNN", CNN, "static", (25_000,), published="81.30"),
-    "row-lstm": Row("PixelRNN", ROW, "static", (21_000,), published="80.54"),
-    "diagonal-bilstm": Row("PixelRNN", DIAGONAL, "static", (15_000, 9000), published="79.20", note=SHARED),
+    "pixelcnn": Row(
+        "PixelCNN",
+        {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15},
+        "static",
+        (25_000,),
+        published="81.30",
+    ),
+    "row-lstm": Row(
+        "PixelRNN",
+        {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1},
+        "static",
+        (21_000,),
+        published="80.54",
+    ),
+    "diagonal-bilstm": Row(
+        "PixelRNN",
+        {"kind": "diagonal", "width": 16, "layers": 7, "first": 15},
+        "static",
+        (15_000, 9000),
+        published="79.20",
+    ),
     "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (30_000,)),
     "gated-pixelcnn-classes": Row(
         "GatedPixelCNN",
@@ -149,9 +143,25 @@ ROWS = {
         averaging=0.995,
         start="gated-pixelcnn",
     ),
-    "vae": Row("VAE", LARGE, "dynamic", (40_000,), 1.5e-3, batch_size=64, published="86.76", images=100, note=OVERFLOW),
-    "vae-2d": Row("VAE", SMALL, "dynamic", (5000,), **OLDER, images=100),
-    "autoencoder": Row("Autoencoder", CODE, "grey", (6400,), **OLDER),
+    "vae": Row(
+        "VAE",
+        {"latent": 32, "channels": (32, 64, 64), "blocks": 1},
+        "dynamic",
+        (40_000,),
+        lr=1.5e-3,
+        batch_size=64,
+        published="86.76",
+    ),
+    "vae-2d": Row("VAE", {"latent": 2}, "dynamic", (5000,), lr=3e-3, weight_decay=0.0, batch_size=64),
+    "autoencoder": Row(
+        "Autoencoder",
+        {"code": 32, "channels": (32, 64, 96, 128)},
+        "grey",
+        (6400,),
+        lr=3e-3,
+        weight_decay=0.0,
+        batch_size=64,
+    ),
 }
 
 
@@ -246,11 +256,11 @@ def test(model, images, of_images, samples):
 
 
 def evaluate(name, path, count=None):
-    """The weights in a file on ``count`` test images (default: the row's), as an object for JSON."""
+    """The weights in a file on ``count`` test images (default: all; of a VAE SOME), as an object for JSON."""
     model, about = load(path)
     images, _, tested = sets(about["protocol"])
     of_tested = labels(model)[2]
-    count = min(count or ROWS[name].images, len(tested))
+    count = min(count or (SOME if isinstance(model, models.VAE) else len(tested)), len(tested))
     chosen = np.arange(count) * len(tested) // count  # spread evenly: the halves of the test set differ
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES)
     means = [figures]
@@ -342,7 +352,7 @@ def write_tables():
                         label=f"{name} ({shown}){f', after {row.start}' if row.start else ''}",
                     )
             start = f", from {row.start}" if row.start else ""
-            steps = " + ".join(f"{part:,}" for part in about["steps"]) + (f" ({row.note})" if row.note else "")
+            steps = " + ".join(f"{part:,}" for part in about["steps"])
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
             lines.append(
                 f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
@@ -365,7 +375,7 @@ def write_tables():
 
 def main():
     parser = argparse.ArgumentParser(
-        description="Train a row, for minutes or up to two hours, or go on where that was cut off; then replace the "
+        description="Train a row, for one to 75 minutes on two cores, or go on where it was cut off; then replace the "
         "weights that ship, the row's pictures and the tables of RESULTS.md."
     )
     parser.add_argument("name", choices=ROWS, help="the row")

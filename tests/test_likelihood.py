@@ -34,12 +34,13 @@ def small(monkeypatch, tmp_path):
             base = {key: value for key, value in settings.items() if key != "classes"}
             base_model = getattr(likelihood.models, row.model)(**base, rng=np.random.default_rng(7))
             weights.save(tmp_path / f"{row.start}.npz", base_model, {"settings": base})
-        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=(2,), images=80))
+        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=(2,)))
     for name, value in {
         "FOLDER": tmp_path,
         "PICTURES": tmp_path,
         "CHECKPOINTS": tmp_path / "out",
         "SAMPLES": 3,
+        "SOME": 80,
     }.items():
         monkeypatch.setattr(likelihood, name, value)
     monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
@@ -56,7 +57,8 @@ def call(monkeypatch, capsys, *arguments):
 def test_a_row(name, small, monkeypatch, capsys):
     trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
-    assert trained["name"] == name and trained["images"] == (500 if name.startswith("vae") else 80)
+    assert trained["name"] == name and trained["images"] == 500
+    assert trained.get("images_with_all_samples") == (80 if name.startswith("vae") else None)
     assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
     assert about["result"] == trained and model.size() == trained["parameters"]

@@ -56,6 +56,7 @@ def test_defaults(model, rng):
         (PixelRNN, {"first": (7, 7)}, "first: got \\(7, 7\\), needs a whole number of at least 1"),
         (GatedPixelCNN, {"kernel": 0}, "kernel: got 0, needs a whole number of at least 1"),
         (GatedPixelCNN, {"first": 1}, "first: got 1, needs a whole number of at least 3"),
+        (GatedPixelCNN, {"classes": -1}, "classes: got -1, needs a whole number of at least 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model, settings, message, rng):

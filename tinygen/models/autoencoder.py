@@ -80,10 +80,10 @@ class Decoder(Module):
 
 
 class Autoencoder(Module):
-    """Four convolutions down to a code, four upconvolutions up, squared error.
+    """Convolutions down to a code, upconvolutions up, squared error.
 
     ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: after each convolution.
-    Images are real numbers, best in [0, 1].
+    Images are real numbers, best in [0, 1]. Raises ValueError for a number below 1 or no channels.
     """
 
     unit = "squared error per image"

@@ -1,4 +1,4 @@
-"""What PixelCNN and PixelRNN share: the likelihood by the chain rule, and sampling one pixel after the other.
+"""What PixelCNN, Gated PixelCNN and PixelRNN share: the likelihood by the chain rule, sampling pixel by pixel.
 
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
-from tinygen.models.images import check_count, check_images, check_shape
+from tinygen.models.images import as_array, check_count, check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
 from tinygen.nn import Dropout, Module
 from tinygen.tensor import Tensor, no_grad, recording
@@ -84,8 +84,7 @@ class Autoregressive(Module):
         needs = f"needs ({n},) whole numbers, the class of each image"
         if labels is None:
             raise ValueError(f"labels: got none, {needs}")
-        labels = labels.data if isinstance(labels, Tensor) else labels
-        labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+        labels = as_array(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
             raise ValueError(f"labels: got shape {labels.shape}, dtype {labels.dtype}, {needs}")
         if isinstance(labels, np.ndarray) and not (0 <= labels.min() and labels.max() < self.classes):
@@ -134,8 +133,7 @@ class Autoregressive(Module):
             given = check_images(given, self.image_shape, self.levels)
             if given.shape != shape:
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
-            mask = mask.data if isinstance(mask, Tensor) else mask
-            mask = to_device(mask if hasattr(mask, "dtype") else np.asarray(mask), device)
+            mask = to_device(as_array(mask), device)
             if mask.dtype != bool:
                 raise ValueError(f"mask: has dtype {mask.dtype}, needs booleans")
             try:

@@ -15,6 +15,7 @@ class GatedPixelCNN(Autoregressive):
     ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size; ``first``:
     that of the first layer; ``classes``: how many, or 0 for a model without. With classes, ``log_prob``, ``loss`` and
     ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
+    Raises ValueError for a width that is no multiple of C, an even kernel size, or a number that is too small.
 
     Deviations from the paper: as in PixelCNN, residual branches and logits start at zero; the vertical stack
     gets each pixel's coordinates, with which it learns much faster.
@@ -61,5 +62,5 @@ class HorizontalLayer(Module):
         self.gate = Gate(width, groups, classes)
         self.out = MaskedConv2d("B", width, width, 1, groups, rng=rng, scale=1.0 if mask == "A" else 0.0)
 
-    def forward(self, h, above, apply, labels=None):
+    def forward(self, h, above, apply, labels):
         return apply(self.out, apply(self.gate, apply(self.conv, h) + above, labels=labels))

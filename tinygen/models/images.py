@@ -23,13 +23,19 @@ def check_count(name: str, value, smallest: int = 1) -> int:
     return int(value)
 
 
+def as_array(x):
+    """The array of a Tensor, an array of either kind, or nested lists."""
+    x = x.data if isinstance(x, Tensor) else x
+    return x if hasattr(x, "dtype") else np.asarray(x)
+
+
 def check_images(x, image_shape, levels: int | None = None):
     """The array of a batch x of images (N, C, H, W).
 
     With ``levels`` its values must be whole numbers 0 .. levels - 1. Values are looked at on the host only: on a
     device that would make every step wait. Raises ValueError for another shape, an empty batch, or other values.
     """
-    x = x.data if isinstance(x, Tensor) else x if hasattr(x, "dtype") else np.asarray(x)
+    x = as_array(x)
     if x.ndim != 4 or x.shape[1:] != image_shape:
         raise ValueError(f"images: got shape {x.shape}, needs (N, {', '.join(map(str, image_shape))})")
     if x.dtype.kind not in "fiub":

@@ -88,6 +88,8 @@ class ConvPixel:
 
 
 class GatePixel:
+    """A gate; its classes are looked up once."""
+
     def __init__(self, layer, cache):
         self.layer, self.of_class = layer, None
 

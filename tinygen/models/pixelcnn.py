@@ -14,7 +14,8 @@ class PixelCNN(Autoregressive):
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
     stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first``: the first layer's, 7 in the paper
     (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its last
-    convolution. The width is a multiple of C.
+    convolution. Raises ValueError for a width that is no multiple of C, an even kernel size, or a number that is too
+    small.
 
     Deviations from the paper, each for faster learning: what the mask leaves of a kernel sets the scale of its first
     weights (He et al. 2015), and the last convolution of a block and the logits start at zero, so that the stack starts

@@ -15,8 +15,9 @@ class PixelRNN(Autoregressive):
     ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W);
     ``levels`` values a pixel; ``width`` h: the LSTMs' units, half the stream's channels; ``layers``: how many;
     ``first``: the convolution's kernel size, 7 in the paper; ``dropout``: probability, of each LSTM's output where it
-    leaves the scan (Zaremba et al. 2014; not in the paper). The width is a multiple of C. As in PixelCNN the residual
-    branches and the logits start at zero.
+    leaves the scan (Zaremba et al. 2014; not in the paper). As in PixelCNN the residual branches and the logits start
+    at zero. Raises ValueError for another kind, a width that is no multiple of C, an even kernel size, or a number that
+    is too small.
 
     A stack of Diagonal BiLSTM layers sees all of its input that comes earlier. Its input, through mask A, knows of a
     pixel only later; so where that kernel does not reach, the last pixel of the row above, at which the scan from

@@ -38,7 +38,8 @@ class VerticalStack(Module):
     A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
     To each convolution's output is added ``position``, a linear function of the pixel's coordinates that begins at
     zero: away from the border a convolution alone computes the same wherever it is.
-    ``channels``: the image's; ``layers``: how many, the first included; ``classes``: as for the gates.
+    ``channels``: the image's; ``width``: after a gate; ``layers``: how many, the first included; ``classes``: as for
+    the gates. Raises ValueError for even kernel sizes.
     Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
     Liu et al. 2018 (arXiv 1807.03247).
     """
@@ -48,7 +49,7 @@ class VerticalStack(Module):
         self.convs += [
             MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / GATE_VARIANCE) for _ in range(layers - 1)
         ]
-        self.position = init.zeros((2, layers, 2 * width))
+        self.position = init.zeros((2, layers, 2 * width))  # (row or column, layer, channel)
         self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
