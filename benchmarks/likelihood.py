@@ -10,7 +10,8 @@ import argparse
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,14 @@ def labels(model):
     return digits.train_labels[:LEARNED], digits.train_labels[LEARNED:], digits.test_labels
 
 
+def checkpoint(name):
+    """The file's name tells recipes apart: a run goes on where the same one was cut off, or was shorter by a part."""
+    row = ROWS[name]
+    recipe = repr((SEED, replace(row, steps=row.steps[:1]))).encode()
+    start = (FOLDER / f"{row.start}.npz").read_bytes() if row.start else b""
+    return CHECKPOINTS / f"{name}-{sha256(recipe + start).hexdigest()[:8]}.npz"
+
+
 def train(name):
     """Train from the start or from the checkpoint. Gives the file of the weights, beside the checkpoint."""
     row, rng = ROWS[name], np.random.default_rng(SEED)
@@ -225,7 +234,7 @@ def train(name):
         validation=validation[:VALIDATION],
         validation_labels=None if of_validation is None else of_validation[:VALIDATION],
         validate_every=max(1, sum(row.steps) // 20),
-        checkpoint=CHECKPOINTS / f"{name}.npz",
+        checkpoint=checkpoint(name),
     )
     recipe = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")
     about = {key: getattr(row, key) for key in recipe}

@@ -406,6 +406,8 @@ def test_paint_gives_the_sample_row_by_row(name):
     assert len(seen) == 4
     for row, x in enumerate(seen, start=1):
         np.testing.assert_array_equal(x, sample * (np.arange(4)[:, None] < row))
+    left, x = np.arange(3) < 1, next(model.paint(5, np.random.default_rng(5), given=sample, mask=np.arange(3) < 1))
+    np.testing.assert_array_equal(x[:, :, 1:], sample[:, :, 1:] * left)  # given ones are there from the start
 
 
 def test_gradients_are_recorded_between_two_rows(rng):
@@ -433,9 +435,9 @@ def test_the_lowest_temperature_draws_the_likeliest(levels, rng):
     np.testing.assert_array_equal(x, logits[:, 0] > 0 if levels == 2 else logits.argmax(1))
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, 1e-31, float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0, -1.0, 1e-31, 1e31, 10**400, float("nan"), float("inf"), "1", None])
 def test_sample_refuses_a_temperature(temperature, rng):
-    with pytest.raises(ValueError, match=r"temperature: got .*, needs a finite number of at least 1e-30"):
+    with pytest.raises(ValueError, match=r"temperature: got .*, needs a number from 1e-30 to 1e30"):
         build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)
 
 

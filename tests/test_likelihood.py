@@ -33,6 +33,8 @@ def small(monkeypatch, tmp_path):
         if row.start:
             base = {key: value for key, value in settings.items() if key != "classes"}
             base_model = getattr(likelihood.models, row.model)(**base, rng=np.random.default_rng(7))
+            for p in base_model.parameters():  # as built, every model says the same of an image
+                p.data = p.data + np.float32(0.1)
             weights.save(tmp_path / f"{row.start}.npz", base_model, {"settings": base})
         monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=(2,)))
     for name, value in {
@@ -79,12 +81,34 @@ def test_a_row(name, small, monkeypatch, capsys):
     assert weights.load(small / f"{name}.npz")[1]["steps"] == [2, 1]
 
 
+def test_a_run_goes_on_from_its_own_recipe_alone(small, monkeypatch):
+    name = "gated-pixelcnn-classes"
+    row, path = likelihood.ROWS[name], likelihood.checkpoint(name)
+    assert path.parent == small / "out" and path.name.startswith(f"{name}-")
+    changes = [{"protocol": "dynamic"}, {"lr": 0.1}, {"steps": (3,)}, {"settings": {**row.settings, "width": 4}}]
+    for change in changes:
+        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, **change))
+        assert likelihood.checkpoint(name) != path, change
+    monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, steps=(2, 1)))
+    assert likelihood.checkpoint(name) == path  # a part more
+    with monkeypatch.context() as other:
+        other.setattr(likelihood, "SEED", 1)
+        assert likelihood.checkpoint(name) != path
+    model, about = weights.load(small / "gated-pixelcnn.npz")
+    model.last.bias.data += 1
+    weights.save(small / "gated-pixelcnn.npz", model, about)
+    assert likelihood.checkpoint(name) != path
+
+
 @pytest.mark.parametrize("name", likelihood.ROWS)
 def test_the_weights_that_ship_are_of_the_row(name):
     row, (_, about) = likelihood.ROWS[name], weights.load(weights.FOLDER / f"{name}.npz")
     for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging"):
         right = json.loads(json.dumps(getattr(row, key)))
         assert about[key] == right, f"{name}: {key} is {right}, the weights have {about[key]}"
+    images = sum(row.steps) * row.batch_size
+    assert about["epochs"] == round(images / likelihood.LEARNED, 1) and about["seed"] == likelihood.SEED
+    assert (likelihood.LEARNED, likelihood.VALIDATION) == (50_000, 2000)  # as the texts say
 
 
 def test_the_tables_are_of_the_weights_that_ship(monkeypatch, tmp_path):
@@ -142,10 +166,10 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
 
     monkeypatch.setattr(likelihood, "fit", fit)
     row = likelihood.ROWS[name]
-    row.weight_decay = 0.07
+    row.weight_decay, row.steps = 0.07, (40,)
     _, about = weights.load(likelihood.train(name))
     binary = data.binarize_static(digits.train_images, seed=0)
-    assert seen["prepare"] is None and seen["checkpoint"] == small / "out" / f"{name}.npz"
+    assert seen["prepare"] is None and seen["checkpoint"] == likelihood.checkpoint(name)
     for key, right in {
         "images": binary[:2200],
         "labels": digits.train_labels[:2200],
@@ -153,12 +177,13 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
         "validation_labels": digits.train_labels[2200 : 2200 + likelihood.VALIDATION],
     }.items():
         np.testing.assert_array_equal(seen[key], right, err_msg=key)
-    assert seen["schedule"](0.5) == likelihood.schedule((2,))(0.5) and seen["averaging"] == row.averaging
-    assert seen["optimizer"].lr == row.lr and seen["steps"] == 2 and seen["batch_size"] == row.batch_size
+    assert seen["schedule"](0.7) == likelihood.schedule((40,))(0.7) and seen["averaging"] == row.averaging
+    assert seen["optimizer"].lr == row.lr and seen["steps"] == 40 and seen["batch_size"] == row.batch_size
+    assert seen["validate_every"] == 2
     assert seen["optimizer"].weight_decay == about["weight_decay"] == row.weight_decay == 0.07
     assert about["train"] == [3.0] and about["validation"] == [2.0]
     assert about["seed"] == likelihood.SEED == seen["rng"].bit_generator.seed_seq.entropy
-    assert about["minutes"] == [1.5] and about["epochs"] == round(2 * row.batch_size / 2200, 1)
+    assert about["minutes"] == [1.5] and about["epochs"] == round(40 * row.batch_size / 2200, 1)
 
 
 @pytest.mark.parametrize("name", ["vae", "autoencoder"])
@@ -201,6 +226,7 @@ def test_a_row_begins_with_the_weights_of_its_start(small, monkeypatch):
     likelihood.train("gated-pixelcnn-classes")
     x = data.binarize_static(data.digits().test_images[:3], 0)
     base = weights.load(small / "gated-pixelcnn.npz")[0].log_prob(x).data
+    assert abs(base + 784 * np.log(2)).min() > 1  # or every start would do
     for k in (0, 9):  # no class says anything yet
         np.testing.assert_allclose(seen[0].log_prob(x, [k] * 3).data, base, rtol=1e-6)
 

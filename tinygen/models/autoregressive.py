@@ -108,7 +108,7 @@ class Autoregressive(Module):
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
         ``labels`` (n,): the classes to draw from, for a model with classes. ``temperature``: divides the logits; below
         1 likely values become likelier, and the draws are no longer the model's own.
-        Raises ValueError for n < 1, a temperature that is not finite or below 1e-30, where only one of ``given`` and
+        Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, where only one of ``given`` and
         ``mask`` is there, or where something does not fit.
         """
         *_, images = self.paint(n, rng, given, mask, labels, temperature)
@@ -123,8 +123,8 @@ class Autoregressive(Module):
         if (given is None) != (mask is None):
             got = "mask" if given is None else "given"
             raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")
-        if not 1e-30 <= temperature < float("inf"):  # logits over less overflow
-            raise ValueError(f"temperature: got {temperature!r}, needs a finite number of at least 1e-30")
+        if not isinstance(temperature, int | float | np.number) or not 1e-30 <= temperature <= 1e30:  # beyond: overflow
+            raise ValueError(f"temperature: got {temperature!r}, needs a number from 1e-30 to 1e30")
         shape, device = (n, *self.image_shape), self.device
         u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen.models.autoregressive import Autoregressive
-from tinygen.models.images import check_count
+from tinygen.models.images import check_count, check_odd
 from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
 
 
@@ -34,8 +34,8 @@ class GatedPixelCNN(Autoregressive):
         rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
-        check_count("first", first, 3)  # a smaller one sees no row above
-        check_count("kernel", kernel)
+        check_odd("first", first, 3)  # a smaller one sees no row above
+        check_odd("kernel", kernel)
         groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
         depth = check_count("layers", layers, 0) + 1
         self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, rng=rng)

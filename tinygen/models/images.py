@@ -23,6 +23,12 @@ def check_count(name: str, value, smallest: int = 1) -> int:
     return int(value)
 
 
+def check_odd(name: str, value, smallest: int = 1) -> None:
+    """Raises ValueError that names it unless ``value`` is an odd whole number of at least ``smallest``."""
+    if check_count(name, value, smallest) % 2 == 0:
+        raise ValueError(f"{name}: got {value}, needs an odd number")
+
+
 def as_array(x):
     """The array of a Tensor, an array of either kind, or nested lists."""
     x = x.data if isinstance(x, Tensor) else x

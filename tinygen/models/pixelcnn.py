@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen.models.autoregressive import Autoregressive
-from tinygen.models.images import check_count
+from tinygen.models.images import check_count, check_odd
 from tinygen.nn import Dropout, MaskedConv2d, Module
 
 
@@ -39,8 +39,8 @@ class PixelCNN(Autoregressive):
         super().__init__(image_shape, levels, width)
         groups = self.image_shape[0]
         stream = 2 * width
-        check_count("first", first)
-        check_count("kernel", kernel)
+        check_odd("first", first)
+        check_odd("kernel", kernel)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.blocks = [
             ResidualBlock(width, kernel, groups, dropout, rng=rng) for _ in range(check_count("blocks", blocks, 0))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen.models.autoregressive import Autoregressive
-from tinygen.models.images import check_count
+from tinygen.models.images import check_count, check_odd
 from tinygen.nn import DiagonalBiLSTM, Dropout, MaskedConv2d, Module, RowLSTM
 
 KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
@@ -41,7 +41,7 @@ class PixelRNN(Autoregressive):
             raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
         groups = self.image_shape[0]
         stream = 2 * width
-        check_count("first", first)
+        check_odd("first", first)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.layers = [
             ResidualLSTM(KINDS[kind], width, groups, dropout, rng=rng) for _ in range(check_count("layers", layers, 0))
