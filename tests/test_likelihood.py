@@ -270,6 +270,16 @@ def test_the_schedule_of_a_longer_run_begins_as_a_shorter_ones():
     np.testing.assert_allclose([longest(step / 500) for step in (250, 400, 450, 500)], [0.2, 0.4, 0.2, 0], atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--images", "5"], "--images: needs --evaluate"), (["--evaluate", "--images", "1"], "--images: got 1, needs at")],
+)
+def test_images_is_for_evaluation(arguments, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, capsys, "pixelcnn", *arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_without_mnist_it_says_what_to_do(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TINYGEN_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
