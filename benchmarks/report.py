@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -24,17 +25,23 @@ def write_section(title, text):
 
 def plot(rows, path):
     """Bars of tinygen's time as a multiple of each other contender's, with the line at 1."""
-    rows = [r for r in rows if r["ratio"] and r["contender"] != "tinygen"][::-1]
+    rows = [r for r in rows if r["ratio"] and r["contender"] != "tinygen"]
     colours = {name: f"C{i}" for i, name in enumerate(["pytorch", "pytorch channels_last", "dezero", "autograd"])}
     figure = Figure(figsize=(8, 1.2 + 0.22 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
-    bars = {}
-    for i, row in enumerate(rows):
-        bars[row["contender"]] = ax.barh(i, row["ratio"] - 1, left=1, color=colours[row["contender"]])
+    bars, ticks, y = {}, {}, 0
+    for work, group in groupby(rows, key=lambda row: row["work"]):
+        top = y
+        for row in group:
+            bars[row["contender"]] = ax.barh(y, row["ratio"] - 1, left=1, color=colours[row["contender"]])
+            y += 1
+        ticks[work] = (top + y - 1) / 2
+        y += 0.8  # a gap
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_xlabel("time of tinygen / time of the other (left of 1: tinygen is faster)")
     ax.set_ylabel("work")
-    ax.set_yticks(range(len(rows)), [r["work"] for r in rows], fontsize=8)
+    ax.set_yticks(list(ticks.values()), ticks, fontsize=8)
+    ax.set_ylim(y - 0.8, -1)
     figure.legend(bars.values(), bars, loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=150)

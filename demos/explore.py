@@ -51,7 +51,7 @@ class Plane:
             self.ax.plot(*codes[labels == digit].T, ",", color=f"C{digit}")
             self.ax.text(0.05 + 0.1 * digit, 0.94, digit, color=f"C{digit}", weight="bold", transform=self.ax.transAxes)
         self.ax.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), ylabel="z[1]")
-        self.ax.set_xlabel("z[0]", labelpad=-2)
+        self.ax.set_xlabel("z[0]", labelpad=0)
         self.ax.set_title("press or drag to decode z (dots: codes of digits, by class)", fontsize=9)
         self.before, self.now = np.array([-1.5, -1.5]), np.array([1.5, 1.5])
         (self.way,) = self.ax.plot([], [], "k-o", markerfacecolor="white")
