@@ -435,7 +435,13 @@ def test_the_lowest_temperature_draws_the_likeliest(levels, rng):
     np.testing.assert_array_equal(x, logits[:, 0] > 0 if levels == 2 else logits.argmax(1))
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, 1e-31, 1e31, 10**400, float("nan"), float("inf"), "1", None])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e30, 10**30, np.float16(2), np.array(0.5)])
+def test_sample_takes_any_number_as_a_temperature(temperature, rng):
+    assert build("cnn", (1, 3, 2), 2, np.float32).sample(2, rng, temperature=temperature).max() <= 1
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, 1e-31, 1e31, 10**400, float("nan"), float("inf"), "hot", None])
 def test_sample_refuses_a_temperature(temperature, rng):
     with pytest.raises(ValueError, match=r"temperature: got .*, needs a number from 1e-30 to 1e30"):
         build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)

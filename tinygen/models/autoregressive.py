@@ -123,7 +123,11 @@ class Autoregressive(Module):
         if (given is None) != (mask is None):
             got = "mask" if given is None else "given"
             raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")
-        if not isinstance(temperature, int | float | np.number) or not 1e-30 <= temperature <= 1e30:  # beyond: overflow
+        try:
+            scale = float(temperature)
+        except (TypeError, ValueError, OverflowError):
+            scale = 0.0
+        if not 1e-30 <= scale <= 1e30:  # what lies beyond overflows
             raise ValueError(f"temperature: got {temperature!r}, needs a number from 1e-30 to 1e30")
         shape, device = (n, *self.image_shape), self.device
         u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
@@ -151,7 +155,7 @@ class Autoregressive(Module):
                     for colour in range(c):
                         seen = Tensor(self._scaled(x[:, :, row, column]).T)  # the colours before
                         logits = self.network(seen, cache, **of_class).reshape(c, self.outputs, n)[colour]
-                        drawn = self._distribution(logits / temperature, axis=0).at(u[:, colour, row, column])
+                        drawn = self._distribution(logits / scale, axis=0).at(u[:, colour, row, column])
                         if keep is not None:
                             drawn = xp(u).where(keep[:, colour, row, column], x[:, colour, row, column], drawn)
                         x[:, colour, row, column] = drawn
