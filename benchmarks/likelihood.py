@@ -91,7 +91,8 @@ SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
 VALIDATION = 2000  # images of these 10,000, for the learning curves
 PART = 20  # images evaluated at once
-ROUGH, SAMPLES, SOME = 20, 5000, 100  # of the VAE: weighted samples for all test images, and for how many images more
+ROUGH = 20  # importance-weighted samples of a VAE, for each test image
+SAMPLES, SOME = 5000, 100  # so many for so few of them
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -207,7 +208,7 @@ def labels(model):
 
 
 def checkpoint(name):
-    """Its file, whose name tells recipes apart: a run goes on where the same one was cut off."""
+    """The file of a row's run. Its name tells recipes apart, so that no run goes on from one with another recipe."""
     row = ROWS[name]
     recipe = repr((SEED, replace(row, published=""))).encode()
     start = (FOLDER / f"{row.start}.npz").read_bytes() if row.start else b""

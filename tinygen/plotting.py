@@ -46,6 +46,7 @@ def figure(panels: dict):
 
     shapes = [tile(images, columns).shape for images, columns, *_ in panels.values()]
     tallest = min(max(height / width for height, width, *_ in shapes), 4)
+    # The spaces between panels leave about 3.9 inches of a panel's width to its grid; 0.4 are for the titles
     drawn = Figure(figsize=(4.2 * len(panels), 3.9 * tallest + 0.4), layout="constrained")
     drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
     for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
