@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tinygen import Tensor, grad, ops
 from tinygen.backend import to_device
-from tinygen.tensor import history
+from tinygen.tensor import history, keep_values
 
 CONFIG = {"order": (3, "of the highest derivative that is drawn", 1, 6)}
 
@@ -21,7 +21,8 @@ def neuron(device):
     values = {"w": -1.5, "x": 2.0, "b": 2.0, "t": 0.5}
     leaves = {k: Tensor(to_device(np.array(v), device), requires_grad=True) for k, v in values.items()}
     w, x, b, t = leaves.values()
-    return (ops.tanh(w * x + b) - t) ** 2, leaves
+    with keep_values():  # all of them, for the picture
+        return (ops.tanh(w * x + b) - t) ** 2, leaves
 
 
 def nodes_of(y, leaves):

@@ -109,13 +109,6 @@ for shape, axes in [((2, 3, 4), (None, 1, -1, (0, 2), (-1, 0), (0, 1, 2), ())), 
                     lambda x, reference=reference, how=how: reference(x, **how),
                     distinct(*shape),
                 )
-for shape in (2, 4), (3, 2, 2, 3), (0, 2):
-    case(
-        f"gate {shape}",
-        ops.gate,
-        lambda x: np.tanh(x[:, : x.shape[1] // 2]) / (1 + np.exp(-x[:, x.shape[1] // 2 :])),
-        away(*shape),
-    )
 for axis in -1, 0, (0, 2), None:
     for name, operation, reference in [
         ("softmax", ops.softmax, lambda x, axis: np.exp(x) / np.exp(x).sum(axis, keepdims=True)),
@@ -647,8 +640,6 @@ REFUSED = {  # call: what the message says: the operation, what it got, what it 
     "dropout 1": (lambda: ops.dropout(X, 1.0, None), r"dropout: p is 1.0, needs 0 <= p < 1"),
     "dropout -": (lambda: ops.dropout(X, -0.1, None), r"dropout: p is -0.1"),
     "sum": (lambda: ops.sum(X, 2), r"Sum: axis 2 is out of bounds.*\(2, 3\)"),
-    "gate": (lambda: ops.gate(np.ones((2, 3))), r"gate: x has shape \(2, 3\), needs an even number along axis 1"),
-    "gate of a row": (lambda: ops.gate(np.ones(4)), r"gate: x has shape \(4,\), needs an even number"),
     "mean": (lambda: ops.mean(X, (0, -3)), r"Sum: axis -3 is out of bounds"),
     "max of nothing": (lambda: ops.max(Tensor(np.ones((2, 0))), 1), r"Max: zero-size.*\(2, 0\)"),
     "softmax": (lambda: ops.softmax(X, 5), r"Softmax: axis 5"),

@@ -2,10 +2,10 @@
 
 from tinygen import ops
 from tinygen.gradcheck import gradcheck
-from tinygen.tensor import Tensor, grad, no_grad
+from tinygen.tensor import Op, Tensor, grad, no_grad
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "grad", "gradcheck", "no_grad", "ops", "pretrained"]
+__all__ = ["Op", "Tensor", "grad", "gradcheck", "no_grad", "ops", "pretrained"]
 
 
 def __dir__():

@@ -8,6 +8,7 @@ like any other and can be differentiated again.
 
 import contextlib
 import itertools
+import operator
 import threading
 from collections.abc import Sequence
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from tinygen import backend
 
-_order = itertools.count()  # every recorded Op gets the next number: an Op's inputs always have smaller ones
+_numbers = itertools.count()  # every recorded Op gets the next number: an Op's inputs always have smaller ones
 
 
 class _Recording(threading.local):
     paused = 0  # how many no_grad blocks this thread is inside
+    keeping = 0  # and how many keep_values blocks
 
 
 _recording = _Recording()  # for each thread
@@ -35,9 +37,52 @@ class no_grad(contextlib.ContextDecorator):
         _recording.paused -= 1
 
 
+class keep_values(contextlib.ContextDecorator):
+    """What is recorded inside keeps all its values, to be looked at, not only those that its derivative needs."""
+
+    def __enter__(self):
+        _recording.keeping += 1
+
+    def __exit__(self, *exception):
+        _recording.keeping -= 1
+
+
 def recording() -> bool:
     """Whether steps are recorded here: not under no_grad, nor in a derivative without create_graph."""
     return not _recording.paused
+
+
+class _Ufuncs:
+    """``__array_ufunc__``: NumPy looks it up on the class, CuPy on the array's neighbour in an operator.
+
+    To CuPy it is None, so that ``array * Tensor`` is left to ``Tensor.__rmul__``. NumPy calls the function below.
+    """
+
+    def __get__(self, tensor, owner):
+        return None if tensor is not None else self.called
+
+    @staticmethod
+    def called(tensor, ufunc, method, *inputs, **options):
+        """``array * Tensor`` arrives as np.multiply; any other ufunc is an error that names the function to use."""
+        reflected = _REFLECTED.get(ufunc.__name__)
+        if reflected and method == "__call__" and not options and inputs[1] is tensor:
+            return getattr(tensor, reflected)(inputs[0])
+        raise _no_numpy_function(ufunc.__name__)
+
+
+_REFLECTED = {
+    **{"add": "__radd__", "subtract": "__rsub__", "multiply": "__rmul__", "divide": "__rtruediv__"},
+    **{"power": "__rpow__", "matmul": "__rmatmul__", "less": "__gt__", "less_equal": "__ge__"},
+    **{"greater": "__lt__", "greater_equal": "__le__", "equal": "__eq__", "not_equal": "__ne__"},
+}
+
+
+def _no_numpy_function(name):
+    from tinygen import ops
+
+    same = {"absolute": "abs", "subtract": "sub", "multiply": "mul", "divide": "div", "negative": "neg", "power": "pow"}
+    use = f"tinygen.ops.{same.get(name, name)}" if hasattr(ops, same.get(name, name)) else "a function of tinygen.ops"
+    return TypeError(f"np.{name} does not take Tensors: use {use}, or x.numpy() for the values outside the graph")
 
 
 class Tensor:
@@ -47,11 +92,12 @@ class Tensor:
     or nested list (floats become float32). ``requires_grad`` needs a floating dtype.
 
     Attributes: ``data`` the array; ``grad`` the gradient that ``backward`` left on a leaf, or None.
-    Comparisons give plain boolean arrays; assignment to a part is refused.
+    Comparisons give plain boolean arrays; assignment to a part is refused. A new array may be assigned to ``data`` of a
+    leaf (``x.data -= step``); what was computed from the old one has no derivative from then on, and says so.
     """
 
-    __slots__ = ("__weakref__", "_index", "_op", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # so that ndarray * Tensor is left to Tensor.__rmul__
+    __slots__ = ("__weakref__", "_data", "_index", "_op", "grad", "requires_grad", "version")
+    __array_ufunc__ = _Ufuncs()
     __hash__ = object.__hash__
 
     def __init__(self, data, requires_grad: bool = False):
@@ -65,34 +111,49 @@ class Tensor:
             raise TypeError(f"Tensor: data has dtype {data.dtype}, needs real numbers")
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs a floating dtype, data has {data.dtype}")
-        self.data = data
-        self.grad = None
-        self.requires_grad = requires_grad
-        self._op = None
-        self._index = 0
+        self._data = data
+        self._op, self._index, self.version = None, 0, 0
+        self.requires_grad, self.grad = requires_grad, None
+
+    @classmethod
+    def _made_by(cls, op, index, data) -> "Tensor":
+        """Output ``index`` of a recorded Op."""
+        tensor = cls.__new__(cls)
+        tensor._data, tensor._op, tensor._index, tensor.version = data, op, index, 0
+        tensor.requires_grad, tensor.grad = True, None
+        return tensor
 
     # -- what it is
 
+    data = property(operator.attrgetter("_data"), doc="The values.")
+
+    @data.setter
+    def data(self, array):
+        if self._op is not None:
+            raise TypeError("data: only a leaf's values can be assigned; this Tensor was computed, use its .detach()")
+        self._data = array
+        self.version += 1  # x.data -= step comes here too, and changes the array that recorded steps may need
+
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape
+        return self._data.shape
 
     @property
     def ndim(self) -> int:
-        return self.data.ndim
+        return len(self._data.shape)
 
     @property
     def size(self) -> int:
-        return self.data.size
+        return self._data.size
 
     @property
     def dtype(self) -> np.dtype:
-        return self.data.dtype
+        return self._data.dtype
 
     @property
     def device(self) -> str:
         """``"cpu"`` or ``"cuda"``."""
-        return backend.device_of(self.data)
+        return backend.device_of(self._data)
 
     def __repr__(self):
         made = f", made by {type(self._op).__name__}" if self._op else ", requires_grad" if self.requires_grad else ""
@@ -117,6 +178,16 @@ class Tensor:
         if self.requires_grad:
             raise TypeError("a Tensor that requires grad does not turn into an array by itself: use .numpy()")
         return np.array(self.data, dtype=dtype)
+
+    def __array_function__(self, function, types, args, kwargs):
+        if function in (np.shape, np.ndim, np.size):
+            return getattr(self, function.__name__)
+        raise _no_numpy_function(function.__name__)
+
+    def __reduce_ex__(self, protocol):
+        if self._op is not None:  # a copy of the steps would be a graph of its own, which no leaf is part of
+            raise TypeError("a computed Tensor is not copied or pickled: use it as it is, or copy its .detach()")
+        return super().__reduce_ex__(protocol)
 
     def __float__(self):
         return float(self.item())
@@ -180,25 +251,43 @@ class Op:
 
     ``forward(*arrays) -> array`` (or a tuple of arrays) on arrays, and
     ``backward(*gradients) -> gradient or tuple`` on Tensors: from the gradient for each output (None for an output that
-    nobody used) to that for each input (anything for one that needs none). There ``self.inputs`` and ``self.output``
-    (the first) are Tensors, connected to the graph; ``self.result`` is what forward returned.
+    nobody used) to that for each input (None where none is needed). There ``self.inputs`` and ``self.output`` (the
+    first) are Tensors, connected to the graph, and ``self.result`` is what forward returned.
 
-    Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``. An instance is used once.
+    ``saves`` says which of these backward reads the values of; the others are not kept, only shapes and dtypes are.
+    Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``.
     """
 
+    saves = ("inputs", "output")
+
     def __call__(self, *inputs):
-        like = next((x for x in inputs if isinstance(x, Tensor)), None)
-        inputs = tuple(x if isinstance(x, Tensor) else _constant(x, like) for x in inputs)
+        if not all([isinstance(x, Tensor) and x.dtype.kind == "f" for x in inputs]):
+            inputs = _as_tensors(inputs)
+        record = not _recording.paused and any([x.requires_grad for x in inputs])
+        op = self._copy() if record else self  # each use is a step of its own
         try:
-            result = self.forward(*[x.data for x in inputs])
+            result = op.forward(*[x._data for x in inputs])
         except (ValueError, IndexError, TypeError) as error:
             raise self._explained(error, inputs) from error
-        record = not _recording.paused and any(x.requires_grad for x in inputs)
+        results = result if isinstance(result, tuple) else (result,)
         if record:
-            self.inputs, self.result, self.order = inputs, result, next(_order)
-        if isinstance(result, tuple):
-            return tuple(self._output(i) if record else Tensor(y) for i, y in enumerate(result))
-        return self._output(0) if record else Tensor(result)
+            op._record(inputs, result, len(results))
+            outputs = tuple([Tensor._made_by(op, i, y) for i, y in enumerate(results)])
+        else:
+            outputs = tuple([Tensor(y) for y in results])
+        return outputs if isinstance(result, tuple) else outputs[0]
+
+    def _copy(self):
+        op = object.__new__(type(self))
+        op.__dict__.update(self.__dict__)
+        return op
+
+    def _record(self, inputs, result, count):
+        self._order, self._keys = next(_numbers), [(id(self), i) for i in range(count)]
+        self._versions = [x.version for x in inputs]
+        keeps = ("inputs", "output") if _recording.keeping else self.saves
+        self.inputs = inputs if "inputs" in keeps else tuple([_outline(x) for x in inputs])
+        self.result = result if "output" in keeps else None
 
     def _explained(self, error, inputs) -> Exception:
         """NumPy's or CuPy's ``error``, with the operation and what it was given."""
@@ -207,15 +296,55 @@ class Op:
         kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
         return kind(f"{type(self).__name__}: {str(error).strip()} (given {given})")
 
-    def _output(self, index: int) -> Tensor:
-        tensor = Tensor(self.result[index] if isinstance(self.result, tuple) else self.result)
-        tensor.requires_grad, tensor._op, tensor._index = True, self, index
-        return tensor
-
     @property
     def output(self) -> Tensor:
         """The result, connected: made on demand, since storing it would tie Op and Tensor into a reference cycle."""
-        return self._output(0)
+        return Tensor._made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result)
+
+    def _gradients(self, gys, on_path):
+        """Pairs of an input on the path and its gradient, from ``backward``, checked."""
+        for i, (x, version) in enumerate(zip(self.inputs, self._versions)):
+            if x.version != version:
+                raise RuntimeError(
+                    f"{type(self).__name__}: its input {i}, a leaf of shape {x.shape}, has got new values since this "
+                    "step was computed (by optimizer.step() or .data): compute the result again to differentiate it"
+                )
+        gxs = self.backward(*gys)
+        for x, gx in zip(self.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
+            if _key(x) not in on_path:
+                continue
+            if gx is None or gx.shape != x.shape:
+                got = None if gx is None else gx.shape
+                raise ValueError(f"{type(self).__name__}.backward gave {got} for an input of shape {x.shape}")
+            yield x, gx
+
+
+class _Outline:
+    """What is known of values that were not kept."""
+
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, dtype
+
+
+def _outline(tensor):
+    """A Tensor in the same place of the graph, without values; a leaf stays, since it is known by its identity."""
+    if tensor._op is None and tensor.requires_grad:
+        return tensor
+    outline = Tensor._made_by(tensor._op, tensor._index, _Outline(tensor._data.shape, tensor._data.dtype))
+    outline.requires_grad = tensor.requires_grad
+    return outline
+
+
+def _as_tensors(inputs):
+    """Inputs of an Op as Tensors: whole numbers that meet floating ones take their dtype."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    like = next((x for x in tensors if x.dtype.kind == "f"), tensors[0] if tensors else None)
+    return tuple(
+        x if isinstance(x, Tensor) and (x.dtype.kind == "f" or like.dtype.kind != "f") else _constant(_array(x), like)
+        for x in inputs
+    )
 
 
 def _constant(value, like: Tensor | None) -> Tensor:
@@ -234,20 +363,7 @@ def _constant(value, like: Tensor | None) -> Tensor:
     return Tensor(value)
 
 
-def history(outputs) -> list[Op]:
-    """The recorded Ops that ``outputs`` were computed by, oldest first."""
-    ops, todo = {}, [y._op for y in outputs]
-    while todo:  # a loop, not a recursion: a chain of 100,000 steps is fine
-        op = todo.pop()
-        if op is not None and op.order not in ops:
-            ops[op.order] = op
-            todo += [x._op for x in op.inputs]
-    return [ops[order] for order in sorted(ops)]
-
-
-def _key(tensor: Tensor):
-    """The value a Tensor stands for: an Op's output, however many Tensor objects stand for it, or a leaf."""
-    return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
+# -- reverse mode
 
 
 def grad(
@@ -255,39 +371,72 @@ def grad(
     inputs: Tensor | Sequence[Tensor],
     grad_outputs=None,
     create_graph: bool = False,
+    materialize_grads: bool = False,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``sum_i <grad_outputs[i], outputs[i]>`` with respect to each of ``inputs``, as a tuple.
 
     ``grad_outputs``: one array or Tensor for each output, of its shape; may be left out (or None) for outputs of one
     element. ``create_graph``: record the derivative's own computation, so that it can be differentiated again.
+    ``materialize_grads``: zeros for an input that none of the outputs depends on, which is an error otherwise.
     Nothing is stored in ``.grad``; the graph stays as it is, so a second call gives the same.
-    Raises ValueError for an input that none of the outputs depends on: there is no silent zero.
+    Raises ValueError where there is no derivative, or shapes do not fit; RuntimeError where a leaf has got new values
+    since the outputs were computed.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    wanted = {_key(x) for x in inputs}
+    steps, on_path = _steps_between(outputs, wanted)
+    sums = {}  # for each value, by key: its gradient so far
+    for y, gy in zip(outputs, _cotangents(outputs, grad_outputs, materialize_grads)):
+        _add(sums, y, gy)
+    with contextlib.nullcontext() if create_graph else no_grad():
+        for op in reversed(steps):  # whatever uses an output of op has been here before: its gradient is complete
+            gys = [sums.get(key) if key in wanted else sums.pop(key, None) for key in op._keys]
+            for x, gx in op._gradients(gys, on_path):
+                _add(sums, x, gx)
+    return tuple(_gradient_of(x, i, sums, materialize_grads) for i, x in enumerate(inputs))
+
+
+def _key(tensor: Tensor):
+    """The value a Tensor stands for: an Op's output, however many Tensor objects stand for it, or a leaf."""
+    return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
+
+
+def history(outputs) -> list[Op]:
+    """The recorded Ops that ``outputs`` were computed by, oldest first."""
+    ops, todo = {}, [y._op for y in outputs]
+    while todo:  # a loop, not a recursion: a chain of 100,000 steps is fine
+        op = todo.pop()
+        if op is not None and op._order not in ops:
+            ops[op._order] = op
+            todo += [x._op for x in op.inputs]
+    return [ops[order] for order in sorted(ops)]
+
+
+def _steps_between(outputs, wanted):
+    """The Ops that lead from a wanted value to an output, oldest first, and the keys of all values on the way."""
+    steps, on_path = [], set(wanted)
+    for op in history(outputs):
+        if any([_key(x) in on_path for x in op.inputs]):
+            steps.append(op)
+            on_path.update(op._keys)
+    return steps, on_path
+
+
+def _cotangents(outputs, grad_outputs, materialize_grads):
+    """``grad_outputs`` as Tensors, checked; one for an output that none was given for."""
     if grad_outputs is None:
         grad_outputs = [None] * len(outputs)
     elif not isinstance(grad_outputs, list | tuple):
         grad_outputs = [grad_outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(f"grad_outputs has {len(grad_outputs)} entries, outputs {len(outputs)}")
-
-    sums, owned = {}, set()  # by value: its gradient so far; those that were made here, which nobody else sees change
-
-    def add(tensor, g):
-        key, g = _key(tensor), g if g.dtype == tensor.dtype else g.astype(tensor.dtype)
-        if key not in sums:
-            sums[key] = g
-        elif key in owned:
-            sums[key].data += g.data
-        else:
-            sums[key] = sums[key] + g
-            if not create_graph and g.ndim:
-                owned.add(key)
-
     for i, (y, gy) in enumerate(zip(outputs, grad_outputs)):
-        if not y.requires_grad:
-            raise ValueError(f"outputs[{i}] depends on nothing that requires grad (or was computed under no_grad)")
+        if not y.requires_grad and not materialize_grads:
+            raise ValueError(
+                f"outputs[{i}] depends on nothing that requires grad (or was computed under no_grad, or is a "
+                "derivative that grad gave without create_graph=True)"
+            )
         if gy is None:
             if y.size != 1:
                 raise ValueError(f"outputs[{i}] has shape {y.shape}: give grad_outputs, or reduce it to one number")
@@ -296,35 +445,23 @@ def grad(
         if gy.shape != y.shape:
             raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
         backend.xp(gy.data, y.data)  # both on one device, or it says so
-        add(y, gy)
+        yield gy
 
-    wanted = {_key(x) for x in inputs}
-    ops, leads = history(outputs), {}  # leads: the Ops on a path to a wanted Tensor, by id, oldest first
 
-    def needed(x):
-        return _key(x) in wanted or id(x._op) in leads
+def _add(sums, x, gx):
+    """Add gx to the gradient of x so far, in x's dtype."""
+    key, gx = _key(x), gx if gx.dtype == x.dtype else gx.astype(x.dtype)
+    sums[key] = sums[key] + gx if key in sums else gx
 
-    for op in ops:
-        if any(needed(x) for x in op.inputs):
-            leads[id(op)] = op
 
-    with contextlib.nullcontext() if create_graph else no_grad():
-        for op in reversed(leads.values()):
-            keys = [(id(op), i) for i in range(len(op.result) if isinstance(op.result, tuple) else 1)]
-            gxs = op.backward(*[sums.get(key) for key in keys])
-            for x, gx in zip(op.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
-                if not x.requires_grad or not needed(x):
-                    continue
-                if gx is None or gx.shape != x.shape:
-                    got = None if gx is None else gx.shape
-                    raise ValueError(f"{type(op).__name__}.backward gave {got} for an input of shape {x.shape}")
-                add(x, gx)
-            for key in keys:
-                if key not in wanted:
-                    sums.pop(key, None)  # complete and passed on: free the memory
-
-    for i, x in enumerate(inputs):
-        if _key(x) not in sums:
-            why = "is not part of the outputs' computation" if x.requires_grad else "does not require grad"
-            raise ValueError(f"inputs[{i}] (shape {x.shape}) {why}: it has no derivative")
-    return tuple(sums[_key(x)] for x in inputs)
+def _gradient_of(x, i, sums, materialize_grads):
+    if not x.requires_grad:
+        raise ValueError(f"inputs[{i}] (shape {x.shape}) does not require grad: it has no derivative")
+    if _key(x) in sums:
+        return sums[_key(x)]
+    if materialize_grads:
+        return Tensor(backend.xp(x.data).zeros_like(x.data))
+    raise ValueError(
+        f"inputs[{i}] (shape {x.shape}) is not part of the outputs' computation: it has no derivative "
+        "(materialize_grads=True gives zeros)"
+    )

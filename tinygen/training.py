@@ -22,7 +22,7 @@ from tinygen.checkpoint import Run
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
 from tinygen.parallel import any_rank, first_rank, of_first_rank, shard_loss, start_workers
-from tinygen.tensor import Tensor, grad
+from tinygen.tensor import Tensor, grad, keep_values
 
 SAVE_SECONDS = 60  # between checkpoints
 CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
@@ -277,10 +277,12 @@ def _explain(model, shards, prepare, step):
         step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # nobody has looked since
     _check_parameters(model, step)
     for part, seeds in shards:
-        loss = shard_loss(model, part, prepare, seeds)
+        with keep_values():
+            loss = shard_loss(model, part, prepare, seeds)
+            finite = _finite(loss.data)
+            gradients = grad(loss, model.parameters(), create_graph=True) if finite else ()
         results = {"the loss": loss}
-        if _finite(loss.data):
-            gradients = grad(loss, model.parameters(), create_graph=True)
+        if finite:
             names = [f"the gradient of {name}" for name, _ in model.named_parameters()]
             results = dict(zip(names, gradients))
         for what, tensor in results.items():

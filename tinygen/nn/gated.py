@@ -27,7 +27,8 @@ class Gate(Module):
         n, _, height, width = x.shape
         if labels is not None:
             x = x + self.weight[labels].reshape(n, -1, 1, 1)
-        return ops.gate(x.reshape(n * self.groups, -1, height, width)).reshape(n, -1, height, width)
+        f, g = ops.split(x.reshape(n * self.groups, -1, height, width), 2, axis=1)
+        return (ops.tanh(f) * ops.sigmoid(g)).reshape(n, -1, height, width)
 
 
 class VerticalStack(Module):

@@ -11,7 +11,6 @@ from tinygen.ops.elementwise import (
     elu,
     exp,
     expm1,
-    gate,
     leaky_relu,
     log,
     log1p,

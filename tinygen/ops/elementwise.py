@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from tinygen.backend import device_of, to_device, xp
-from tinygen.ops.shape import concatenate, split, sum_to
-from tinygen.tensor import Op, Tensor, recording
+from tinygen.backend import to_device, xp
+from tinygen.ops.shape import sum_to
+from tinygen.tensor import Op, Tensor
 
 
 class Binary(Op):
@@ -19,6 +19,8 @@ class Binary(Op):
 
 
 class Add(Binary):
+    saves = ()
+
     def forward(self, x, y):
         return x + y
 
@@ -35,6 +37,8 @@ def add(x, y) -> Tensor:
 
 
 class Sub(Binary):
+    saves = ()
+
     def forward(self, x, y):
         return x - y
 
@@ -51,6 +55,8 @@ def sub(x, y) -> Tensor:
 
 
 class Mul(Binary):
+    saves = ("inputs",)
+
     def forward(self, x, y):
         return x * y
 
@@ -101,6 +107,8 @@ def pow(x, y) -> Tensor:
 
 
 class Maximum(Binary):
+    saves = ("inputs",)
+
     def forward(self, x, y):
         return xp(x, y).maximum(x, y)
 
@@ -123,6 +131,8 @@ def maximum(x, y) -> Tensor:
 
 
 class Where(Op):
+    saves = ()
+
     def __init__(self, condition):
         self.condition = condition
 
@@ -150,6 +160,8 @@ def where(condition, x, y) -> Tensor:
 
 
 class Neg(Op):
+    saves = ()
+
     def forward(self, x):
         return -x
 
@@ -163,6 +175,8 @@ def neg(x) -> Tensor:
 
 
 class Exp(Op):
+    saves = ("output",)
+
     def forward(self, x):
         return xp(x).exp(x)
 
@@ -176,6 +190,8 @@ def exp(x) -> Tensor:
 
 
 class Log(Op):
+    saves = ("inputs",)
+
     def forward(self, x):
         return xp(x).log(x)
 
@@ -189,6 +205,8 @@ def log(x) -> Tensor:
 
 
 class Log1p(Op):
+    saves = ("inputs",)
+
     def forward(self, x):
         return xp(x).log1p(x)
 
@@ -202,6 +220,8 @@ def log1p(x) -> Tensor:
 
 
 class Expm1(Op):
+    saves = ("output",)
+
     def forward(self, x):
         return xp(x).expm1(x)
 
@@ -215,6 +235,8 @@ def expm1(x) -> Tensor:
 
 
 class Sqrt(Op):
+    saves = ("output",)
+
     def forward(self, x):
         return xp(x).sqrt(x)
 
@@ -228,6 +250,8 @@ def sqrt(x) -> Tensor:
 
 
 class Abs(Op):
+    saves = ("inputs",)
+
     def forward(self, x):
         return xp(x).abs(x)
 
@@ -242,6 +266,8 @@ def abs(x) -> Tensor:
 
 
 class Tanh(Op):
+    saves = ("output",)
+
     def forward(self, x):
         return xp(x).tanh(x)
 
@@ -256,6 +282,8 @@ def tanh(x) -> Tensor:
 
 
 class Sigmoid(Op):
+    saves = ("output",)
+
     def forward(self, x):
         # Limiting -x where exp would overflow changes nothing: 1 / (1 + exp(large)) is 0 to the last bit or denormal.
         return 1 / (1 + xp(x).exp(xp(x).minimum(-x, 88 if x.dtype == np.float32 else 709)))
@@ -270,44 +298,10 @@ def sigmoid(x) -> Tensor:
     return Sigmoid()(x)
 
 
-class Gate(Op):
-    def forward(self, x):
-        f, g = xp(x).split(x, 2, axis=1)
-        y = xp(x).empty_like(f)
-        for part in self.parts(x):
-            y[part] = xp(x).tanh(f[part]) * Sigmoid().forward(g[part])
-        return y
-
-    def backward(self, gy):
-        x = self.inputs[0]
-        if recording():
-            return concatenate(self.gradients(*split(x, 2, axis=1), gy, tanh, sigmoid), axis=1)
-        gx = xp(x.data).empty_like(x.data)
-        f, g, gf, gg = (half for array in (x.data, gx) for half in xp(gx).split(array, 2, axis=1))
-        for part in self.parts(gx):
-            gf[part], gg[part] = self.gradients(f[part], g[part], gy.data[part], xp(gx).tanh, Sigmoid().forward)
-        return Tensor(gx)
-
-    def gradients(self, f, g, gy, tanh, sigmoid):
-        t, s = tanh(f), sigmoid(g)
-        a = gy * s
-        b = a * t
-        return a - b * t, b - b * s
-
-    def parts(self, x):
-        """On the host image by image, which stays in the core's cache (measured: 0.5 of the time of separate ops)."""
-        return [slice(None)] if device_of(x) != "cpu" else [slice(i, i + 1) for i in range(len(x))]
-
-
-def gate(x) -> Tensor:
-    """tanh(f) sigmoid(g), with f and g the halves of x along axis 1; ValueError where there are none"""
-    if np.ndim(x) < 2 or x.shape[1] % 2:
-        raise ValueError(f"gate: x has shape {np.shape(x)}, needs an even number along axis 1")
-    return Gate()(x)
-
-
 class Softplus(Op):
     """log(1 + exp(x))"""
+
+    saves = ("inputs",)
 
     def forward(self, x):
         return xp(x).maximum(x, 0) + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
@@ -322,6 +316,8 @@ def softplus(x) -> Tensor:
 
 
 class Relu(Op):
+    saves = ("output",)
+
     def forward(self, x):
         return xp(x).maximum(x, 0)
 
@@ -335,6 +331,8 @@ def relu(x) -> Tensor:
 
 
 class LeakyRelu(Op):
+    saves = ("inputs",)
+
     def __init__(self, slope):
         self.slope = slope
 
@@ -366,6 +364,8 @@ def elu(x) -> Tensor:
 
 
 class Clip(Op):
+    saves = ("inputs",)
+
     def __init__(self, low, high):
         self.low, self.high = low, high
 
@@ -383,6 +383,8 @@ def clip(x, low: float, high: float) -> Tensor:
 
 
 class Astype(Op):
+    saves = ()
+
     def __init__(self, dtype):
         self.dtype = dtype
 

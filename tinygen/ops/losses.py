@@ -10,6 +10,8 @@ from tinygen.tensor import Op, Tensor
 
 
 class BceWithLogits(Binary):
+    saves = ("inputs",)
+
     def forward(self, x, t):
         # In this order: max(x, 0) - x t may cancel exactly, and the small rest is not lost.
         return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
@@ -22,6 +24,8 @@ class BceWithLogits(Binary):
 
 
 class SoftmaxCrossEntropy(Op):
+    saves = ("inputs",)
+
     def __init__(self, labels, axis):
         self.axis = axis
         self.labels = xp(labels).expand_dims(labels, axis)  # one class each, lined up with the logits

@@ -6,6 +6,8 @@ from tinygen.tensor import Op, Tensor
 
 
 class Matmul(Op):
+    saves = ("inputs",)
+
     def forward(self, x, y):
         return xp(x, y).matmul(x, y)
 

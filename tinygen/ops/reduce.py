@@ -17,6 +17,8 @@ class Reduction(Op):
 
 
 class Sum(Reduction):
+    saves = ()
+
     def forward(self, x):
         return x.sum(axis=self.axis, keepdims=self.keepdims)
 
@@ -46,6 +48,8 @@ class LogSumExp(Reduction):
 
 
 class Softmax(Op):
+    saves = ("output",)
+
     def __init__(self, axis):
         self.axis = axis
 
@@ -59,6 +63,8 @@ class Softmax(Op):
 
 
 class LogSoftmax(Op):
+    saves = ("output",)
+
     def __init__(self, axis):
         self.axis = axis
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from tinygen.backend import to_device, xp
+from tinygen.backend import device_of, to_device, xp
 from tinygen.tensor import Op, Tensor
 
 
 class Reshape(Op):
+    saves = ()
+
     def __init__(self, shape):
         self.shape = shape
 
@@ -18,6 +20,8 @@ class Reshape(Op):
 
 
 class Transpose(Op):
+    saves = ()
+
     def __init__(self, axes):
         self.axes = axes
 
@@ -30,6 +34,8 @@ class Transpose(Op):
 
 
 class BroadcastTo(Op):
+    saves = ()
+
     def __init__(self, shape):
         self.shape = shape
 
@@ -42,6 +48,8 @@ class BroadcastTo(Op):
 
 class SumTo(Op):
     """The derivative of broadcasting: sums over the axes that broadcasting added or stretched."""
+
+    saves = ()
 
     def __init__(self, shape):
         self.shape = shape
@@ -56,6 +64,8 @@ class SumTo(Op):
 
 
 class GetItem(Op):
+    saves = ()
+
     def __init__(self, index):
         self.index = index
 
@@ -68,6 +78,8 @@ class GetItem(Op):
 
 class Scatter(Op):
     """The derivative of indexing: zeros of ``shape`` with x added at ``index`` (repeated indices add up)."""
+
+    saves = ()
 
     def __init__(self, index, shape):
         self.index, self.shape = index, shape
@@ -85,6 +97,8 @@ class Scatter(Op):
 
 
 class Concatenate(Op):
+    saves = ()
+
     def __init__(self, axis):
         self.axis = axis
 
@@ -99,6 +113,8 @@ class Concatenate(Op):
 
 
 class Pad(Op):
+    saves = ()
+
     def __init__(self, widths):
         self.widths = widths
 
@@ -115,6 +131,8 @@ class Pad(Op):
 
 
 class Flip(Op):
+    saves = ()
+
     def __init__(self, axis):
         self.axis = axis
 
@@ -127,6 +145,8 @@ class Flip(Op):
 
 class Skew(Op):
     """Row r moves right by r, so that a diagonal becomes a column: H x W -> H x (W + H - 1), zeros elsewhere."""
+
+    saves = ()
 
     def __init__(self, row, column):
         self.row, self.column = row, column
@@ -144,6 +164,8 @@ class Skew(Op):
 
 
 class Unskew(Op):
+    saves = ()
+
     def __init__(self, row, column):
         self.row, self.column = row, column
 
@@ -160,14 +182,17 @@ class Unskew(Op):
 
 
 class To(Op):
+    saves = ()
+
     def __init__(self, device):
         self.device = device
 
     def forward(self, x):
+        self.source = device_of(x)
         return to_device(x, self.device)
 
     def backward(self, gy):
-        return to(gy, self.inputs[0].device)
+        return to(gy, self.source)
 
 
 def _rows(skewed, straight, row, column):
