@@ -96,7 +96,7 @@ class Tensor:
     leaf (``x.data -= step``); what was computed from the old one has no derivative from then on, and says so.
     """
 
-    __slots__ = ("__weakref__", "_data", "_index", "_op", "grad", "requires_grad", "version")
+    __slots__ = ("__weakref__", "_data", "_index", "_op", "_version", "grad", "requires_grad")
     __array_ufunc__ = _Ufuncs()
     __hash__ = object.__hash__
 
@@ -112,14 +112,14 @@ class Tensor:
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs a floating dtype, data has {data.dtype}")
         self._data = data
-        self._op, self._index, self.version = None, 0, 0
+        self._op, self._index, self._version = None, 0, [0]
         self.requires_grad, self.grad = requires_grad, None
 
     @classmethod
-    def _made_by(cls, op, index, data) -> "Tensor":
+    def _made_by(cls, op, index, data, version) -> "Tensor":
         """Output ``index`` of a recorded Op."""
         tensor = cls.__new__(cls)
-        tensor._data, tensor._op, tensor._index, tensor.version = data, op, index, 0
+        tensor._data, tensor._op, tensor._index, tensor._version = data, op, index, version
         tensor.requires_grad, tensor.grad = True, None
         return tensor
 
@@ -132,7 +132,7 @@ class Tensor:
         if self._op is not None:
             raise TypeError("data: only a leaf's values can be assigned; this Tensor was computed, use its .detach()")
         self._data = array
-        self.version += 1  # x.data -= step comes here too, and changes the array that recorded steps may need
+        self._version[0] += 1  # x.data -= step comes here too, and has changed the array that recorded steps may need
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -272,7 +272,7 @@ class Op:
         results = result if isinstance(result, tuple) else (result,)
         if record:
             op._record(inputs, result, len(results))
-            outputs = tuple([Tensor._made_by(op, i, y) for i, y in enumerate(results)])
+            outputs = tuple([Tensor._made_by(op, i, y, _version_of(y, inputs)) for i, y in enumerate(results)])
         else:
             outputs = tuple([Tensor(y) for y in results])
         return outputs if isinstance(result, tuple) else outputs[0]
@@ -284,9 +284,9 @@ class Op:
 
     def _record(self, inputs, result, count):
         self._order, self._keys = next(_numbers), [(id(self), i) for i in range(count)]
-        self._versions = [x.version for x in inputs]
+        self._versions = [(x._version, x._version[0]) for x in inputs] if "inputs" in self.saves else []
         keeps = ("inputs", "output") if _recording.keeping else self.saves
-        self.inputs = inputs if "inputs" in keeps else tuple([_outline(x) for x in inputs])
+        self.inputs = inputs if "inputs" in keeps else tuple([_without_values(x) for x in inputs])
         self.result = result if "output" in keeps else None
 
     def _explained(self, error, inputs) -> Exception:
@@ -299,15 +299,17 @@ class Op:
     @property
     def output(self) -> Tensor:
         """The result, connected: made on demand, since storing it would tie Op and Tensor into a reference cycle."""
-        return Tensor._made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result)
+        if self.result is None:
+            raise RuntimeError(f"{type(self).__name__}.saves is {self.saves}, needs 'output' for backward to read it")
+        return Tensor._made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result, _FIXED)
 
     def _gradients(self, gys, on_path):
         """Pairs of an input on the path and its gradient, from ``backward``, checked."""
-        for i, (x, version) in enumerate(zip(self.inputs, self._versions)):
-            if x.version != version:
+        for i, (version, number) in enumerate(self._versions):
+            if version[0] != number:
                 raise RuntimeError(
-                    f"{type(self).__name__}: its input {i}, a leaf of shape {x.shape}, has got new values since this "
-                    "step was computed (by optimizer.step() or .data): compute the result again to differentiate it"
+                    f"{type(self).__name__}: its input {i} (shape {self.inputs[i].shape}) has got new values since "
+                    "(optimizer.step() or an assignment to .data): compute the result again to differentiate it"
                 )
         gxs = self.backward(*gys)
         for x, gx in zip(self.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
@@ -319,22 +321,34 @@ class Op:
             yield x, gx
 
 
-class _Outline:
-    """What is known of values that were not kept."""
+_FIXED = [0]  # the version of all computed values but views of a leaf
+
+
+def _version_of(array, inputs):
+    """A count of the changes to an operation's result: that of the leaf whose memory it shows, as x.T does."""
+    if array.base is not None:
+        for x in inputs:
+            if x._version is not _FIXED and backend.xp(array, x._data).may_share_memory(array, x._data):
+                return x._version
+    return _FIXED
+
+
+class _NotSaved:
+    """In the place of values that an operation does not list in ``saves``."""
 
     __slots__ = ("dtype", "shape")
 
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, array):
+        self.shape, self.dtype = array.shape, array.dtype
 
 
-def _outline(tensor):
-    """A Tensor in the same place of the graph, without values; a leaf stays, since it is known by its identity."""
+def _without_values(tensor):
+    """The Tensor's place in the graph, its shape and dtype; a leaf stays, since it is known by its identity."""
     if tensor._op is None and tensor.requires_grad:
         return tensor
-    outline = Tensor._made_by(tensor._op, tensor._index, _Outline(tensor._data.shape, tensor._data.dtype))
-    outline.requires_grad = tensor.requires_grad
-    return outline
+    place = Tensor._made_by(tensor._op, tensor._index, _NotSaved(tensor._data), _FIXED)
+    place.requires_grad = tensor.requires_grad
+    return place
 
 
 def _as_tensors(inputs):
