@@ -291,6 +291,8 @@ class Op:
 
     def _explained(self, error, inputs) -> Exception:
         """NumPy's or CuPy's ``error``, with the operation and what it was given."""
+        if any(isinstance(x._data, _NotSaved) for x in inputs):
+            return RuntimeError(f"{type(self).__name__} in a backward: its operation's saves lacks 'inputs'")
         backend.xp(*(x.data for x in inputs))  # some on the host, some on the device: says so
         given = ", ".join(f"{x.shape} {x.dtype}" for x in inputs)
         kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
