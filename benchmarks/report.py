@@ -23,6 +23,12 @@ def write_section(title, text):
     os.replace(temporary, RESULTS)
 
 
+def table(columns, rows):
+    """In Markdown; all but the first two columns are numbers, on the right."""
+    lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def plot(rows, path):
     """Bars of tinygen's time as a multiple of each other contender's, with the line at 1."""
     rows = [r for r in rows if r["ratio"] and r["contender"] != "tinygen"]
