@@ -73,7 +73,7 @@ class Geometry:
         return cols.reshape(n * p * q, len(self.taps) * c)
 
     def spread(self, cols, n):
-        """The transpose of ``columns``, (n * P * Q, taps * C) -> (n, H, W, C): adds each number to where it was seen."""
+        """The transpose of ``columns``, (n * P * Q, taps * C) -> (n, H, W, C): adds each number where it was seen."""
         (p, q), (sh, sw) = self.out_size, self.stride
         cols = cols.reshape(n, p, q, len(self.taps), cols.shape[1] // len(self.taps))
         padded = xp(cols).zeros((n, *self.padded_size, cols.shape[4]), cols.dtype)
