@@ -25,7 +25,7 @@ import functools
 import numpy as np
 
 from tinygen.backend import device_of, xp
-from tinygen.tensor import Op, Tensor
+from tinygen.tensor import Op, Tensor, recording
 
 # Numbers in a block of columns. On the host 1 MB of float32, since larger ones leave the core's cache (2 to 3 times
 # slower); a device wants few large kernels.
@@ -134,17 +134,27 @@ def _images(x):
     return x.transpose(0, 3, 1, 2)
 
 
-def _correlate(x, w, b, geo):
-    """``cols(x) W + b``: (n, C, H, W) -> (n, out, P, Q)"""
-    x, matrix, m, out = _rows(x), geo.matrix(w), xp(x, w), len(w)
-    y = m.empty((len(x), *geo.out_size, out), x.dtype)
-    bias = None if b is None else m.tile(b, geo.out_size[1])  # for a row of pixels: sums over few channels are slow
+def _multiply(x, geo, w=None, b=None, g=None):
+    """With the columns of x (n, C, H, W): ``cols(x) W + b``, (n, out, P, Q), where there are filters w, and
+    ``cols(x)^T g``, filters again, where there is g (n, out, P, Q)."""
+    m, x = xp(x), _rows(x)
+    if w is not None:
+        matrix, y = geo.matrix(w), m.empty((len(x), *geo.out_size, len(w)), x.dtype)
+    if b is not None:
+        bias = m.tile(b, geo.out_size[1])  # for a row of pixels: sums over few channels are slow
+    if g is not None:
+        g = _rows(g)
+        total = m.zeros((len(geo.taps) * x.shape[3], g.shape[3]), x.dtype)
     for part in geo.blocks(x, x.shape[3]):
-        pixels = y[part].reshape(-1, out)
-        m.matmul(geo.columns(x[part]), matrix, out=pixels)
-        if b is not None:
-            pixels.reshape(-1, len(bias))[...] += bias
-    return _images(y)
+        cols = geo.columns(x[part])
+        if w is not None:
+            pixels = y[part].reshape(len(cols), len(w))
+            m.matmul(cols, matrix, out=pixels)
+            if b is not None:
+                pixels.reshape(-1, len(bias))[...] += bias
+        if g is not None:
+            total += cols.T @ g[part].reshape(len(cols), g.shape[3])
+    return None if w is None else _images(y), None if g is None else geo.filters(total)
 
 
 def _spread(g, w, b, geo):
@@ -156,15 +166,6 @@ def _spread(g, w, b, geo):
     if b is not None:
         x += b
     return _images(x)
-
-
-def _outer(x, g, geo):
-    """``cols(x)^T g``: (n, C, H, W) and (n, out, P, Q) -> (out, C, kh, kw)"""
-    x, g, m = _rows(x), _rows(g), xp(x, g)
-    total = m.zeros((len(geo.taps) * x.shape[3], g.shape[3]), x.dtype)
-    for part in geo.blocks(x, x.shape[3]):
-        total += geo.columns(x[part]).T @ g[part].reshape(-1, g.shape[3])
-    return geo.filters(total)
 
 
 def _turn(w):
@@ -181,13 +182,20 @@ class ConvOp(Op):
     def __init__(self, geo):
         self.geo = geo
 
+    def fused(self):
+        """Whether both derivatives are wanted, as arrays: they come from one set of columns then."""
+        return self.inputs[0].requires_grad and self.inputs[1].requires_grad and not recording()
+
 
 class Conv2d(ConvOp):
     def forward(self, x, w, b=None):
-        return _correlate(x, w, b, self.geo)
+        return _multiply(x, self.geo, w, b)[0]
 
     def backward(self, gy):
         x, w, *b = self.inputs
+        if self.geo.turned and self.fused():
+            gx, gw = _multiply(gy.data, self.geo.turned, _turn(w.data), g=x.data)
+            return Tensor(gx), Tensor(_turn(gw)), *(_channel_sums(gy) for _ in b)
         return (
             ConvTranspose2d(self.geo)(gy, w) if x.requires_grad else None,
             ConvFilterGrad(self.geo)(x, gy) if w.requires_grad else None,
@@ -198,11 +206,14 @@ class Conv2d(ConvOp):
 class ConvTranspose2d(ConvOp):
     def forward(self, g, w, b=None):
         if self.geo.turned:
-            return _correlate(g, _turn(w), b, self.geo.turned)
+            return _multiply(g, self.geo.turned, _turn(w), b)[0]
         return _spread(g, w, b, self.geo)
 
     def backward(self, gx):
         g, w, *b = self.inputs
+        if self.fused():
+            gg, gw = _multiply(gx.data, self.geo, w.data, g=g.data)
+            return Tensor(gg), Tensor(gw), *(_channel_sums(gx) for _ in b)
         return (
             Conv2d(self.geo)(gx, w) if g.requires_grad else None,
             ConvFilterGrad(self.geo)(gx, g) if w.requires_grad else None,
@@ -212,7 +223,7 @@ class ConvTranspose2d(ConvOp):
 
 class ConvFilterGrad(ConvOp):
     def forward(self, x, g):
-        return _outer(x, g, self.geo)
+        return _multiply(x, self.geo, g=g)[1]
 
     def backward(self, gw):
         x, g = self.inputs
