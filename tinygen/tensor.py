@@ -115,14 +115,6 @@ class Tensor:
         self._op, self._index, self._version = None, 0, [0]
         self.requires_grad, self.grad = requires_grad, None
 
-    @classmethod
-    def _made_by(cls, op, index, data, version) -> "Tensor":
-        """Output ``index`` of a recorded Op."""
-        tensor = cls.__new__(cls)
-        tensor._data, tensor._op, tensor._index, tensor._version = data, op, index, version
-        tensor.requires_grad, tensor.grad = True, None
-        return tensor
-
     # -- what it is
 
     data = property(operator.attrgetter("_data"), doc="The values.")
@@ -263,36 +255,32 @@ class Op:
     def __call__(self, *inputs):
         if not all([isinstance(x, Tensor) and x.dtype.kind == "f" for x in inputs]):
             inputs = _as_tensors(inputs)
-        record = not _recording.paused and any([x.requires_grad for x in inputs])
-        op = self._copy() if record else self  # each use is a step of its own
+        op = self
+        if record := not _recording.paused and any([x.requires_grad for x in inputs]):
+            op = object.__new__(type(self))  # each use is a step of its own
+            op.__dict__.update(self.__dict__)
         try:
             result = op.forward(*[x._data for x in inputs])
         except (ValueError, IndexError, TypeError) as error:
             raise self._explained(error, inputs) from error
-        results = result if isinstance(result, tuple) else (result,)
         if record:
-            op._record(inputs, result, len(results))
-            outputs = tuple([Tensor._made_by(op, i, y, _version_of(y, inputs)) for i, y in enumerate(results)])
-        else:
-            outputs = tuple([Tensor(y) for y in results])
-        return outputs if isinstance(result, tuple) else outputs[0]
+            op._record(inputs, result)
+        if isinstance(result, tuple):
+            return tuple([_made_by(op, i, y, inputs) if record else Tensor(y) for i, y in enumerate(result)])
+        return _made_by(op, 0, result, inputs) if record else Tensor(result)
 
-    def _copy(self):
-        op = object.__new__(type(self))
-        op.__dict__.update(self.__dict__)
-        return op
-
-    def _record(self, inputs, result, count):
-        self._order, self._keys = next(_numbers), [(id(self), i) for i in range(count)]
-        self._versions = [(x._version, x._version[0]) for x in inputs] if "inputs" in self.saves else []
-        keeps = ("inputs", "output") if _recording.keeping else self.saves
-        self.inputs = inputs if "inputs" in keeps else tuple([_without_values(x) for x in inputs])
-        self.result = result if "output" in keeps else None
+    def _record(self, inputs, result):
+        self._order, me = next(_numbers), id(self)
+        self._keys = [(me, i) for i in range(len(result))] if isinstance(result, tuple) else [(me, 0)]
+        saves = self.saves
+        self._versions = [(x._version, x._version[0]) for x in inputs] if "inputs" in saves else ()
+        if _recording.keeping:
+            saves = Op.saves
+        self.inputs = inputs if "inputs" in saves else tuple([_place(x) for x in inputs])
+        self.result = result if "output" in saves else None
 
     def _explained(self, error, inputs) -> Exception:
         """NumPy's or CuPy's ``error``, with the operation and what it was given."""
-        if any(isinstance(x._data, _NotSaved) for x in inputs):
-            return RuntimeError(f"{type(self).__name__} in a backward: its operation's saves lacks 'inputs'")
         backend.xp(*(x.data for x in inputs))  # some on the host, some on the device: says so
         given = ", ".join(f"{x.shape} {x.dtype}" for x in inputs)
         kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
@@ -303,7 +291,7 @@ class Op:
         """The result, connected: made on demand, since storing it would tie Op and Tensor into a reference cycle."""
         if self.result is None:
             raise RuntimeError(f"{type(self).__name__}.saves is {self.saves}, needs 'output' for backward to read it")
-        return Tensor._made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result, _FIXED)
+        return _made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result)
 
     def _gradients(self, gys, on_path):
         """Pairs of an input on the path and its gradient, from ``backward``, checked."""
@@ -323,33 +311,38 @@ class Op:
             yield x, gx
 
 
+_new = Tensor.__new__
 _FIXED = [0]  # the version of all computed values but views of a leaf
 
 
-def _version_of(array, inputs):
-    """A count of the changes to an operation's result: that of the leaf whose memory it shows, as x.T does."""
-    if array.base is not None:
+def _made_by(op, index, data, inputs=()) -> Tensor:
+    """Output ``index`` of a recorded Op. A view of a leaf, such as x.T, shares its memory and so its version."""
+    tensor = _new(Tensor)
+    tensor._data, tensor._op, tensor._index, tensor.requires_grad, tensor.grad = data, op, index, True, None
+    tensor._version = _FIXED
+    if data.base is not None:
         for x in inputs:
-            if x._version is not _FIXED and backend.xp(array, x._data).may_share_memory(array, x._data):
-                return x._version
-    return _FIXED
+            if x._version is not _FIXED and backend.xp(data, x._data).may_share_memory(data, x._data):
+                tensor._version = x._version
+    return tensor
 
 
-class _NotSaved:
-    """In the place of values that an operation does not list in ``saves``."""
+class _Place(Tensor):
+    """A Tensor without values: what an operation that does not save its inputs knows of one."""
 
     __slots__ = ("dtype", "shape")
 
-    def __init__(self, array):
-        self.shape, self.dtype = array.shape, array.dtype
+    @property
+    def _data(self):
+        raise RuntimeError("the values of this input were not kept: 'inputs' is missing in the saves of its operation")
 
 
-def _without_values(tensor):
-    """The Tensor's place in the graph, its shape and dtype; a leaf stays, since it is known by its identity."""
-    if tensor._op is None and tensor.requires_grad:
-        return tensor
-    place = Tensor._made_by(tensor._op, tensor._index, _NotSaved(tensor._data), _FIXED)
-    place.requires_grad = tensor.requires_grad
+def _place(x):
+    if x._op is None and x.requires_grad:
+        return x  # a leaf is known by its identity
+    place = _new(_Place)
+    place.shape, place.dtype = x._data.shape, x._data.dtype
+    place._op, place._index, place.requires_grad = x._op, x._index, x.requires_grad
     return place
 
 
