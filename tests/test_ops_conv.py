@@ -327,10 +327,13 @@ def tensor(*shape, dtype=np.float32):
 X, W, G = tensor(2, 3, 5, 5), tensor(4, 3, 3, 3), tensor(2, 4, 3, 3)
 REFUSED = {
     "channels": (lambda: ops.conv2d(X, tensor(4, 2, 3, 3)), r"conv2d: x has 3 channels, w expects 2 .*\(2, 3, 5, 5\)"),
-    "axes of x": (lambda: ops.conv2d(tensor(3, 5, 5), W), r"conv2d: x \(3, 5, 5\) and w \(4, 3, 3, 3\) need four axes"),
-    "axes of w": (lambda: ops.conv2d(X, tensor(3, 3)), r"conv2d: .*w \(3, 3\) need four axes"),
-    "kernel": (lambda: ops.conv2d(X, tensor(4, 3, 6, 3)), r"conv2d: x \(2, 3, 5, 5\).*smaller than the kernel"),
-    "kernel width": (lambda: ops.conv2d(X, tensor(4, 3, 3, 8), padding=1), r"conv2d: .*\(1, 1\).*\(4, 3, 3, 8\)"),
+    "axes of x": (
+        lambda: ops.conv2d(tensor(3, 5, 5), W),
+        r"conv2d: x \(3, 5, 5\).* and w \(4, 3, 3, 3\).* need four axes",
+    ),
+    "axes of w": (lambda: ops.conv2d(X, tensor(3, 3)), r"conv2d: .*w \(3, 3\) .*need four axes"),
+    "kernel": (lambda: ops.conv2d(X, tensor(4, 3, 6, 3)), r"images of \(5, 5\).*smaller than the kernel, \(6, 3\)"),
+    "kernel width": (lambda: ops.conv2d(X, tensor(4, 3, 3, 8), padding=1), r"padding \(1, 1\).*smaller than the kernel, \(3, 8\)"),
     "bias": (lambda: ops.conv2d(X, W, tensor(3)), r"conv2d: b is \(3,\) float32, needs \(4,\)"),
     "stride 0": (lambda: ops.conv2d(X, W, stride=0), r"stride.*0.*>= 1"),
     "stride pair": (lambda: ops.conv2d(X, W, stride=(1, 0)), r"stride.*\(1, 0\)"),
@@ -338,7 +341,7 @@ REFUSED = {
     "padding": (lambda: ops.conv2d(X, W, padding=-1), r"padding.*-1.*>= 0"),
     "mask": (lambda: ops.conv2d(X, W, mask=np.ones((2, 3))), r"mask.*\(2, 3\).*\(3, 3\)"),
     "mask of weights": (lambda: ops.conv2d(X, W, mask=np.ones(W.shape)), r"mask.*\(4, 3, 3, 3\).*\(3, 3\)"),
-    "empty mask": (lambda: ops.conv2d(X, W, mask=np.zeros((3, 3))), r"mask.*no tap"),
+    "empty mask": (lambda: ops.conv2d(X, W, mask=np.zeros((3, 3))), r"mask.*keeps 0 taps"),
     "up channels": (lambda: ops.conv_transpose2d(G, tensor(3, 4, 3, 3)), r"conv_transpose2d: x has 4 channels, w .* 3"),
     "up axes": (lambda: ops.conv_transpose2d(G[0], W), r"conv_transpose2d: x \(4, 3, 3\)"),
     "up bias": (lambda: ops.conv_transpose2d(G, W, tensor(4)), r"conv_transpose2d: b is \(4,\) float32, needs \(3,\)"),
@@ -348,8 +351,8 @@ REFUSED = {
     ),
     "output padding -": (lambda: ops.conv_transpose2d(G, W, stride=2, output_padding=-1), r"output_padding.*-1.*>= 0"),
     "up padding": (lambda: ops.conv_transpose2d(G, W, padding=3), r"conv_transpose2d: .*padding \(3, 3\).*\(-1, -1\)"),
-    "filter images": (lambda: ops.conv_filter_grad(X, G[:1], 3), r"conv_filter_grad: x \(2, 3, 5, 5\) and gy \(1, 4"),
-    "filter size": (lambda: ops.conv_filter_grad(X, G, 2), r"conv_filter_grad: .*\(P, Q\) = \(4, 4\)"),
+    "filter images": (lambda: ops.conv_filter_grad(X, G[:1], 3), r"conv_filter_grad: gy is \(1, 4"),
+    "filter size": (lambda: ops.conv_filter_grad(X, G, 2), r"conv_filter_grad: gy .*needs .*\(2, out, \*\(4, 4\)\)"),
     "filter axes": (lambda: ops.conv_filter_grad(X, G[0], 3), r"conv_filter_grad: .*gy \(4, 3, 3\)"),
     "filter axes of x": (lambda: ops.conv_filter_grad(X[0], G, 3), r"conv_filter_grad: x \(3, 5, 5\)"),
     "filter kernel": (lambda: ops.conv_filter_grad(X, G, 0), r"kernel_size.*0.*>= 1"),
@@ -366,9 +369,9 @@ def test_a_refusal_says_what_it_got(call, message):
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_dtypes_must_agree(dtype):
     for operation, x, w in (ops.conv2d, X, W), (ops.conv_transpose2d, G, W):
-        with pytest.raises(TypeError, match=f"{operation.__name__}: x is float32, w is {np.dtype(dtype)}: needs one"):
+        with pytest.raises(TypeError, match=rf"{operation.__name__}: x .* float32 and w .* {np.dtype(dtype)} need one"):
             operation(x, Tensor(w.data.astype(dtype)))
-    with pytest.raises(TypeError, match="conv2d: x is int64, w is int64: needs one floating dtype"):
+    with pytest.raises(TypeError, match=r"conv2d: x .* int64 and w .* int64 need one floating dtype"):
         ops.conv2d(Tensor(X.data.astype(np.int64)), Tensor(W.data.astype(np.int64)))
 
 

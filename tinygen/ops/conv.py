@@ -6,14 +6,13 @@ With x the images, w the filters and y the result of a convolution,
     conv_transpose2d(gy, w) = gx       its derivative in x
     conv_filter_grad(x, gy) = gw       its derivative in w
 
-and each one's derivatives are the other two. All are matrix products with the *columns* of the images: a row for each
-pixel of y, which holds the numbers that the pixel sees, tap by tap of the kernel, all channels of a tap together.
+and each one's derivatives are the other two. All are matrix products with the *columns* of the images, whose rows are
+what each pixel of y sees, tap by tap of the kernel, all channels of a tap together.
 
     y = cols(x) W,    gw = cols(x)^T gy,    gx = cols^T(gy W^T)
 
-with W the filters as a (taps * in, out) matrix, y and gy as (pixels, out), and cols^T adding each number of a row to
-where it was seen. Taps that a mask forbids are in none of them: neither multiplied nor stored, and their gradient is
-exactly zero.
+with W the filters as a (taps * in, out) matrix, y and gy as (pixels, out), and cols^T adding each number to where it
+was seen. Taps that a mask forbids are in none of them: they cost nothing, and their gradient is exactly zero.
 
 Images are (N, C, H, W) to the outside and lie in memory as (N, H, W, C), as with PyTorch's ``channels_last``: what
 neighbouring taps see is one run of numbers, and a 1x1 convolution multiplies the images as they lie. NumPy keeps the
@@ -21,14 +20,15 @@ order of memory through elementwise operations, so only images that come from el
 """
 
 import functools
+import itertools
 
 import numpy as np
 
 from tinygen.backend import device_of, xp
+from tinygen.ops.shape import pair
 from tinygen.tensor import Op, Tensor, recording
 
-# Numbers in a block of columns. On the host 1 MB of float32, since larger ones leave the core's cache (2 to 3 times
-# slower); a device wants few large kernels.
+# Numbers in a block of columns: on the host 1 MB of float32, for the core's cache; a device wants few large products.
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
@@ -42,10 +42,14 @@ class Geometry:
     def __init__(self, size, kernel_size, stride, padding, mask):
         self.size, self.kernel_size, self.stride, self.padding, self.mask = size, kernel_size, stride, padding, mask
         self.out_size = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel_size, stride))
+        if min(self.out_size) < 1:
+            raise ValueError(
+                f"conv2d: images of {size} with padding {padding} are smaller than the kernel, {kernel_size}"
+            )
         self.padded_size = tuple(n + 2 * p for n, p in zip(size, padding))
         self.inside = (slice(None), *(slice(p, p + n) for n, p in zip(size, padding)))  # of padded images
-        self.taps = [(i, j) for i, row in enumerate(mask) for j, kept in enumerate(row) if kept]
-        self.rectangles = list(_rectangles(self.taps))
+        self.rectangles = list(_rectangles(mask))
+        self.taps = [(i + k, j + l) for _, i, j, m, n in self.rectangles for k in range(m) for l in range(n)]
         self.pointwise = kernel_size == stride == (1, 1) and padding == (0, 0)
 
     @functools.cached_property
@@ -72,15 +76,6 @@ class Geometry:
             cols[..., first * c : (first + rows * columns) * c].reshape(shape)[...] = seen
         return cols.reshape(n * p * q, len(self.taps) * c)
 
-    def spread(self, cols, n):
-        """The transpose of ``columns``, (n * P * Q, taps * C) -> (n, H, W, C): adds each number where it was seen."""
-        (p, q), (sh, sw) = self.out_size, self.stride
-        cols = cols.reshape(n, p, q, len(self.taps), cols.shape[1] // len(self.taps))
-        padded = xp(cols).zeros((n, *self.padded_size, cols.shape[4]), cols.dtype)
-        for k, (i, j) in enumerate(self.taps):
-            padded[:, i : i + p * sh : sh, j : j + q * sw : sw] += cols[:, :, :, k]
-        return padded[self.inside]
-
     def matrix(self, w):
         """Filters (out, in, kh, kw) -> (taps * in, out)"""
         w = w.transpose(2, 3, 1, 0)
@@ -105,45 +100,33 @@ class Geometry:
 geometry = functools.lru_cache(Geometry)
 
 
-def _rectangles(taps):
-    """Taps in raster order, joined to runs within a row of the kernel, and equal runs of neighbouring rows again."""
-    runs = []
-    for k, (i, j) in enumerate(taps):
-        if runs and (i, j) == (runs[-1][1], runs[-1][2] + runs[-1][4]):
-            runs[-1][4] += 1
-        else:
-            runs.append([k, i, j, 1, 1])
-    joined = runs[:1]
-    for run in runs[1:]:
-        _, i, j, rows, columns = joined[-1]
-        if run[1:] == [i + rows, j, 1, columns]:
-            joined[-1][3] += 1
-        else:
-            joined.append(run)
-    return joined
+def _rectangles(mask):
+    """The True entries of a mask in rectangles, each a run that neighbouring rows have in common."""
+    first = i = 0
+    for row, same in itertools.groupby(mask):
+        rows, j = len(list(same)), 0
+        for kept, run in itertools.groupby(row):
+            columns = len(list(run))
+            if kept:
+                yield first, i, j, rows, columns
+                first += rows * columns
+            j += columns
+        i += rows
 
 
-# -- the kernels, on arrays: images (n, C, H, W) that lie as (n, H, W, C)
-
-
-def _rows(x):
-    return x.transpose(0, 2, 3, 1)
-
-
-def _images(x):
-    return x.transpose(0, 3, 1, 2)
+# -- the kernels: arrays (n, C, H, W) that lie as (n, H, W, C)
 
 
 def _multiply(x, geo, w=None, b=None, g=None):
     """With the columns of x (n, C, H, W): ``cols(x) W + b``, (n, out, P, Q), where there are filters w, and
     ``cols(x)^T g``, filters again, where there is g (n, out, P, Q)."""
-    m, x = xp(x), _rows(x)
+    m, x = xp(x), x.transpose(0, 2, 3, 1)
     if w is not None:
         matrix, y = geo.matrix(w), m.empty((len(x), *geo.out_size, len(w)), x.dtype)
     if b is not None:
         bias = m.tile(b, geo.out_size[1])  # for a row of pixels: sums over few channels are slow
     if g is not None:
-        g = _rows(g)
+        g = g.transpose(0, 2, 3, 1)
         total = m.zeros((len(geo.taps) * x.shape[3], g.shape[3]), x.dtype)
     for part in geo.blocks(x, x.shape[3]):
         cols = geo.columns(x[part])
@@ -154,18 +137,23 @@ def _multiply(x, geo, w=None, b=None, g=None):
                 pixels.reshape(-1, len(bias))[...] += bias
         if g is not None:
             total += cols.T @ g[part].reshape(len(cols), g.shape[3])
-    return None if w is None else _images(y), None if g is None else geo.filters(total)
+    return None if w is None else y.transpose(0, 3, 1, 2), None if g is None else geo.filters(total)
 
 
 def _spread(g, w, b, geo):
     """``cols^T(g W^T) + b``: (n, out, P, Q) -> (n, C, H, W)"""
-    g, matrix = _rows(g), geo.matrix(w).T
-    x = xp(g, w).empty((len(g), *geo.size, w.shape[1]), g.dtype)
-    for part in geo.blocks(g, w.shape[1]):
-        x[part] = geo.spread(g[part].reshape(-1, g.shape[3]) @ matrix, len(g[part]))
+    (n, out, p, q), c, (sh, sw), m = g.shape, w.shape[1], geo.stride, xp(g, w)
+    g, matrix = g.transpose(0, 2, 3, 1), geo.matrix(w).T
+    x = m.empty((n, *geo.size, c), g.dtype)
+    for part in geo.blocks(g, c):
+        cols = (g[part].reshape(len(g[part]) * p * q, out) @ matrix).reshape(len(g[part]), p, q, len(geo.taps), c)
+        padded = m.zeros((len(cols), *geo.padded_size, c), g.dtype)
+        for k, (i, j) in enumerate(geo.taps):
+            padded[:, i : i + p * sh : sh, j : j + q * sw : sw] += cols[:, :, :, k]
+        x[part] = padded[geo.inside]
     if b is not None:
         x += b
-    return _images(x)
+    return x.transpose(0, 3, 1, 2)
 
 
 def _turn(w):
@@ -182,10 +170,6 @@ class ConvOp(Op):
     def __init__(self, geo):
         self.geo = geo
 
-    def fused(self):
-        """Whether both derivatives are wanted, as arrays: they come from one set of columns then."""
-        return self.inputs[0].requires_grad and self.inputs[1].requires_grad and not recording()
-
 
 class Conv2d(ConvOp):
     def forward(self, x, w, b=None):
@@ -193,7 +177,7 @@ class Conv2d(ConvOp):
 
     def backward(self, gy):
         x, w, *b = self.inputs
-        if self.geo.turned and self.fused():
+        if self.geo.turned and not recording() and x.requires_grad and w.requires_grad:  # 6 % of a step
             gx, gw = _multiply(gy.data, self.geo.turned, _turn(w.data), g=x.data)
             return Tensor(gx), Tensor(_turn(gw)), *(_channel_sums(gy) for _ in b)
         return (
@@ -211,7 +195,7 @@ class ConvTranspose2d(ConvOp):
 
     def backward(self, gx):
         g, w, *b = self.inputs
-        if self.fused():
+        if not recording() and g.requires_grad and w.requires_grad:
             gg, gw = _multiply(gx.data, self.geo, w.data, g=g.data)
             return Tensor(gg), Tensor(gw), *(_channel_sums(gx) for _ in b)
         return (
@@ -242,39 +226,37 @@ def _channel_sums(g):
 # -- the public functions
 
 
-def _pair(name, value, smallest):
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= smallest for v in pair):
-        raise ValueError(f"{name}: got {value!r}, needs one or two integers >= {smallest}")
-    return pair
-
-
 def _mask(mask, kernel_size):
     """As nested tuples of booleans."""
     if mask is None:
         return ((True,) * kernel_size[1],) * kernel_size[0]
     mask = np.asarray(mask, bool)
-    if mask.shape != tuple(kernel_size):
-        raise ValueError(f"mask: has shape {mask.shape}, needs that of the kernel, {tuple(kernel_size)}")
-    if not mask.any():
-        raise ValueError("mask: keeps no tap")
+    if mask.shape != tuple(kernel_size) or not mask.any():
+        raise ValueError(
+            f"mask: shape {mask.shape} keeps {mask.sum()} taps, needs at least one of {tuple(kernel_size)}"
+        )
     return tuple(map(tuple, mask.tolist()))
 
 
-def _check(op, x, w, b, w_axis, b_axis):
-    """x (N, C, H, W) against w, whose axis ``w_axis`` meets x's channels and ``b_axis`` the bias."""
-    if x.ndim != 4 or w.ndim != 4:
-        raise ValueError(f"{op}: x {x.shape} and w {w.shape} need four axes each")
-    if x.shape[1] != w.shape[w_axis]:
-        raise ValueError(f"{op}: x has {x.shape[1]} channels, w expects {w.shape[w_axis]} (x {x.shape}, w {w.shape})")
-    if x.dtype != w.dtype or x.dtype.kind != "f":
-        raise TypeError(f"{op}: x is {x.dtype}, w is {w.dtype}: needs one floating dtype")
-    if b is not None and (b.shape != (w.shape[b_axis],) or b.dtype != w.dtype):
-        raise ValueError(f"{op}: b is {b.shape} {b.dtype}, needs ({w.shape[b_axis]},) {w.dtype} (w {w.shape})")
+def _tensors(op, **arrays):
+    """Images and filters as Tensors. Raises unless they have four axes each and one floating dtype."""
+    tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in arrays.values()]
+    given = " and ".join(f"{name} {x.shape} {x.dtype}" for name, x in zip(arrays, tensors))
+    if any(x.ndim != 4 for x in tensors):
+        raise ValueError(f"{op}: {given} need four axes each")
+    if tensors[0].dtype != tensors[1].dtype or tensors[0].dtype.kind != "f":
+        raise TypeError(f"{op}: {given} need one floating dtype")
+    return tensors
 
 
-def _tensors(*xs):
-    return [x if x is None or isinstance(x, Tensor) else Tensor(x) for x in xs]
+def _bias(op, x, w, b, axis):
+    """b as a list for the operation; checks the channels of x, filters w (whose axis ``axis`` meets them) and b."""
+    channels, out = w.shape[axis], w.shape[1 - axis]
+    if x.shape[1] != channels:
+        raise ValueError(f"{op}: x has {x.shape[1]} channels, w expects {channels} (x {x.shape}, w {w.shape})")
+    if b is not None and (b.shape != (out,) or b.dtype != w.dtype):
+        raise ValueError(f"{op}: b is {b.shape} {b.dtype}, needs ({out},) {w.dtype} (w {w.shape})")
+    return [] if b is None else [b]
 
 
 def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
@@ -285,13 +267,11 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
     Result: (N, out, P, Q) with P = (H + 2 padding - kh) // stride + 1.
     Raises ValueError where shapes do not fit, TypeError where dtypes differ.
     """
-    x, w, b = _tensors(x, w, b)
-    _check("conv2d", x, w, b, 1, 0)
-    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
-    if any(n + 2 * p < k for n, p, k in zip(x.shape[2:], padding, w.shape[2:])):
-        raise ValueError(f"conv2d: x {x.shape} with padding {padding} is smaller than the kernel of w {w.shape}")
+    x, w = _tensors("conv2d", x=x, w=w)
+    b = _bias("conv2d", x, w, b, 1)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
     geo = geometry(x.shape[2:], w.shape[2:], stride, padding, _mask(mask, w.shape[2:]))
-    return Conv2d(geo)(x, w, *([] if b is None else [b]))
+    return Conv2d(geo)(x, w, *b)
 
 
 def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Tensor:
@@ -300,19 +280,17 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Ten
     Result: (N, out, H, W) with H = (P - 1) stride - 2 padding + kh + output_padding.
     Raises ValueError where shapes do not fit (output_padding must be smaller than the stride), TypeError for dtypes.
     """
-    x, w, b = _tensors(x, w, b)
-    _check("conv_transpose2d", x, w, b, 0, 1)
-    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
-    extra = _pair("output_padding", output_padding, 0)
+    x, w = _tensors("conv_transpose2d", x=x, w=w)
+    b = _bias("conv_transpose2d", x, w, b, 0)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    extra = pair("output_padding", output_padding, 0)
     if any(e >= s for e, s in zip(extra, stride)):
         raise ValueError(f"conv_transpose2d: output_padding {extra} must be smaller than stride {stride}")
     size = tuple((n - 1) * s - 2 * p + k + e for n, s, p, k, e in zip(x.shape[2:], stride, padding, w.shape[2:], extra))
     if min(size) < 1:
-        raise ValueError(
-            f"conv_transpose2d: x {x.shape}, w {w.shape} with padding {padding} give an empty image {size}"
-        )
+        raise ValueError(f"conv_transpose2d: x {x.shape}, w {w.shape}, padding {padding} give an empty image {size}")
     geo = geometry(size, w.shape[2:], stride, padding, _mask(None, w.shape[2:]))
-    return ConvTranspose2d(geo)(x, w, *([] if b is None else [b]))
+    return ConvTranspose2d(geo)(x, w, *b)
 
 
 def conv_filter_grad(x, gy, kernel_size, stride=1, padding=0, mask=None) -> Tensor:
@@ -320,16 +298,12 @@ def conv_filter_grad(x, gy, kernel_size, stride=1, padding=0, mask=None) -> Tens
 
     Result: (out, in, kh, kw), zero where ``mask`` forbids. Raises ValueError where x and gy do not belong together.
     """
-    x, gy = _tensors(x, gy)
-    if x.ndim != 4 or gy.ndim != 4:
-        raise ValueError(f"conv_filter_grad: x {x.shape} and gy {gy.shape} need four axes each")
-    if x.dtype != gy.dtype or x.dtype.kind != "f":
-        raise TypeError(f"conv_filter_grad: x is {x.dtype}, gy is {gy.dtype}: needs one floating dtype")
-    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
-    kernel_size = _pair("kernel_size", kernel_size, 1)
+    x, gy = _tensors("conv_filter_grad", x=x, gy=gy)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    kernel_size = pair("kernel_size", kernel_size, 1)
     geo = geometry(x.shape[2:], kernel_size, stride, padding, _mask(mask, kernel_size))
     if gy.shape != (x.shape[0], gy.shape[1], *geo.out_size):
         raise ValueError(
-            f"conv_filter_grad: x {x.shape} and gy {gy.shape}: needs gy (N, out, P, Q) with (P, Q) = {geo.out_size}"
+            f"conv_filter_grad: gy is {gy.shape}, needs (N, out, P, Q) = ({x.shape[0]}, out, *{geo.out_size})"
         )
     return ConvFilterGrad(geo)(x, gy)
