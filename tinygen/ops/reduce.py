@@ -81,7 +81,7 @@ class LogSoftmax(Op):
 
     def forward(self, x):
         shifted = x - largest(x, self.axis)
-        return shifted - xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True))
+        return shifted - xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True)) if x.size else shifted
 
     def backward(self, gy):
         return gy - self.output.exp() * gy.sum(self.axis, keepdims=True)
