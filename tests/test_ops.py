@@ -294,6 +294,13 @@ case(
     lambda x: pooled(np.mean, x, (2, 2), (2, 2), (0, 0), 0),
     away(1, 4, 5),
 )
+case(
+    "avg_pool2d squared",  # so that the second derivative has to do with that of the first
+    lambda x: ops.avg_pool2d(x, 2, 1) ** 2,
+    lambda x: pooled(np.mean, x, (2, 2), (1, 1), (0, 0), 0) ** 2,
+    away(3, 4),
+)
+case("cumsum squared", lambda x: ops.cumsum(x, 1) ** 2, lambda x: np.cumsum(x, 1) ** 2, away(2, 4))
 
 
 def resized(x, size, mode):
