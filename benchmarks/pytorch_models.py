@@ -11,25 +11,30 @@ import torch
 import torch.nn.functional as F
 
 
-def tensor(array, layout=torch.contiguous_format):
+def tensor(array, layout=torch.contiguous_format, device="cpu"):
     """A leaf with a copy of the array; ``layout``: in memory, of images and filters."""
-    return torch.tensor(array).to(memory_format=layout if array.ndim == 4 else torch.contiguous_format).requires_grad_()
+    layout = layout if array.ndim == 4 else torch.contiguous_format
+    return torch.tensor(array, device=device).to(memory_format=layout).requires_grad_()
 
 
-def trainer(loss, weights, x, layout=torch.contiguous_format):
+def trainer(loss, weights, x, layout=torch.contiguous_format, device="cpu"):
     """``run(n)``: n training steps; ``gradients(*noise)``: loss and gradients as NumPy has them."""
-    weights, batch = [tensor(w, layout) for w in weights], tensor(x, layout).detach()
+    weights, batch = [tensor(w, layout, device) for w in weights], tensor(x, layout, device).detach()
     adam = torch.optim.Adam(weights, 1e-4)
 
-    def gradients(*noise):
+    def backward(*noise):
         adam.zero_grad()
         value = loss(iter(weights), batch, *noise)
         value.backward()
-        return value.item(), [w.grad.numpy() for w in weights]
+        return value
+
+    def gradients(*noise):
+        value = backward(*noise)
+        return value.item(), [w.grad.cpu().numpy() for w in weights]
 
     def run(n):
         for _ in range(n):
-            gradients()
+            backward()  # not gradients: on a GPU nothing in here waits
             adam.step()
 
     return run, gradients
@@ -53,15 +58,15 @@ def operation(function, inputs, g):
     return run, gradients
 
 
-def sampler(network, weights, n):
-    """``run(pixels)``: pixels of n images 28 x 28, with the whole network evaluated for each."""
-    weights = [torch.tensor(w) for w in weights]
+def sampler(network, weights, shape, device="cpu"):
+    """``run(pixels)``: pixels of (n, height, width) grey images, with the whole network evaluated for each."""
+    weights, (n, height, width) = [torch.tensor(w, device=device) for w in weights], shape
 
     def run(pixels):
-        images = torch.zeros(n, 1, 28, 28)
+        images = torch.zeros(n, 1, height, width, device=device)
         with torch.no_grad():
             for i in range(pixels):
-                row, column = divmod(i % 784, 28)
+                row, column = divmod(i % (height * width), width)
                 p = torch.sigmoid(network(iter(weights), images)[:, 0, row, column])
                 images[:, 0, row, column] = torch.bernoulli(p)
 
@@ -70,17 +75,23 @@ def sampler(network, weights, n):
 
 @functools.cache
 def mask(kind, kh, kw):
-    """(kh, kw): 1 above and to the left, and in the centre for kind "B"."""
+    """(kh, kw): 1 in the rows above, and of the own one: "A" to the left, "B" and in the centre, "rows" all of it,
+    "above" nothing."""
     m = np.zeros((kh, kw), np.float32)
     m[: kh // 2] = 1
-    m[kh // 2, : kw // 2 + (kind == "B")] = 1
+    m[kh // 2, : {"A": kw // 2, "B": kw // 2 + 1, "rows": kw, "above": 0}[kind]] = 1
     return m
+
+
+@functools.cache
+def mask_on(device, kind, kh, kw):
+    return torch.tensor(mask(kind, kh, kw), device=device)
 
 
 def masked(kind, w, x):
     weight, bias = next(w), next(w)
     kh, kw = weight.shape[2:]
-    return F.conv2d(x, weight * torch.from_numpy(mask(kind, kh, kw)), bias, padding=(kh // 2, kw // 2))
+    return F.conv2d(x, weight * mask_on(x.device, kind, kh, kw), bias, padding=(kh // 2, kw // 2))
 
 
 def pointwise(w, x):
@@ -100,6 +111,27 @@ def pixelrnn(scan, w, x, layers=7):
     for _ in range(layers):
         y = scan(w, h)
         h = h + pointwise(w, y)
+    return logits(w, h)
+
+
+def gated(x):
+    f, g = x.chunk(2, 1)
+    return torch.tanh(f) * torch.sigmoid(g)
+
+
+def gated_pixelcnn(w, x, layers=7):
+    x, above = 2 * x - 1, []
+    convs = [(next(w), next(w)) for _ in range(layers + 1)]
+    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
+    down, across = next(w)[..., None, None]
+    position, v = down * rows[:, None] + across * columns, x
+    for i, conv in enumerate(convs):
+        y = masked("rows" if i else "above", iter(conv), v) + position[i]
+        above.append(pointwise(w, y))
+        v = gated(y)
+    h = pointwise(w, gated(masked("A", w, x) + above[0]))
+    for y in above[1:]:
+        h = h + pointwise(w, gated(masked("B", w, h) + y))
     return logits(w, h)
 
 
@@ -175,3 +207,16 @@ def vae(w, x, eps=None):
     logits = decoder(w, mean + (log_var / 2).exp() * eps)
     kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum()
     return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl) / len(x)
+
+
+def vae_sampler(weights, n, device="cpu"):
+    """``run(times)``: n images decoded from the prior, so many times."""
+    decoding = [torch.tensor(w, device=device) for w in weights[10:]]  # the encoder has five layers
+    latent = decoding[0].shape[1]
+
+    def run(times):
+        with torch.no_grad():
+            for _ in range(times):
+                torch.sigmoid(decoder(iter(decoding), torch.randn(n, latent, device=device)))
+
+    return run

@@ -14,45 +14,20 @@ import argparse
 import datetime
 import json
 import shlex
-import statistics
 import sys
-import time
 from pathlib import Path
 
 from machine import CORES, STATUS, description, fresh, import_seconds, matmul_peak
-from report import RESULTS, plot, write_section
+from report import RESULTS, plot, table, write_section
 
 try:
+    from contenders import measure, summaries
     from works import BATCH, WORKERS, WORKS, check, flops
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: this needs the extra bench, pip install -e '.[bench]'") from None
 
 TURN = 2  # seconds of a contender before the next one's turn
-SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step
 COLUMNS = ["work", "contender", "median ms", "min ms", "tinygen / it", "peak MB", "of matmul peak", "turns"]
-
-
-def seconds_of(run, n):
-    begun = time.perf_counter()
-    own = run(n)
-    return time.perf_counter() - begun if own is None else own
-
-
-def measure(contenders, rounds):
-    """{contender: its seconds, turn by turn}; they take turns, so that all see the same machine."""
-    steps, seconds = {}, {name: [] for name in contenders}
-    for name, contender in contenders.items():
-        contender.run(1)  # warms up
-        once = seconds_of(contender.run, 1)
-        if once < 1:  # without what a turn costs by itself, forking workers for instance
-            five = seconds_of(contender.run, 5)
-            once = max(five / 20, (five - once) / 4)
-        steps[name] = 1 if 2 * once > SLOW else max(2, round(TURN / once))
-    for i in range(rounds):
-        for name, (run, _, units) in contenders.items():
-            if i == 0 or steps[name] > 1:
-                seconds[name].append(seconds_of(run, steps[name]) / steps[name] / units)
-    return seconds
 
 
 def rows_of(work, rounds, matmul):
@@ -60,18 +35,12 @@ def rows_of(work, rounds, matmul):
     contenders = WORKS[work]()
     if work.startswith(("step/", "op/")):
         check(work, contenders)
-    seconds = measure(contenders, rounds)
-    medians = {name: statistics.median(s) for name, s in seconds.items()}
-    for name, median in medians.items():
+    step = work.startswith("step/")
+    for row in summaries(work, measure(contenders, rounds, TURN)):
         yield {
-            "work": work,
-            "contender": name,
-            "median_s": median,
-            "min_s": min(seconds[name]),
-            "ratio": medians["tinygen"] / median if "tinygen" in medians else None,
-            "peak_bytes": fresh(f"peak({work!r}, {name!r})") if work.startswith("step/") and STATUS.exists() else None,
-            "matmul_share": flops(work) / median / matmul if work.startswith("step/") and "rnn" not in work else None,
-            "turns": len(seconds[name]),
+            **row,
+            "peak_bytes": fresh(f"peak({work!r}, {row['contender']!r})") if step and STATUS.exists() else None,
+            "matmul_share": flops(work) / row["median_s"] / matmul if step and "rnn" not in work else None,
         }
 
 
@@ -141,11 +110,10 @@ def main():
         plot(rows, arguments.plot)
     if arguments.results:
         plot(rows, RESULTS.with_name("speed.png"))
-        table = [COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *map(cells, rows)]
         command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
         text = [
             f"{datetime.date.today()}, `{command}`. {header}",
-            "\n".join(f"| {' | '.join(row)} |" for row in table),
+            table(COLUMNS, map(cells, rows)),
             *sentences,
             "![Time of tinygen as a multiple of the others'](speed.png)",
         ]

@@ -7,8 +7,6 @@ import functools
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
 import autograd_models
 import dezero_models
@@ -16,10 +14,11 @@ import numpy as np
 import pytorch_models
 import torch
 import torch.nn.functional as F
+from contenders import LOSSES, NETWORKS, Contender, agree, built, repeated, sampling
 from machine import BLAS, CORES, memory
 
 from tinygen import Tensor, grad, ops
-from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
+from tinygen.models import PixelCNN
 from tinygen.nn import LSTM, Conv2d, Linear, MaskedConv2d, Module, UpConv2d
 from tinygen.optim import Adam
 from tinygen.parallel import SHARD, keep_memory
@@ -31,35 +30,17 @@ IMAGES = (np.random.default_rng(0).random((BATCH, 1, 28, 28)) < 0.2).astype(np.f
 torch.set_num_threads(CORES)
 
 
-class Contender(NamedTuple):
-    run: Callable  # run(n): does it n times; returns the seconds, or None where they are to be taken from outside
-    gradients: Callable | None = None  # loss and gradients as NumPy arrays, for the check
-    units: float = 1  # how many of what is reported each of these n is
-
-
 # -- training steps
 
-PIXELCNN = functools.partial(pytorch_models.nats, pytorch_models.pixelcnn)
+OTHERS = {  # beside PyTorch
+    "autoencoder": {"dezero": dezero_models.autoencoder},
+    "pixelcnn-h16": {"dezero": dezero_models.pixelcnn, "autograd": autograd_models.pixelcnn},
+    "pixelcnn-h32": {"dezero": dezero_models.pixelcnn},
+}
 STEPS = {  # work: tinygen's model, the loss in the other libraries
-    "step/autoencoder": (Autoencoder, {"pytorch": pytorch_models.autoencoder, "dezero": dezero_models.autoencoder}),
-    "step/vae": (VAE, {"pytorch": pytorch_models.vae}),
-    "step/pixelcnn-h16": (
-        functools.partial(PixelCNN, width=16),
-        {"pytorch": PIXELCNN, "dezero": dezero_models.pixelcnn, "autograd": autograd_models.pixelcnn},
-    ),
-    "step/pixelcnn-h32": (
-        functools.partial(PixelCNN, width=32),
-        {"pytorch": PIXELCNN, "dezero": dezero_models.pixelcnn},
-    ),
-    "step/pixelcnn-h64": (functools.partial(PixelCNN, width=64), {"pytorch": PIXELCNN}),
-    "step/pixelrnn-row-h16": (
-        functools.partial(PixelRNN, "row", width=16, layers=7),
-        {"pytorch": functools.partial(pytorch_models.nats, pytorch_models.row_pixelrnn)},
-    ),
-    "step/pixelrnn-diagonal-h16": (
-        functools.partial(PixelRNN, "diagonal", width=16, layers=7),
-        {"pytorch": functools.partial(pytorch_models.nats, pytorch_models.diagonal_pixelrnn)},
-    ),
+    f"step/{name}": (constructor, {"pytorch": loss, **OTHERS.get(name, {})})
+    for name, (constructor, loss) in LOSSES.items()
+    if not name.startswith("gated")  # on a GPU only
 }
 TRAINERS = {
     "pytorch": pytorch_models.trainer,
@@ -91,16 +72,13 @@ def trainer(model):
 def trainers(work, dtype=np.float32):
     """{contender: function that builds it}, all from the same weights."""
     constructor, losses = STEPS[work]
-    model, noise = constructor(rng=np.random.default_rng(0)), np.random.default_rng(1)
-    for p in model.parameters():  # some start at zero, which would hide differences
-        p.data = (p.data + 0.02 * noise.standard_normal(p.shape, np.float32)).astype(dtype)
-    weights = [p.numpy() for p in model.parameters()]
-    built = {"tinygen": functools.partial(trainer, model)}
+    model, weights = built(constructor, dtype)
+    builders = {"tinygen": functools.partial(trainer, model)}
     for name, loss in losses.items():
-        built[name] = functools.partial(TRAINERS[name], loss, weights, IMAGES.astype(dtype))
+        builders[name] = functools.partial(TRAINERS[name], loss, weights, IMAGES.astype(dtype))
         if name == "pytorch" and "rnn" not in work:
-            built["pytorch channels_last"] = functools.partial(built[name], torch.channels_last)
-    return built
+            builders["pytorch channels_last"] = functools.partial(builders[name], torch.channels_last)
+    return builders
 
 
 def training(work, dtype=np.float32):
@@ -214,14 +192,6 @@ def sharded(function, x, weights, g):
     return Contender(run, gradients)
 
 
-def repeated(function):
-    def run(n):
-        for _ in range(n):
-            function()
-
-    return run
-
-
 def image_operation(ours, theirs, x, w, y):
     """``ours`` and ``theirs`` of images, filters and a bias, with the shapes given, the last that of the result."""
     rng = np.random.default_rng(0)
@@ -274,19 +244,6 @@ def lstm():
 # -- sampling
 
 
-def sampling(constructor, network):
-    """64 images of 28 x 28: tinygen's kept activations against the whole network run again for each pixel.
-
-    The latter costs the same for each of the 784 pixels: some are timed, as many as a turn holds.
-    """
-    model, rng = constructor(rng=np.random.default_rng(0)), np.random.default_rng(0)
-    weights = [p.numpy() for p in model.parameters()]
-    return {
-        "tinygen": Contender(repeated(lambda: model.sample(BATCH, rng))),
-        "pytorch": Contender(pytorch_models.sampler(network, weights, BATCH), units=1 / 784),
-    }
-
-
 def sampling_width(width):
     """A pixel of 64 images of this width and height."""
     rng = np.random.default_rng(0)
@@ -302,13 +259,10 @@ WORKS = {
     **{f"op/masked_conv3x3-{c}": functools.partial(convolution, c, MASK_B) for c in (16, 32, 64, 128)},
     "op/conv_transpose": transposed_convolution,
     "op/lstm": lstm,
-    "sample/pixelcnn-h32": functools.partial(sampling, functools.partial(PixelCNN, width=32), pytorch_models.pixelcnn),
-    "sample/pixelrnn-row-h16": functools.partial(
-        sampling, STEPS["step/pixelrnn-row-h16"][0], pytorch_models.row_pixelrnn
-    ),
-    "sample/pixelrnn-diagonal-h16": functools.partial(
-        sampling, STEPS["step/pixelrnn-diagonal-h16"][0], pytorch_models.diagonal_pixelrnn
-    ),
+    **{
+        f"sample/{name}": functools.partial(sampling, *NETWORKS[name], BATCH)
+        for name in ("pixelcnn-h32", "pixelrnn-row-h16", "pixelrnn-diagonal-h16")
+    },
     **{f"sample/width-{width}": functools.partial(sampling_width, width) for width in (14, 28, 56)},
 }
 
@@ -323,9 +277,4 @@ def check(work, contenders):
         contenders = training(work, np.float64)
     if work == "step/vae":  # as tinygen draws it
         noise = [torch.tensor(np.random.default_rng(0).standard_normal((BATCH, 32)))]
-    loss, gradients = contenders["tinygen"].gradients()
-    for name, contender in contenders.items():
-        their_loss, their_gradients = contender.gradients(*noise)
-        assert abs(loss - their_loss) <= 1e-4 * abs(their_loss), (work, name, loss, their_loss)
-        for g, t in zip(gradients, their_gradients, strict=True):
-            assert np.abs(g - t).max() <= 1e-4 * np.abs(t).max() + 1e-6, (work, name, t.shape)
+    agree(contenders, noise)

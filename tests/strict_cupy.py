@@ -115,6 +115,10 @@ class ndarray:
         _need_operands([value], "ndarray.__setitem__")
         self._host[_key(index, value)] = _unwrap(value, "ndarray")
 
+    @property
+    def base(self):
+        return self._host.base
+
     def __len__(self):
         return len(self._host)
 

@@ -5,7 +5,6 @@ import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
-from tinygen.ops import conv
 
 
 def conv_loops(x, w, stride, padding, b=None):
@@ -82,35 +81,6 @@ def agree(tensor, expected):
     np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(params=[0, 256], ids=["large", "small"], autouse=True)
-def small(request, monkeypatch):
-    """The images of these tests laid out as large ones are, and as small ones."""
-    monkeypatch.setattr("tinygen.ops.conv.SMALL", request.param)
-
-
-def test_what_is_laid_out_how(monkeypatch):
-    """All layouts give the same numbers, each faster for some: for pixels, strides and paddings of these kinds."""
-    monkeypatch.undo()
-    taps = [(i, j) for i in range(3) for j in range(3)]
-    for size, out_size, padding, stride, kind in [
-        ((28, 28), (28, 28), 1, 1, conv.RowByRow),
-        ((4, 64), (4, 64), 1, 1, conv.RowByRow),
-        ((14, 14), (14, 14), 1, 1, conv.ImagesLast),
-        ((3, 85), (3, 85), 1, 1, conv.ImagesLast),
-        ((18, 18), (16, 16), 0, 1, conv.RowByRow),  # what comes out counts
-        ((56, 56), (28, 28), 1, 2, conv.ImagesLast),
-        ((54, 22), (40, 8), 0, 1, conv.ImagesLast),  # 15 x 15: most of a row is never seen
-    ]:
-        assert type(conv._layout(size, out_size, (stride,) * 2, (padding,) * 2, taps)) is kind
-    assert type(conv._layout((28, 28), (28, 28), (1, 1), (0, 0), [(0, 0)])) is conv.ImageByImage
-
-
-@pytest.fixture(params=[1, 32], ids=["columns for a row of taps", "for all taps"])
-def few(request, monkeypatch):
-    """Both branches of the columns, which depend on the number of channels."""
-    monkeypatch.setattr("tinygen.ops.conv.FEW", request.param)
-
-
 @each_geometry
 @pytest.mark.parametrize("bias", [False, True])
 def test_conv2d(size, kernel, stride, padding, bias, rng, device):
@@ -166,46 +136,24 @@ def test_derivatives(size, kernel, stride, padding, rng):
 
 
 @each_geometry
-@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_first_derivatives_on_arrays(size, kernel, stride, padding, relu, blocks, rng, device, few, monkeypatch):
-    """Where nobody records, both derivatives come from one set of columns: against the loops, for one or all images."""
-    if blocks == 3:  # an image each
+def test_first_derivatives(size, kernel, stride, padding, blocks, rng, device, monkeypatch):
+    """Against the loops, the columns of all images in one block or in one for each image."""
+    if blocks == 3:
         monkeypatch.setattr("tinygen.ops.conv.CHUNK", {"cpu": 1, "cuda": 1})
-        monkeypatch.setattr("tinygen.ops.conv.ImagesLast.smallest", 1)
     small, extra = out_size(size, kernel, stride, padding), unread(size, kernel, stride, padding)
     x, w, b = rng.standard_normal((3, 2, *size)), rng.standard_normal((4, 2, *kernel)), rng.standard_normal(4)
     g, c = rng.standard_normal((3, 4, *small)), rng.standard_normal(2)
-    seen, through = (np.maximum(x, 0), x > 0) if relu else (x, 1)
-    xs = on(device, x, w, b)
-    y = ops.conv2d(*xs, stride, padding, relu=relu)
-    agree(y, conv_loops(seen, w, stride, padding, b))
-    expected = transpose_loops(g, w, stride, padding, extra) * through, filter_loops(seen, g, kernel, stride, padding)
+    y = ops.conv2d(*(xs := on(device, x, w, b)), stride, padding)
+    agree(y, conv_loops(x, w, stride, padding, b))
+    expected = transpose_loops(g, w, stride, padding, extra), filter_loops(x, g, kernel, stride, padding)
     for found, right in zip(grad(y, xs, to_device(g, device)), (*expected, g.sum((0, 2, 3))), strict=True):
         agree(found, right)
-    seen, through = (np.maximum(g, 0), g > 0) if relu else (g, 1)
-    gs = on(device, g, w, c)
-    y = ops.conv_transpose2d(*gs, stride, padding, extra, relu=relu)
-    agree(y, transpose_loops(seen, w, stride, padding, extra, c))
-    expected = conv_loops(x, w, stride, padding) * through, filter_loops(x, seen, kernel, stride, padding)
+    y = ops.conv_transpose2d(*(gs := on(device, g, w, c)), stride, padding, extra)
+    agree(y, transpose_loops(g, w, stride, padding, extra, c))
+    expected = conv_loops(x, w, stride, padding), filter_loops(x, g, kernel, stride, padding)
     for found, right in zip(grad(y, gs, to_device(x, device)), (*expected, x.sum((0, 2, 3))), strict=True):
         agree(found, right)
-
-
-@each_geometry
-def test_derivatives_with_relu(size, kernel, stride, padding, rng):
-    extra, small = unread(size, kernel, stride, padding), out_size(size, kernel, stride, padding)
-    x, w = rng.standard_normal((2, 2, *size)), rng.standard_normal((3, 2, *kernel))
-    g = rng.standard_normal((2, 3, *small))
-    gradcheck(lambda x, w: ops.conv2d(x, w, None, stride, padding, relu=True), (x, w), rng=rng)
-    gradcheck(lambda g, w: ops.conv_transpose2d(g, w, None, stride, padding, extra, relu=True), (g, w), rng=rng)
-
-
-@pytest.mark.parametrize("op", [ops.conv2d, ops.conv_transpose2d])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_relu_has_no_derivative_at_zero(op, stride, rng, device):
-    x, w = on(device, np.zeros((2, 3, 5, 5)), rng.standard_normal((3, 3, 3, 3)))
-    assert not grad(op(x, w, stride=stride, padding=1, relu=True).sum(), [x, w])[0].numpy().any()
 
 
 def test_third_derivatives(rng):
@@ -240,13 +188,11 @@ each_mask = pytest.mark.parametrize("mask", [m.astype(bool) for m in MASKS.value
 
 @each_mask
 @pytest.mark.parametrize("stride,padding", [(1, 1), (2, 1), (1, 0)])
-def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng, device, few):
+def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng, device):
     x, w, b = rng.standard_normal((2, 3, 5, 6)), rng.standard_normal((4, 3, 3, 3)), rng.standard_normal(4)
     xs, zeroed = on(device, x, w, b), on(device, x, w * mask, b)
     y, z = ops.conv2d(*xs, stride, padding, mask), ops.conv2d(*zeroed, stride, padding)
     agree(y, z.numpy())
-    positive = ops.conv2d(*xs, stride, padding, mask, relu=True)
-    agree(positive, conv_loops(np.maximum(x, 0), w * mask, (stride, stride), (padding, padding), b))
     agree(y, conv_loops(x, w * mask, (stride, stride), (padding, padding), b))
     gx, gw, gb = grad((y * y).sum(), xs)
     hx, hw, hb = grad((z * z).sum(), zeroed)
@@ -257,7 +203,7 @@ def test_a_mask_is_a_convolution_with_weights_at_zero(mask, stride, padding, rng
 
 
 @each_mask
-def test_a_masked_filter_gradient(mask, rng, device, few):
+def test_a_masked_filter_gradient(mask, rng, device):
     x, g = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 2, 5, 4))
     gw = ops.conv_filter_grad(*on(device, x, g), 3, padding=1, mask=mask)
     agree(gw, filter_loops(x, g, (3, 3), (1, 1), (1, 1)) * mask)
@@ -265,7 +211,7 @@ def test_a_masked_filter_gradient(mask, rng, device, few):
 
 
 @each_mask
-def test_masked_derivatives(mask, rng, few):
+def test_masked_derivatives(mask, rng):
     x, w = rng.standard_normal((2, 1, 3, 4)), rng.standard_normal((2, 1, 3, 3))
     gradcheck(lambda x, w: ops.conv2d(x, w, padding=1, mask=mask), (x, w), rng=rng)
     g = rng.standard_normal((2, 2, 3, 4))
@@ -282,7 +228,7 @@ def test_forbidden_weights_are_never_read(poison, rng):
     assert np.isfinite(y.data).all() and all(np.isfinite(g.data).all() for g in grad((y * y).sum(), xs))
 
 
-def test_masks_for_other_kernels(rng, few):
+def test_masks_for_other_kernels(rng):
     x, w = rng.standard_normal((2, 2, 5, 6)), rng.standard_normal((3, 2, 2, 4))
     mask = np.array([[1, 0, 1, 1], [0, 1, 0, 0]], bool)
     for given in mask, mask.tolist(), mask.astype(np.float32):
@@ -381,10 +327,13 @@ def tensor(*shape, dtype=np.float32):
 X, W, G = tensor(2, 3, 5, 5), tensor(4, 3, 3, 3), tensor(2, 4, 3, 3)
 REFUSED = {
     "channels": (lambda: ops.conv2d(X, tensor(4, 2, 3, 3)), r"conv2d: x has 3 channels, w expects 2 .*\(2, 3, 5, 5\)"),
-    "axes of x": (lambda: ops.conv2d(tensor(3, 5, 5), W), r"conv2d: x \(3, 5, 5\) and w \(4, 3, 3, 3\) need four axes"),
-    "axes of w": (lambda: ops.conv2d(X, tensor(3, 3)), r"conv2d: .*w \(3, 3\) need four axes"),
-    "kernel": (lambda: ops.conv2d(X, tensor(4, 3, 6, 3)), r"conv2d: x \(2, 3, 5, 5\).*smaller than the kernel"),
-    "kernel width": (lambda: ops.conv2d(X, tensor(4, 3, 3, 8), padding=1), r"conv2d: .*\(1, 1\).*\(4, 3, 3, 8\)"),
+    "axes of x": (
+        lambda: ops.conv2d(tensor(3, 5, 5), W),
+        r"conv2d: x \(3, 5, 5\).* and w \(4, 3, 3, 3\).* need four axes",
+    ),
+    "axes of w": (lambda: ops.conv2d(X, tensor(3, 3)), r"conv2d: .*w \(3, 3\) .*need four axes"),
+    "kernel": (lambda: ops.conv2d(X, tensor(4, 3, 6, 3)), r"images of \(5, 5\).*smaller than the kernel, \(6, 3\)"),
+    "kernel width": (lambda: ops.conv2d(X, tensor(4, 3, 3, 8), padding=1), r"padding \(1, 1\).*smaller than the kernel, \(3, 8\)"),
     "bias": (lambda: ops.conv2d(X, W, tensor(3)), r"conv2d: b is \(3,\) float32, needs \(4,\)"),
     "stride 0": (lambda: ops.conv2d(X, W, stride=0), r"stride.*0.*>= 1"),
     "stride pair": (lambda: ops.conv2d(X, W, stride=(1, 0)), r"stride.*\(1, 0\)"),
@@ -392,7 +341,7 @@ REFUSED = {
     "padding": (lambda: ops.conv2d(X, W, padding=-1), r"padding.*-1.*>= 0"),
     "mask": (lambda: ops.conv2d(X, W, mask=np.ones((2, 3))), r"mask.*\(2, 3\).*\(3, 3\)"),
     "mask of weights": (lambda: ops.conv2d(X, W, mask=np.ones(W.shape)), r"mask.*\(4, 3, 3, 3\).*\(3, 3\)"),
-    "empty mask": (lambda: ops.conv2d(X, W, mask=np.zeros((3, 3))), r"mask.*no tap"),
+    "empty mask": (lambda: ops.conv2d(X, W, mask=np.zeros((3, 3))), r"mask.*keeps 0 taps"),
     "up channels": (lambda: ops.conv_transpose2d(G, tensor(3, 4, 3, 3)), r"conv_transpose2d: x has 4 channels, w .* 3"),
     "up axes": (lambda: ops.conv_transpose2d(G[0], W), r"conv_transpose2d: x \(4, 3, 3\)"),
     "up bias": (lambda: ops.conv_transpose2d(G, W, tensor(4)), r"conv_transpose2d: b is \(4,\) float32, needs \(3,\)"),
@@ -402,8 +351,8 @@ REFUSED = {
     ),
     "output padding -": (lambda: ops.conv_transpose2d(G, W, stride=2, output_padding=-1), r"output_padding.*-1.*>= 0"),
     "up padding": (lambda: ops.conv_transpose2d(G, W, padding=3), r"conv_transpose2d: .*padding \(3, 3\).*\(-1, -1\)"),
-    "filter images": (lambda: ops.conv_filter_grad(X, G[:1], 3), r"conv_filter_grad: x \(2, 3, 5, 5\) and gy \(1, 4"),
-    "filter size": (lambda: ops.conv_filter_grad(X, G, 2), r"conv_filter_grad: .*\(P, Q\) = \(4, 4\)"),
+    "filter images": (lambda: ops.conv_filter_grad(X, G[:1], 3), r"conv_filter_grad: gy is \(1, 4"),
+    "filter size": (lambda: ops.conv_filter_grad(X, G, 2), r"conv_filter_grad: gy .*needs .*\(2, out, \*\(4, 4\)\)"),
     "filter axes": (lambda: ops.conv_filter_grad(X, G[0], 3), r"conv_filter_grad: .*gy \(4, 3, 3\)"),
     "filter axes of x": (lambda: ops.conv_filter_grad(X[0], G, 3), r"conv_filter_grad: x \(3, 5, 5\)"),
     "filter kernel": (lambda: ops.conv_filter_grad(X, G, 0), r"kernel_size.*0.*>= 1"),
@@ -420,9 +369,9 @@ def test_a_refusal_says_what_it_got(call, message):
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_dtypes_must_agree(dtype):
     for operation, x, w in (ops.conv2d, X, W), (ops.conv_transpose2d, G, W):
-        with pytest.raises(TypeError, match=f"{operation.__name__}: x is float32, w is {np.dtype(dtype)}: needs one"):
+        with pytest.raises(TypeError, match=rf"{operation.__name__}: x .* float32 and w .* {np.dtype(dtype)} need one"):
             operation(x, Tensor(w.data.astype(dtype)))
-    with pytest.raises(TypeError, match="conv2d: x is int64, w is int64: needs one floating dtype"):
+    with pytest.raises(TypeError, match=r"conv2d: x .* int64 and w .* int64 need one floating dtype"):
         ops.conv2d(Tensor(X.data.astype(np.int64)), Tensor(W.data.astype(np.int64)))
 
 

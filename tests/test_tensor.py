@@ -1,15 +1,19 @@
 """The engine: what a Tensor is, and reverse mode on graphs of every shape."""
 
+import copy
 import gc
+import pickle
 import threading
 import weakref
 
 import numpy as np
 import pytest
 
-from tinygen import Tensor, grad, gradcheck, no_grad, ops
+from tinygen import Op, Tensor, grad, gradcheck, no_grad, ops
 from tinygen.backend import to_device
-from tinygen.tensor import Op
+from tinygen.nn import Linear
+from tinygen.optim import SGD
+from tinygen.tensor import keep_values
 
 
 def leaf(*values, dtype=np.float64):
@@ -305,6 +309,11 @@ REFUSED = {
     "cotangent 1": (lambda: grad(x_used * 2, x_used, 1.0), r"grad_outputs\[0\] has shape \(\), .*\(2,\)"),
     "number of cotangents": (lambda: grad(x_used.sum(), x_used, [1, 1]), "grad_outputs has 2 entries, outputs 1"),
     "constant, backward": (lambda: Tensor(1.0).backward(), "depends on nothing that requires grad"),
+    "derivative without a graph": (lambda: grad(grad(x_used.sum(), x_used), x_used), "create_graph=True"),
+    "constant input, zeros": (
+        lambda: grad(x_used.sum(), Tensor(1.0), materialize_grads=True),
+        r"inputs\[0\] \(shape \(\)\) does not require grad",
+    ),
 }
 
 
@@ -312,6 +321,156 @@ REFUSED = {
 def test_what_has_no_derivative_raises(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "function,order", [(lambda x: 2 * x, 2), (ops.relu, 2), (lambda x: x * x, 3), (lambda x: x.detach() + x * 0, 2)]
+)
+def test_zeros_on_request_where_nothing_depends_on_the_input(function, order, device):
+    x = Tensor(to_device(np.array([3.0, -1.0]), device), requires_grad=True)
+    y = function(x)
+    for _ in range(order):
+        (y,) = grad(y.sum(), x, create_graph=True, materialize_grads=True)
+    assert y.device == x.device and y.dtype == x.dtype and y.numpy().tolist() == [0, 0]
+
+
+def test_zeros_beside_a_derivative():
+    x, y = leaf(1.0, 2.0), leaf(3.0, dtype=np.float32)
+    gx, gy = grad((x * x).sum(), [x, y], materialize_grads=True)
+    assert gx.numpy().tolist() == [2, 4] and gy.numpy().tolist() == [0] and gy.dtype == np.float32
+
+
+# -- what is kept, and what may change
+
+
+class Double(Op):
+    """2 x; its derivative needs no values, and says so."""
+
+    saves = ()
+
+    def forward(self, x):
+        return x * 2
+
+    def backward(self, gy):
+        return gy * 2
+
+
+class DoubleOfAll(Double):
+    saves = Op.saves
+
+
+def kept_arrays(op_class):
+    """Whether an input and a result of such a step live on, while the graph does."""
+    x = leaf(1.0, 2.0)
+    h = x * 1.0
+    y = op_class()(h)
+    z = y + 1.0
+    arrays = [weakref.ref(h.data), weakref.ref(y.data)]
+    del h, y
+    return [array() is not None for array in arrays], x, z
+
+
+def test_only_values_that_a_derivative_needs_are_kept():
+    kept, x, z = kept_arrays(Double)
+    assert kept == [False, False] and grad(z.sum(), x)[0].numpy().tolist() == [2, 2]
+    assert kept_arrays(DoubleOfAll)[0] == [True, True]
+    with keep_values():
+        assert kept_arrays(Double)[0] == [True, True]
+
+
+@pytest.mark.parametrize("read", [lambda op, gy: gy * op.inputs[0], lambda op, gy: gy * op.output])
+def test_reading_what_was_not_kept_is_an_error(read):
+    class Reads(Double):
+        def backward(self, gy):
+            return read(self, gy)
+
+    with pytest.raises(RuntimeError, match=r"'inputs' is missing in the saves|saves is \(\), needs 'output'"):
+        grad(Reads()((x := leaf(1.0)) * 1.0), x)
+
+
+class Softsign(Op):
+    def forward(self, x):
+        return x / (1 + abs(x))
+
+    def backward(self, gy):
+        return gy / (1 + ops.abs(self.inputs[0])) ** 2
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_one_op_may_be_used_many_times(create_graph):
+    """... in one pass, as one does with an activation that a module holds."""
+    one, x = Softsign(), leaf(0.5, -2.0)
+    y, z = one(2 * one(3 * x)), Softsign()(2 * Softsign()(3 * x))
+    found, right = (grad(t.sum(), x, create_graph=create_graph)[0].numpy() for t in (y, z))
+    np.testing.assert_array_equal(found, right)
+    assert grad(one(x).sum(), x)[0].numpy().tolist() == (1 / (1 + np.abs(x.numpy())) ** 2).tolist()
+    gradcheck(lambda x: one(one(x) * x), np.array([0.5, -2.0]))
+    assert vars(one) == {}  # and it holds on to nothing of them
+
+
+def test_a_leaf_that_changes_between_two_passes_is_an_error():
+    w, x = leaf(2.0), leaf(3.0)
+    y = (w * x) ** 2
+    y.backward()
+    SGD([w], 0.1).step()
+    with pytest.raises(RuntimeError, match=r"Mul: its input 0 \(shape \(1,\)\) has got new values"):
+        y.backward()
+    assert grad((w * x) ** 2, x)[0].item() == pytest.approx(2 * w.item() ** 2 * 3)  # computed again it is right
+
+
+@pytest.mark.parametrize("change", ["step", "assign", "load"])
+def test_it_is_an_error_where_the_values_are_seen_through_a_view_too(change, rng):
+    layer, x = Linear(3, 2, rng=rng), Tensor(rng.standard_normal((4, 3), np.float32), requires_grad=True)
+    y = layer(x).sum()
+    if change == "step":
+        layer.weight.data -= 0.1
+    elif change == "assign":
+        layer.weight.data = layer.weight.data * 2
+    else:
+        layer.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match=r"Matmul: its input 1 \(shape \(3, 2\)\) has got new values"):
+        grad(y, x)
+
+
+def test_what_does_not_pass_a_changed_leaf_has_its_derivative():
+    w, x = leaf(2.0), leaf(3.0)
+    h = x * x
+    y = h * w
+    w.data += 1.0
+    assert grad(h, x)[0].item() == 6 and grad(y, y)[0].item() == 1
+
+
+def test_values_of_a_computed_tensor_are_not_assigned():
+    y = leaf(1.0) * 2
+    with pytest.raises(TypeError, match="only a leaf's values can be assigned"):
+        y.data = np.zeros(1)
+    z = y.detach()
+    z.data = np.ones(1)
+    assert y.item() == 2 and z.item() == 1
+
+
+COPIES = [copy.copy, copy.deepcopy, lambda y: pickle.loads(pickle.dumps(y))]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "deepcopy", "pickle"])
+def test_computed_tensors_are_not_copied(copied):
+    """A copy of the graph would have leaves of its own, and (3 x + (y + z)).sum() the wrong gradient."""
+    y = leaf(1.0)
+    for _ in range(3000):
+        y = y * 1.0
+    for z in y, [y], {"a": (y,)}:
+        if copied is not copy.copy or z is y:
+            with pytest.raises(TypeError, match=r"a computed Tensor is not copied or pickled: .*\.detach\(\)"):
+                copied(z)
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "deepcopy", "pickle"])
+def test_leaves_are_copied(copied, rng):
+    x = leaf(1.0, 2.0)
+    y = copied(x)
+    assert y.requires_grad and y is not x and grad((3 * x + y * y).sum(), [x, y])[1].numpy().tolist() == [2, 4]
+    layer = copied(Linear(3, 2, rng=rng))
+    assert grad(layer(Tensor([[1.0, 2.0, 3.0]])).sum(), layer.bias)[0].numpy().tolist() == [1, 1]
 
 
 # -- backward
@@ -548,6 +707,33 @@ def test_tensors_are_keys_by_identity():
     assert {x: 1, y: 2}[x] == 1 and len({x, y, x}) == 2
 
 
+NUMPYS = {
+    "np.exp": (lambda x: np.exp(x), r"np\.exp .*tinygen\.ops\.exp"),
+    "np.sum": (lambda x: np.sum(x), r"np\.sum .*tinygen\.ops\.sum"),
+    "np.maximum": (lambda x: np.maximum(np.ones(2), x), r"np\.maximum .*tinygen\.ops\.maximum"),
+    "np.concatenate": (lambda x: np.concatenate([x, x]), r"np\.concatenate .*tinygen\.ops\.concatenate"),
+    "another name": (lambda x: np.absolute(x), r"np\.absolute .*tinygen\.ops\.abs"),
+    "none": (lambda x: np.fft.fft(x), r"np\.fft .*a function of tinygen\.ops, or x\.numpy\(\)"),
+    "in place": (lambda x: np.ones(2).__iadd__(x), r"np\.add .*tinygen\.ops\.add"),
+    "a method of a ufunc": (lambda x: np.add.reduce(x), r"np\.add .*tinygen\.ops\.add"),
+}
+
+
+@pytest.mark.parametrize("call,message", NUMPYS.values(), ids=NUMPYS)
+def test_numpys_functions_name_the_one_to_use(call, message):
+    for x in leaf(1.0, 2.0), Tensor([1.0, 2.0]):
+        with pytest.raises(TypeError, match=message):
+            call(x)
+        assert np.shape(x) == (2,) and np.ndim(x) == 1 and np.size(x) == 2
+
+
+def test_a_numpy_number_first():
+    x = leaf(1.0, 2.0)
+    y = np.float64(3) * x
+    assert isinstance(y, Tensor) and grad(y.sum(), x)[0].numpy().tolist() == [3, 3]
+    assert (np.array([2.0, 1.0]) < x).tolist() == [False, True] and (np.float64(2) >= x).tolist() == [True, True]
+
+
 def test_iteration():
     x = Tensor(np.array([[1.0, 2], [3, 4]]), requires_grad=True)
     first, second = x
@@ -603,5 +789,9 @@ def test_whole_numbers_leave_the_dtype_alone():
     ):
         assert y.dtype == np.float32
     assert (Tensor(np.array([True, False])) * 0.5).dtype == np.float32
+    whole = Tensor(np.arange(3))
+    for y in x * whole, whole - x, whole @ x, ops.where(x > 1, whole, x), ops.concatenate([whole, x]):
+        assert y.dtype == np.float32
+    assert (whole * whole).dtype == whole.dtype
     with pytest.raises(OverflowError):
         Tensor(np.array([1], np.uint8)) + 300

@@ -96,7 +96,7 @@ class Tensor:
     leaf (``x.data -= step``); what was computed from the old one has no derivative from then on, and says so.
     """
 
-    __slots__ = ("__weakref__", "_data", "_index", "_op", "grad", "requires_grad", "version")
+    __slots__ = ("__weakref__", "_data", "_index", "_op", "_version", "grad", "requires_grad")
     __array_ufunc__ = _Ufuncs()
     __hash__ = object.__hash__
 
@@ -112,16 +112,8 @@ class Tensor:
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs a floating dtype, data has {data.dtype}")
         self._data = data
-        self._op, self._index, self.version = None, 0, 0
+        self._op, self._index, self._version = None, 0, [0]
         self.requires_grad, self.grad = requires_grad, None
-
-    @classmethod
-    def _made_by(cls, op, index, data) -> "Tensor":
-        """Output ``index`` of a recorded Op."""
-        tensor = cls.__new__(cls)
-        tensor._data, tensor._op, tensor._index, tensor.version = data, op, index, 0
-        tensor.requires_grad, tensor.grad = True, None
-        return tensor
 
     # -- what it is
 
@@ -132,7 +124,7 @@ class Tensor:
         if self._op is not None:
             raise TypeError("data: only a leaf's values can be assigned; this Tensor was computed, use its .detach()")
         self._data = array
-        self.version += 1  # x.data -= step comes here too, and changes the array that recorded steps may need
+        self._version[0] += 1  # x.data -= step comes here too, and has changed the array that recorded steps may need
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -263,31 +255,29 @@ class Op:
     def __call__(self, *inputs):
         if not all([isinstance(x, Tensor) and x.dtype.kind == "f" for x in inputs]):
             inputs = _as_tensors(inputs)
-        record = not _recording.paused and any([x.requires_grad for x in inputs])
-        op = self._copy() if record else self  # each use is a step of its own
+        op = self
+        if record := not _recording.paused and any([x.requires_grad for x in inputs]):
+            op = object.__new__(type(self))  # each use is a step of its own
+            op.__dict__.update(self.__dict__)
         try:
             result = op.forward(*[x._data for x in inputs])
         except (ValueError, IndexError, TypeError) as error:
             raise self._explained(error, inputs) from error
-        results = result if isinstance(result, tuple) else (result,)
         if record:
-            op._record(inputs, result, len(results))
-            outputs = tuple([Tensor._made_by(op, i, y) for i, y in enumerate(results)])
-        else:
-            outputs = tuple([Tensor(y) for y in results])
-        return outputs if isinstance(result, tuple) else outputs[0]
+            op._record(inputs, result)
+        if isinstance(result, tuple):
+            return tuple([_made_by(op, i, y, inputs) if record else Tensor(y) for i, y in enumerate(result)])
+        return _made_by(op, 0, result, inputs) if record else Tensor(result)
 
-    def _copy(self):
-        op = object.__new__(type(self))
-        op.__dict__.update(self.__dict__)
-        return op
-
-    def _record(self, inputs, result, count):
-        self._order, self._keys = next(_numbers), [(id(self), i) for i in range(count)]
-        self._versions = [x.version for x in inputs]
-        keeps = ("inputs", "output") if _recording.keeping else self.saves
-        self.inputs = inputs if "inputs" in keeps else tuple([_outline(x) for x in inputs])
-        self.result = result if "output" in keeps else None
+    def _record(self, inputs, result):
+        self._order, me = next(_numbers), id(self)
+        self._keys = [(me, i) for i in range(len(result))] if isinstance(result, tuple) else [(me, 0)]
+        saves = self.saves
+        self._versions = [(x._version, x._version[0]) for x in inputs] if "inputs" in saves else ()
+        if _recording.keeping:
+            saves = Op.saves
+        self.inputs = inputs if "inputs" in saves else tuple([_place(x) for x in inputs])
+        self.result = result if "output" in saves else None
 
     def _explained(self, error, inputs) -> Exception:
         """NumPy's or CuPy's ``error``, with the operation and what it was given."""
@@ -299,15 +289,17 @@ class Op:
     @property
     def output(self) -> Tensor:
         """The result, connected: made on demand, since storing it would tie Op and Tensor into a reference cycle."""
-        return Tensor._made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result)
+        if self.result is None:
+            raise RuntimeError(f"{type(self).__name__}.saves is {self.saves}, needs 'output' for backward to read it")
+        return _made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result)
 
     def _gradients(self, gys, on_path):
         """Pairs of an input on the path and its gradient, from ``backward``, checked."""
-        for i, (x, version) in enumerate(zip(self.inputs, self._versions)):
-            if x.version != version:
+        for i, (version, number) in enumerate(self._versions):
+            if version[0] != number:
                 raise RuntimeError(
-                    f"{type(self).__name__}: its input {i}, a leaf of shape {x.shape}, has got new values since this "
-                    "step was computed (by optimizer.step() or .data): compute the result again to differentiate it"
+                    f"{type(self).__name__}: its input {i} (shape {self.inputs[i].shape}) has got new values since "
+                    "(optimizer.step() or an assignment to .data): compute the result again to differentiate it"
                 )
         gxs = self.backward(*gys)
         for x, gx in zip(self.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
@@ -319,22 +311,39 @@ class Op:
             yield x, gx
 
 
-class _Outline:
-    """What is known of values that were not kept."""
+_new = Tensor.__new__
+_FIXED = [0]  # the version of all computed values but views of a leaf
+
+
+def _made_by(op, index, data, inputs=()) -> Tensor:
+    """Output ``index`` of a recorded Op. A view of a leaf, such as x.T, shares its memory and so its version."""
+    tensor = _new(Tensor)
+    tensor._data, tensor._op, tensor._index, tensor.requires_grad, tensor.grad = data, op, index, True, None
+    tensor._version = _FIXED
+    if data.base is not None:
+        for x in inputs:
+            if x._version is not _FIXED and backend.xp(data, x._data).may_share_memory(data, x._data):
+                tensor._version = x._version
+    return tensor
+
+
+class _Place(Tensor):
+    """A Tensor without values: what an operation that does not save its inputs knows of one."""
 
     __slots__ = ("dtype", "shape")
 
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = shape, dtype
+    @property
+    def _data(self):
+        raise RuntimeError("the values of this input were not kept: 'inputs' is missing in the saves of its operation")
 
 
-def _outline(tensor):
-    """A Tensor in the same place of the graph, without values; a leaf stays, since it is known by its identity."""
-    if tensor._op is None and tensor.requires_grad:
-        return tensor
-    outline = Tensor._made_by(tensor._op, tensor._index, _Outline(tensor._data.shape, tensor._data.dtype))
-    outline.requires_grad = tensor.requires_grad
-    return outline
+def _place(x):
+    if x._op is None and x.requires_grad:
+        return x  # a leaf is known by its identity
+    place = _new(_Place)
+    place.shape, place.dtype = x._data.shape, x._data.dtype
+    place._op, place._index, place.requires_grad = x._op, x._index, x.requires_grad
+    return place
 
 
 def _as_tensors(inputs):

@@ -31,7 +31,7 @@ class Residual(Module):
         self.second = Conv2d(channels, channels, 3, padding=1, rng=rng, scale=0.0)
 
     def forward(self, h):
-        return h + self.second(self.first(h, relu=True), relu=True)
+        return h + self.second(ops.relu(self.first(ops.relu(h))))
 
 
 class Encoder(Module):
@@ -51,7 +51,7 @@ class Encoder(Module):
 
     def forward(self, x):
         for i, (conv, blocks) in enumerate(zip(self.convs, self.blocks)):
-            x = conv(x, relu=i > 0)
+            x = conv(ops.relu(x) if i else x)
             for block in blocks:
                 x = block(x)
         return self.out(ops.relu(x).reshape(x.shape[0], -1))
@@ -75,7 +75,7 @@ class Decoder(Module):
         for blocks, up, size in zip(self.blocks, self.ups, reversed(self.sizes[:-1])):
             for block in blocks:
                 h = block(h)
-            h = up(h, size, relu=True)
+            h = up(ops.relu(h), size)
         return h
 
 

@@ -37,7 +37,7 @@ class Autoregressive(Module):
 
     def network(self, x, apply) -> Tensor:
         """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, ...)`` evaluates a layer,
-        with its ReLU before it (``relu=True``) or with ``labels``."""
+        with ``labels`` where it has classes."""
         raise NotImplementedError
 
     def logits(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:

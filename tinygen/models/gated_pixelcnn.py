@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count, check_odd
 from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
@@ -49,8 +50,8 @@ class GatedPixelCNN(Autoregressive):
         h = self.first(x, above[0], apply, labels)
         for i, layer in enumerate(self.layers):
             h = h + layer(h, above[i + 1], apply, labels)
-        h = apply(self.hidden, h, relu=True)
-        return apply(self.last, h, relu=True)
+        h = apply(self.hidden, ops.relu(h))
+        return apply(self.last, ops.relu(h))
 
 
 class HorizontalLayer(Module):

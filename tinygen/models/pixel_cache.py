@@ -28,15 +28,14 @@ class PixelCache:
         """The pixel that comes next. Pixels come in raster order; one may be evaluated several times (R, G, B)."""
         self.row, self.column = row, column
 
-    def __call__(self, layer, h: Tensor, relu: bool = False, **given) -> Tensor:
+    def __call__(self, layer, h: Tensor, **given) -> Tensor:
         if isinstance(layer, Dropout):
             return h  # it is for learning
         if layer not in self.layers:
             self.layers[layer] = KINDS[type(layer)](layer, self)
             if isinstance(layer, VerticalStack) or getattr(layer, "kind", None) == "A":
                 self.readers.append(self.layers[layer])
-        h = xp(h.data).maximum(h.data, 0) if relu else h.data
-        return Tensor(self.layers[layer](h, self.row, self.column, **given))
+        return Tensor(self.layers[layer](h.data, self.row, self.column, **given))
 
     def input(self, values) -> None:
         """The pixel's final values, which the layers that read the image see from the next pixel on.

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count, check_odd
 from tinygen.nn import Dropout, MaskedConv2d, Module
@@ -52,8 +53,8 @@ class PixelCNN(Autoregressive):
         h = apply(self.first, x)
         for block in self.blocks:
             h = block(h, apply)
-        h = apply(self.hidden, h, relu=True)
-        return apply(self.last, h, relu=True)
+        h = apply(self.hidden, ops.relu(h))
+        return apply(self.last, ops.relu(h))
 
 
 class ResidualBlock(Module):
@@ -66,6 +67,6 @@ class ResidualBlock(Module):
         self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
     def forward(self, h, apply):
-        y = apply(self.down, h, relu=True)
-        y = apply(self.dropout, apply(self.middle, y, relu=True))
-        return h + apply(self.up, y, relu=True)
+        y = apply(self.down, ops.relu(h))
+        y = apply(self.dropout, apply(self.middle, ops.relu(y)))
+        return h + apply(self.up, ops.relu(y))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tinygen import ops
 from tinygen.models.autoregressive import Autoregressive
 from tinygen.models.images import check_count, check_odd
 from tinygen.nn import DiagonalBiLSTM, Dropout, MaskedConv2d, Module, RowLSTM
@@ -53,8 +54,8 @@ class PixelRNN(Autoregressive):
         h = apply(self.first, x)
         for layer in self.layers:
             h = layer(h, apply)
-        h = apply(self.hidden, h, relu=True)
-        return apply(self.last, h, relu=True)
+        h = apply(self.hidden, ops.relu(h))
+        return apply(self.last, ops.relu(h))
 
 
 class ResidualLSTM(Module):

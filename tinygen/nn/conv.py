@@ -17,7 +17,6 @@ class Conv2d(Module):
     """Convolution: (N, in_channels, H, W) -> (N, out_channels, P, Q); weight (out, in, kh, kw) as in PyTorch.
 
     ``kernel_size``, ``stride``, ``padding``: an integer or (vertical, horizontal).
-    ``forward(x, relu)``: of max(x, 0) where ``relu`` holds, in one go.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
@@ -27,8 +26,8 @@ class Conv2d(Module):
         self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, scale)
         self.bias = init.zeros(out_channels)
 
-    def forward(self, x, relu=False):
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, relu=relu)
+    def forward(self, x):
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
     def describe(self):
         return f"stride={self.stride}, padding={self.padding}"
@@ -37,7 +36,7 @@ class Conv2d(Module):
 class UpConv2d(Conv2d):
     """Transposed convolution, from a small image to a larger one; weight (in, out, kh, kw) as in PyTorch.
 
-    ``forward(x, size, relu)``: ``size`` is the height and width to reach; where stride > 1, several lead to the same x.
+    ``forward(x, size)``: ``size`` is the height and width to reach; where stride > 1, several lead to the same x.
     Raises ValueError for a size that a convolution with these settings does not map to x's.
     """
 
@@ -48,7 +47,7 @@ class UpConv2d(Conv2d):
         self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw, scale * sh * sw)
         self.bias = init.zeros(out_channels)
 
-    def forward(self, x, size=None, relu=False):
+    def forward(self, x, size=None):
         smallest = [
             (n - 1) * s - 2 * p + k
             for n, s, p, k in zip(x.shape[2:], _pair(self.stride), _pair(self.padding), self.weight.shape[2:])
@@ -58,7 +57,7 @@ class UpConv2d(Conv2d):
             raise ValueError(
                 f"UpConv2d: from x {x.shape} it reaches {tuple(smallest)} and up to stride - 1 more, not {size}"
             )
-        return ops.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding, extra, relu)
+        return ops.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding, extra)
 
 
 class MaskedConv2d(Module):
@@ -109,8 +108,8 @@ class MaskedConv2d(Module):
         """The weights with what the mask forbids at a visited tap set to zero: (out, in, kh, kw)."""
         return self.weight if self.channel_mask is None else self.weight * Tensor(self.channel_mask)
 
-    def forward(self, x, relu=False):
-        return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask, relu=relu)
+    def forward(self, x):
+        return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask)
 
     def describe(self):
         return f"mask {self.kind}"

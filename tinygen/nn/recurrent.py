@@ -56,11 +56,14 @@ class RowLSTM(Module):
     def forward(self, x):
         hidden = self.h0.size
         weight, bias = input_weights(self)
-        # (N, C, H, W) -> (H, C, W, N): rows become the steps, and the 1 x 3 convolution along W one of 3 x 1
-        gates = ops.conv2d(
-            x.transpose(2, 1, 3, 0), weight.transpose(0, 1, 3, 2), bias, padding=(1, 0), mask=self.input.mask.T
-        )
-        line = (hidden, x.shape[3], x.shape[0])
+        images, channels, height, width = x.shape
+        x = x.transpose(2, 1, 3, 0).reshape(height, channels, width * images)  # rows become the steps
+        left = ops.pad(x[:, :, :-images], ((0, 0), (0, 0), (images, 0)))
+        # The masked kernel keeps two of its three taps: (4h, C) each, side by side
+        weight = ops.concatenate([weight[:, :, 0, 0], weight[:, :, 0, 1]], axis=1)
+        gates = weight @ ops.concatenate([left, x], axis=1) + bias.reshape(-1, 1)
+        gates = gates.reshape(height, 4 * hidden, width, images)
+        line = (hidden, width, images)
         h0, c0 = (ops.broadcast_to(s.reshape(hidden, 1, 1), line) for s in (self.h0, self.c0))
         h, _ = ops.lstm_scan(gates, self.weight_state, h0, c0, self.taps)
         return h.transpose(3, 1, 0, 2)
@@ -99,7 +102,9 @@ class DiagonalLSTM(Module):
 
     def forward(self, x):
         (height, _, width, images), hidden = x.shape, self.weight_state.shape[1]
-        gates = ops.conv2d(x, *input_weights(self))
+        weight, bias = input_weights(self)
+        gates = weight[:, :, 0, 0] @ x.reshape(height, -1, width * images) + bias.reshape(-1, 1)
+        gates = gates.reshape(height, -1, width, images)
         gates = ops.skew(gates, row=0, column=2).transpose(2, 1, 0, 3)  # (W + H - 1, 4h, H, N)
         zero = _zeros(hidden, height, images, x)
         # Of diagonal t the image has the rows from t - (W - 1) to t.

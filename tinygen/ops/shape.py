@@ -233,6 +233,14 @@ def _rows(skewed, straight, row, column):
         yield skewed[r, r : r + straight.shape[1]], straight[r]
 
 
+def pair(name, value, smallest) -> tuple[int, int]:
+    """(vertical, horizontal) of one integer or two; ValueError for others, or for one below ``smallest``."""
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2 or not all(isinstance(v, int | np.integer) and v >= smallest for v in both):
+        raise ValueError(f"{name}: got {value!r}, needs one or two integers >= {smallest}")
+    return both
+
+
 def axis_of(op, axis, ndim) -> int:
     """``axis`` counted from the front; ValueError where there is none such."""
     if not -ndim <= axis < ndim:

@@ -1,0 +1,134 @@
+"""What ``speed.py`` and ``gpu.py`` share: the models on both sides, their turns, and the check that they agree."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_models
+
+from tinygen.models import VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN
+
+SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step
+
+
+class Contender(NamedTuple):
+    run: Callable  # run(n): does it n times; returns the seconds, or None where they are to be taken from outside
+    gradients: Callable | None = None  # loss and gradients as NumPy arrays, for the check
+    units: float = 1  # how many of what is reported each of these n is
+
+
+NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
+    "pixelcnn-h16": (functools.partial(PixelCNN, width=16), pytorch_models.pixelcnn),
+    "pixelcnn-h32": (functools.partial(PixelCNN, width=32), pytorch_models.pixelcnn),
+    "pixelcnn-h64": (functools.partial(PixelCNN, width=64), pytorch_models.pixelcnn),
+    "gated-pixelcnn-h32": (functools.partial(GatedPixelCNN, width=32, layers=7), pytorch_models.gated_pixelcnn),
+    "pixelrnn-row-h16": (functools.partial(PixelRNN, "row", width=16, layers=7), pytorch_models.row_pixelrnn),
+    "pixelrnn-diagonal-h16": (
+        functools.partial(PixelRNN, "diagonal", width=16, layers=7),
+        pytorch_models.diagonal_pixelrnn,
+    ),
+}
+LOSSES = {  # all models: tinygen's, and PyTorch's loss
+    "autoencoder": (Autoencoder, pytorch_models.autoencoder),
+    "vae": (VAE, pytorch_models.vae),
+    **{
+        name: (constructor, functools.partial(pytorch_models.nats, network))
+        for name, (constructor, network) in NETWORKS.items()
+    },
+}
+
+
+def built(constructor, dtype=np.float32):
+    """A model with random parameters, and copies of them: some start at zero, which would hide differences."""
+    model, noise = constructor(rng=np.random.default_rng(0)), np.random.default_rng(1)
+    for p in model.parameters():
+        p.data = (p.data + 0.02 * noise.standard_normal(p.shape, np.float32)).astype(dtype)
+    return model, [p.numpy() for p in model.parameters()]
+
+
+def repeated(function):
+    def run(n):
+        for _ in range(n):
+            function()
+
+    return run
+
+
+def sampling(constructor, network, n, ours="cpu", theirs="cpu"):
+    """n images: tinygen's kept activations against the whole network run again for each pixel.
+
+    The latter costs the same for each pixel: some are timed, as many as a turn holds. ``ours``, ``theirs``: devices.
+    """
+    model, rng = constructor(rng=np.random.default_rng(0)), np.random.default_rng(0)
+    weights, (_, height, width) = [p.numpy() for p in model.parameters()], model.image_shape
+    model.to(ours)
+    sampler = pytorch_models.sampler(network, weights, (n, height, width), theirs)
+    return {
+        "tinygen": Contender(repeated(lambda: model.sample(n, rng))),
+        "pytorch": Contender(sampler, units=1 / (height * width)),
+    }
+
+
+def agree(contenders, noise=(), tolerance=1e-4):
+    """Raises ValueError unless all have the first one's loss and gradients.
+
+    ``tolerance``: the largest difference, as a fraction of a gradient's largest number; of losses 1e-4.
+    """
+    (first, contender), *others = contenders.items()
+    loss, gradients = contender.gradients()
+    for name, contender in others:
+        their_loss, their_gradients = contender.gradients(*noise)
+        if not abs(loss - their_loss) <= 1e-4 * abs(their_loss):
+            raise ValueError(f"the loss of {first} is {loss}, that of {name} {their_loss}")
+        for i, (g, t) in enumerate(zip(gradients, their_gradients, strict=True)):
+            difference, largest = np.abs(g - t).max(), np.abs(t).max()
+            if not difference <= tolerance * largest + 1e-6:
+                raise ValueError(
+                    f"gradient {i} {t.shape} of {first} and that of {name} differ by {difference:.2g}, "
+                    f"its largest number is {largest:.2g}"
+                )
+
+
+def seconds_of(run, n, wait):
+    wait()
+    begun = time.perf_counter()
+    own = run(n)
+    wait()
+    return time.perf_counter() - begun if own is None else own
+
+
+def measure(contenders, rounds, turn, wait=lambda: None):
+    """{contender: its seconds, turn by turn}; they take turns, so that all see the same machine.
+
+    ``turn``: seconds of a contender before the next one's turn. ``wait``: called where the clock starts and stops.
+    """
+    steps, seconds = {}, {name: [] for name in contenders}
+    for name, contender in contenders.items():
+        contender.run(1)  # warms up
+        once = seconds_of(contender.run, 1, wait)
+        if once < 1:  # without what a turn costs by itself, forking workers for instance
+            five = seconds_of(contender.run, 5, wait)
+            once = max(five / 20, (five - once) / 4)
+        steps[name] = 1 if 2 * once > SLOW else max(2, round(turn / once))
+    for i in range(rounds):
+        for name, (run, _, units) in contenders.items():
+            if i == 0 or steps[name] > 1:
+                seconds[name].append(seconds_of(run, steps[name], wait) / steps[name] / units)
+    return seconds
+
+
+def summaries(work, seconds):
+    """A work's rows, with the ratio of medians where tinygen is among the contenders."""
+    medians = {name: statistics.median(s) for name, s in seconds.items()}
+    for name, median in medians.items():
+        yield {
+            "work": work,
+            "contender": name,
+            "median_s": median,
+            "min_s": min(seconds[name]),
+            "ratio": medians["tinygen"] / median if "tinygen" in medians else None,
+            "turns": len(seconds[name]),
+        }
