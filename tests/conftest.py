@@ -27,6 +27,7 @@ def rng():
 def strict(monkeypatch):
     """The stand-in, found wherever CuPy is looked for; ``strict.count`` is empty as long as nothing moved or waited."""
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.cupy)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_cupy.special)
     strict_cupy.count.clear()
     return strict_cupy
 

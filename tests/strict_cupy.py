@@ -14,6 +14,7 @@ device would have paid for:
 
 import collections
 import json
+import math
 import numbers
 import operator
 import pathlib
@@ -295,3 +296,12 @@ cupy.get_array_module = lambda *args: cupy if any(isinstance(arg, ndarray) for a
 cupy.random = _module("cupy.random", Generator=Generator, default_rng=Generator)
 cupy.linalg = _module("cupy.linalg", np.linalg)
 cupy.lib = _module("cupy.lib", stride_tricks=_module("cupy.lib.stride_tricks", np.lib.stride_tricks))
+
+
+def _erf(x):
+    if not isinstance(x, ndarray):
+        raise TypeError(f"cupyx.scipy.special.erf: Unsupported type {type(x)}")
+    return _wrap(np.vectorize(math.erf, otypes=[x.dtype])(x._host))
+
+
+special = types.SimpleNamespace(erf=_erf)  # cupyx.scipy.special

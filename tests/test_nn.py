@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
+from tinygen.backend import to_device
 from tinygen.models import PixelCNN
 from tinygen.nn import (
     LSTM,
+    BatchNorm,
     Conv2d,
     DiagonalBiLSTM,
     Dropout,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
     Linear,
     MaskedConv2d,
     Module,
@@ -137,6 +142,43 @@ def test_to_forgets_gradients(strict):
     assert leaf.w.grad is None and leaf.b.grad is None
 
 
+class Counted(Module):
+    """With buffers: a plain one, one in a list, one shared; but not a computed Tensor, nor a frozen Parameter."""
+
+    def __init__(self):
+        self.w = zeros(2)
+        self.scale = Tensor(np.ones(3, np.float32))
+        self.tables, self.again = [Tensor(np.arange(4))], self.scale
+        self.norm = BatchNorm(2)
+        self.frozen = zeros(1)
+        self.frozen.requires_grad = False
+        self.last = self.w * 2
+        self.array = np.ones(5)
+
+
+BUFFERS = ["scale", "tables.0", "norm.running_mean", "norm.running_var"]
+
+
+def test_buffers_are_saved_and_moved_but_not_learned(strict):
+    model, other = Counted(), Counted()
+    assert [name for name, _ in model.named_buffers()] == BUFFERS
+    assert [name for name, _ in model.named_parameters()] == ["w", "norm.weight", "norm.bias", "frozen"]
+    assert model.size() == 2 + 2 + 2 + 1 and "running_mean: (2,)  buffer" in repr(model)
+    model.norm.running_mean.data = np.array([3.0, 4.0], np.float32)
+    model.to("cuda")
+    assert {b.device for _, b in model.named_buffers()} == {"cuda"}
+    state = model.state_dict()
+    assert list(state) == ["w", "scale", "tables.0", *[f"norm.{n}" for n in NORM], "frozen"]
+    other.load_state_dict(state)
+    assert other.norm.running_mean.numpy().tolist() == [3, 4] and other.tables[0].dtype == np.int64
+    del state["norm.running_var"]
+    with pytest.raises(ValueError, match=r"missing norm.running_var \(2,\)"):
+        other.load_state_dict(state)
+
+
+NORM = ["weight", "bias", "running_mean", "running_var"]
+
+
 # --- plain layers
 
 
@@ -169,6 +211,122 @@ def test_sequential_takes_functions_and_modules(rng):
     model = Sequential(a, ops.relu, lambda h: h * 2, b)
     np.testing.assert_array_equal(model(x).data, b(ops.relu(a(x)) * 2).data)
     assert model.parameters() == [a.weight, a.bias, b.weight, b.bias]
+
+
+def test_embedding(rng, device):
+    layer = Embedding(5, 3, rng=rng).to(device)
+    rows = layer.weight.numpy()
+    for indices in np.array([[0, 4], [2, 2]]), np.array([1, 2], np.uint8), [3, 0], [], 4, np.int64(1):
+        y = layer(indices)
+        assert np.array_equal(y.numpy(), rows[np.asarray(indices, int)]) and y.dtype == np.float32
+    (g,) = grad(layer(Tensor(to_device(np.array([2, 0, 2]), device))).sum(), layer.weight)
+    assert g.numpy()[:, 0].tolist() == [1, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "indices,message",
+    [
+        ([0, 5], "Embedding: indices 0..5, need 0..4"),
+        (np.array([-1]), "Embedding: indices -1..-1, need 0..4"),
+        (7, "Embedding: indices 7..7, need 0..4"),
+        (np.array([1.0]), "Embedding: indices have dtype float64, need integers"),
+    ],
+)
+def test_embedding_refuses(indices, message, rng):
+    with pytest.raises(ValueError, match=message):
+        Embedding(5, 3, rng=rng)(indices)
+
+
+# --- normalization
+
+
+NORMS = {  # name: (layer, shape of x, the axes over which the output is normal, the shape of a channel's numbers)
+    "layer": (lambda: LayerNorm(6), (4, 5, 6), -1, (6,)),
+    "layer, one row": (lambda: LayerNorm(6), (6,), -1, (6,)),
+    "batch": (lambda: BatchNorm(3), (40, 3), 0, (3,)),
+    "batch of images": (lambda: BatchNorm(3), (4, 3, 5, 6), (0, 2, 3), (3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_have_mean_0_and_variance_1(name, device, rng):
+    make, shape, axes, channel = NORMS[name]
+    layer, x = make().to(device), 100 + 5 * rng.standard_normal(shape)
+    how = {"training": True} if isinstance(layer, BatchNorm) else {}
+    y = layer(Tensor(to_device(x.astype(np.float32), device)), **how)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y.numpy().mean(axes), 0, atol=1e-5)
+    np.testing.assert_allclose(y.numpy().std(axes), 1, rtol=1e-3)
+    expected = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    weight, bias = rng.standard_normal((2, *layer.weight.shape))
+    layer.to("cpu")
+    layer.weight.data, layer.bias.data = weight, bias
+    expected = expected * weight.reshape(channel) + bias.reshape(channel)
+    np.testing.assert_allclose(layer(Tensor(x), **how).data, expected, rtol=1e-9)
+
+
+def test_group_norm_is_over_the_channels_of_a_group(rng):
+    x = 3 + 2 * rng.standard_normal((4, 6, 3, 5))
+    y = GroupNorm(2, 6)(Tensor(x)).data.reshape(4, 2, -1)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-12)
+    np.testing.assert_allclose(y.std(-1), 1, rtol=1e-4)
+    np.testing.assert_allclose(GroupNorm(1, 6)(Tensor(x[:, :, 0, 0])).data, LayerNorm(6)(Tensor(x[:, :, 0, 0])).data)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_norms_differentiate_twice(training, rng):
+    x = rng.standard_normal((3, 4, 2))
+    for layer, how in (LayerNorm(2), {}), (GroupNorm(2, 4), {}), (BatchNorm(4), {"training": training}):
+        randomized(layer, rng)
+
+        def function(x, weight, bias, layer=layer, how=how):
+            layer.weight, layer.bias = weight, bias
+            return layer(x, **how)
+
+        gradcheck(function, (x, layer.weight.data, layer.bias.data))
+
+
+def test_batch_norm_follows_the_batches(rng):
+    """Running averages: 0.9 of what was and 0.1 of the batch's mean and unbiased variance."""
+    layer, mean, var = BatchNorm(2), np.zeros(2), np.ones(2)
+    for _ in range(3):
+        x = 1 + 3 * rng.standard_normal((5, 2, 3)).astype(np.float32)
+        before = layer.running_mean.data
+        layer(Tensor(x), training=True)
+        mean, var = 0.9 * mean + 0.1 * x.mean((0, 2)), 0.9 * var + 0.1 * x.var((0, 2), ddof=1)
+        assert layer.running_mean.data is not before
+    np.testing.assert_allclose(layer.running_mean.data, mean, rtol=1e-5)
+    np.testing.assert_allclose(layer.running_var.data, var, rtol=1e-5)
+    assert layer.running_mean.dtype == layer.running_var.dtype == np.float32
+    y = layer(Tensor(x))  # of each image by itself: evaluation does not look at the batch
+    np.testing.assert_allclose(y.data, (x - mean[:, None]) / np.sqrt(var[:, None] + 1e-5), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(Tensor(x[:1])).data, y.data[:1])
+    np.testing.assert_allclose(layer.running_mean.data, mean, rtol=1e-5)
+
+
+def test_sequential_tells_batch_norm_of_training(rng):
+    model = Sequential(Sequential(BatchNorm(3), Dropout(0.5)), ops.relu)
+    x = Tensor(5 + rng.standard_normal((8, 3)).astype(np.float32))
+    model(x)
+    assert not model.steps[0].steps[0].running_mean.data.any()
+    model(x, rng)
+    assert (model.steps[0].steps[0].running_mean.data > 0.4).all()
+
+
+@pytest.mark.parametrize(
+    "call,message",
+    [
+        (lambda x: LayerNorm(4)(x), r"LayerNorm: x \(2, 6, 3\) needs 4 channels along axis -1"),
+        (lambda x: GroupNorm(2, 4)(x), r"GroupNorm: x \(2, 6, 3\) needs 4 channels along axis 1"),
+        (lambda x: GroupNorm(4, 6), "GroupNorm: 4 groups must divide 6 channels"),
+        (lambda x: BatchNorm(3)(x), r"BatchNorm: x \(2, 6, 3\) needs 3 channels along axis 1"),
+        (lambda x: BatchNorm(6)(x[:1, :, 0], training=True), r"BatchNorm: x \(1, 6\) has 1 values a channel"),
+        (lambda x: BatchNorm(0), "BatchNorm: got 0 channels, needs at least 1"),
+    ],
+)
+def test_norms_refuse(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Tensor(np.ones((2, 6, 3), np.float32)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ each device, derivatives to order 2, float32 in and out, no transfers, no refere
 
 import gc
 import inspect
+import math
 import weakref
 
 import numpy as np
@@ -50,6 +51,9 @@ for shape in (2, 3), (), (0, 3):
         ("expm1", ops.expm1, np.expm1, away),
         ("sqrt", ops.sqrt, np.sqrt, positive),
         ("abs", ops.abs, np.abs, away),
+        ("sin", ops.sin, np.sin, away),
+        ("cos", ops.cos, np.cos, away),
+        ("erf", ops.erf, lambda x: np.vectorize(math.erf, otypes=[float])(x), away),
         ("tanh", ops.tanh, np.tanh, away),
         ("sigmoid", ops.sigmoid, lambda x: 1 / (1 + np.exp(-x)), away),
         ("softplus", ops.softplus, lambda x: np.logaddexp(0, x), away),
@@ -67,6 +71,11 @@ for shape in (2, 3), (), (0, 3):
         ("mean", lambda x: ops.mean(x, -1), lambda x: x.mean(-1), away),
         ("reshape", lambda x: ops.reshape(x, -1, 1), lambda x: x.reshape(x.size, 1), away),
         ("transpose", ops.transpose, np.transpose, away),
+        ("squeeze", ops.squeeze, np.squeeze, away),
+        ("expand_dims", lambda x: ops.expand_dims(x, -1), lambda x: np.expand_dims(x, -1), away),
+        ("repeat", lambda x: ops.repeat(x, 3), lambda x: np.repeat(x, 3), away),
+        ("prod", ops.prod, np.prod, away),
+        ("cumsum", ops.cumsum, np.cumsum, away),
         ("x twice", lambda x: ops.broadcast_to(x, (2, *x.shape)), lambda x: np.broadcast_to(x, (2, *x.shape)), away),
     ]:
         if name in ("mean", "reshape") and shape == ():
@@ -83,9 +92,12 @@ for one, other in PAIRS:
         ("pow", ops.pow, np.power, positive),
         ("operators", lambda x, y: (x + y) * (x - y) / y**2, lambda x, y: (x + y) * (x - y) / y**2, away),
         ("bce", ops.bce_with_logits, lambda x, t: np.logaddexp(0, x) - x * t, away),
+        ("minimum", ops.minimum, np.minimum, None),
         ("where", lambda x, y: ops.where(ops.sub(x, y).data > 0, x, y), lambda x, y: np.where(x > y, x, y), None),
         ("maximum", ops.maximum, np.maximum, None),
     ]:
+        if name == "bce" and (one, other) == ((2, 1), (1, 3)):  # is refused
+            continue
         if values is None:  # no ties: the second is shifted by half the spacing
             inputs = distinct(*one), distinct(*other) + 0.05
         else:
@@ -100,7 +112,10 @@ for shape, axes in [((2, 3, 4), (None, 1, -1, (0, 2), (-1, 0), (0, 1, 2), ())), 
                 ("sum", ops.sum, np.sum),
                 ("mean", ops.mean, np.mean),
                 ("var", ops.var, np.var),
+                ("std", ops.std, np.std),
                 ("max", ops.max, np.max),
+                ("min", ops.min, np.min),
+                ("prod", ops.prod, np.prod),
                 ("logsumexp", ops.logsumexp, lambda x, **how: np.log(np.exp(x).sum(**how))),
             ]:
                 case(
@@ -156,6 +171,21 @@ case("split at", lambda x: ops.split(x, [1, 1, 4], -1), lambda x: np.split(x, [1
 case("pad", lambda x: ops.pad(x, [(0, 2), (1, 0)]), lambda x: np.pad(x, [(0, 2), (1, 0)]), away(2, 3))
 case("flip", lambda x: ops.flip(x, -1), lambda x: np.flip(x, -1), away(2, 3))
 case("flip two", lambda x: ops.flip(x, (0, 2)), lambda x: np.flip(x, (0, 2)), away(2, 3, 4))
+case("pad value", lambda x: ops.pad(x, [(1, 2)], -5), lambda x: np.pad(x, [(1, 2)], constant_values=-5), away(3))
+case("squeeze axis", lambda x: ops.squeeze(x, -2), lambda x: np.squeeze(x, -2), away(1, 2, 1, 3))
+case("squeeze axes", lambda x: ops.squeeze(x, (0, 2)), lambda x: np.squeeze(x, (0, 2)), away(1, 2, 1, 3))
+case("expand_dims two", lambda x: ops.expand_dims(x, (0, 2)), lambda x: np.expand_dims(x, (0, 2)), away(2, 3))
+for axis in 0, -1:
+    case(f"repeat {axis}", lambda x, a=axis: ops.repeat(x, 3, a), lambda x, a=axis: np.repeat(x, 3, a), away(2, 3))
+    case(f"cumsum {axis}", lambda x, a=axis: ops.cumsum(x, a), lambda x, a=axis: np.cumsum(x, a), away(4, 3))
+case("repeat 0 times", lambda x: ops.repeat(x, 0, 1), lambda x: np.repeat(x, 0, 1), away(2, 3))
+case(
+    "prod with zeros",
+    lambda x: ops.prod(x, 1),
+    lambda x: np.prod(x, 1),
+    away(4, 5) * (np.arange(5) > [[-1], [0], [1], [4]]),
+)
+
 for shape in (3, 5), (5, 3), (1, 4), (4, 1), (2, 3, 4):
     case(f"skew {shape}", ops.skew, skewed, away(*shape))
     case(f"unskew {shape}", ops.unskew, unskewed, away(*shape[:-1], shape[-1] + shape[-2] - 1))
@@ -191,6 +221,110 @@ for one, other in [
 ]:
     case(f"matmul {one} {other}", ops.matmul, np.matmul, away(*one), away(*other))
 case("x @ x.T", lambda x: x @ x.T, lambda x: x @ x.T, away(2, 3))
+
+for subscripts, *shapes in [
+    ("ij,jk->ik", (2, 3), (3, 4)),
+    ("ij,jk", (2, 3), (3, 4)),
+    ("ba,bc", (2, 3), (2, 4)),  # the result in the order of the alphabet
+    ("bij, bjk -> bki", (5, 2, 3), (5, 3, 4)),
+    ("ij->ji", (2, 3)),
+    ("ij->i", (2, 3)),
+    ("ij->", (2, 3)),
+    ("ij,kl->il", (2, 3), (4, 2)),  # j and k occur in one operand only
+    ("i,i,i->i", (3,), (3,), (3,)),
+    ("ij,jk,kl->li", (2, 3), (3, 4), (4, 2)),
+    (",ij->ij", (), (2, 3)),
+    ("ij,ij->ij", (2, 1), (1, 3)),  # size 1 is broadcast
+    ("ij,ij->i", (2, 1), (2, 3)),
+    ("ij,ij->i", (2, 1), (2, 1)),
+    ("...ij,...jk->...ik", (5, 1, 2, 3), (6, 3, 4)),
+    ("i...,i", (3, 2, 4), (3,)),
+    ("...->...", (2, 3)),
+    ("...i->...", (2, 3)),
+    ("i...,...i->i...", (3, 2), (4, 2, 3)),
+    ("nic,ioc->no", (2, 3, 2), (3, 4, 2)),
+    ("ij,jk->ik", (2, 0), (0, 3)),
+    ("ij,jk->ik", (0, 2), (2, 3)),
+]:
+    case(
+        f"einsum {subscripts} {shapes}",
+        lambda *xs, subscripts=subscripts: ops.einsum(subscripts, *xs),
+        lambda *xs, subscripts=subscripts: np.einsum(subscripts, *xs),
+        *(away(*shape) for shape in shapes),
+    )
+case("einsum of one twice", lambda x: ops.einsum("ij,kj->ik", x, x), lambda x: x @ x.T, away(2, 3))
+
+
+def well_conditioned(*shape):
+    return away(*shape) + 4 * np.eye(shape[-1]) * np.where(np.arange(shape[-1]) % 3, 1, -1)
+
+
+for shape in (3, 3), (2, 4, 4), (2, 1, 2, 2), (1, 1), (0, 3, 3):
+    case(f"inverse {shape}", ops.inverse, np.linalg.inv, well_conditioned(*shape))
+    case(f"slogdet {shape}", lambda x: ops.slogdet(x)[1], lambda x: np.linalg.slogdet(x)[1], well_conditioned(*shape))
+
+
+def pooled(reduce, x, size, stride, padding, value):
+    """Window by window."""
+    widths = [(0, 0)] * (x.ndim - 2) + [(p, p) for p in padding]
+    x = np.pad(x, widths, constant_values=value)
+    rows, columns = (range(0, n - k + 1, s) for n, k, s in zip(x.shape[-2:], size, stride))
+    windows = [[x[..., r : r + size[0], c : c + size[1]] for c in columns] for r in rows]
+    return np.stack([np.stack([reduce(w, axis=(-2, -1)) for w in row], -1) for row in windows], -2)
+
+
+for shape, size, stride, padding in [
+    ((2, 3, 4, 6), (2, 2), (2, 2), (0, 0)),
+    ((1, 2, 5, 4), (3, 2), (1, 2), (0, 0)),
+    ((1, 2, 5, 6), (3, 3), (2, 2), (1, 1)),
+    ((1, 1, 4, 7), (2, 4), (3, 1), (1, 2)),
+    ((5, 5), (2, 2), (3, 3), (0, 0)),  # without channels, and with gaps
+    ((0, 1, 4, 4), (2, 2), (2, 2), (0, 0)),
+]:
+    for name, operation, reduce, value in ("avg", ops.avg_pool2d, np.mean, 0), ("max", ops.max_pool2d, np.max, -np.inf):
+        case(
+            f"{name}_pool2d {shape} {size} {stride} {padding}",
+            lambda x, operation=operation, how=(size, stride, padding): operation(x, *how),
+            lambda x, reduce=reduce, how=(size, stride, padding, value): pooled(reduce, x, *how),
+            distinct(*shape),
+        )
+case(
+    "avg_pool2d default",
+    lambda x: ops.avg_pool2d(x, 2),
+    lambda x: pooled(np.mean, x, (2, 2), (2, 2), (0, 0), 0),
+    away(1, 4, 5),
+)
+case(
+    "avg_pool2d squared",  # so that the second derivative has to do with that of the first
+    lambda x: ops.avg_pool2d(x, 2, 1) ** 2,
+    lambda x: pooled(np.mean, x, (2, 2), (1, 1), (0, 0), 0) ** 2,
+    away(3, 4),
+)
+case("cumsum squared", lambda x: ops.cumsum(x, 1) ** 2, lambda x: np.cumsum(x, 1) ** 2, away(2, 4))
+
+
+def resized(x, size, mode):
+    """Pixel by pixel: its centre in x's coordinates, and the pixels around it weighed by how near they are."""
+    (h, w), y = x.shape[-2:], np.zeros((*x.shape[:-2], *size), x.dtype)
+    for r, c in np.ndindex(*size):
+        if mode == "nearest":
+            y[..., r, c] = x[..., math.floor(r * h / size[0]), math.floor(c * w / size[1])]
+            continue
+        a, b = (max(0, (i + 0.5) * n / m - 0.5) for i, n, m in ((r, h, size[0]), (c, w, size[1])))
+        for i, j in (0, 0), (0, 1), (1, 0), (1, 1):
+            near = (a % 1 if i else 1 - a % 1) * (b % 1 if j else 1 - b % 1)
+            y[..., r, c] += near * x[..., min(int(a) + i, h - 1), min(int(b) + j, w - 1)]
+    return y
+
+
+for mode in "nearest", "bilinear":
+    for size in (4, 6), (5, 5), (1, 2), (2, 3), (7, 1):
+        case(
+            f"interpolate {mode} {size}",
+            lambda x, size=size, mode=mode: ops.interpolate(x, size, mode),
+            lambda x, size=size, mode=mode: resized(x, size, mode),
+            away(2, 1, 2, 3),
+        )
 
 TAPS = np.array([[1, 1, 1], [1, 1, 0]], bool)
 case("conv2d", lambda x, w, b: ops.conv2d(x, w, b, 2, 1), None, away(2, 3, 5, 4), away(2, 3, 3, 3), away(2))
@@ -382,6 +516,72 @@ def test_integers_stay_integers(device):
     assert x.sum().item() == 8 and x.astype(np.float32).dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_whole_numbers_take_the_dtype_of_those_they_meet(dtype, device):
+    whole = Tensor(to_device(np.array([[1, 0], [1, 1]]).astype(dtype), device))
+    x = Tensor(to_device(np.ones((2, 2), np.float32), device), requires_grad=True)
+    for y in (
+        *(whole * x, x * whole, whole - x, whole @ x, x @ whole, ops.where(whole.data == 0, whole, x)),
+        *(ops.concatenate([whole, x]), ops.stack([whole, x]), ops.maximum(whole, x), ops.einsum("ij,jk", whole, x)),
+    ):
+        assert y.dtype == grad(y.sum(), x)[0].dtype == np.float32
+
+
+def test_reductions_of_whole_numbers_are_numpys(device):
+    x = np.array([[200, 100, 3], [0, 7, 255]], np.uint8)
+    t = Tensor(to_device(x, device))
+    for name in "sum", "prod", "cumsum", "max", "min", "mean":
+        y, expected = getattr(t, name)(1), getattr(x, name)(1)
+        assert np.array_equal(y.numpy(), expected), name
+    assert ops.minimum(t, t[::-1]).numpy().tolist() == np.minimum(x, x[::-1]).tolist()
+    assert t.prod((0, 1)).item() == 0
+
+
+HALF = {  # name: (operation, value, how many of it, result)
+    "sum": (ops.sum, 0.001, 70_000, 70),
+    "mean": (ops.mean, 500, 300, 500),
+    "mean of many": (ops.mean, 0.001, 70_000, 0.001),
+    "var": (ops.var, 500, 300, 0),
+    "std": (lambda x: ops.std(x * ([1.0, -1.0] * 150)), 500, 300, 500),  # its square would be infinite
+    "prod": (lambda x: ops.prod(x ** ([1.0, -1.0] * 2)), 500, 4, 1),
+    "cumsum": (lambda x: ops.cumsum(x)[-1], 0.001, 70_000, 70),
+    "softmax": (lambda x: ops.softmax(x)[0], 0, 70_000, 1 / 70_000),
+    "log_softmax": (lambda x: ops.log_softmax(x)[0], 0, 70_000, -np.log(70_000)),
+    "logsumexp": (ops.logsumexp, 0, 70_000, np.log(70_000)),
+    "sum_to": (lambda x: ops.sum_to(x, (1,)), 0.001, 70_000, 70),
+    "matmul": (lambda x: x @ np.ones(70_000, np.float16), 0.001, 70_000, 70),
+    "einsum": (lambda x: ops.einsum("i,i", x, np.ones(70_000, np.float16)), 0.001, 70_000, 70),
+}
+
+
+@pytest.mark.parametrize("operation,value,count,result", HALF.values(), ids=HALF)
+def test_many_float16_are_added_in_float32(operation, value, count, result):
+    x = Tensor(np.full(count, value, np.float16), requires_grad=True)
+    y = operation(x)
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y.numpy().astype(float), result, rtol=3e-3)
+    (g,) = grad(y.sum(), x)
+    assert g.dtype == np.float16 and np.isfinite(g.data).all()
+
+
+def test_a_broadcast_float16_gets_the_sum_of_many_gradients():
+    x = Tensor(np.ones(1, np.float16), requires_grad=True)
+    y = x * Tensor(np.full(70_000, 0.001, np.float16))
+    assert grad(y, x, np.ones(70_000, np.float16))[0].data == pytest.approx(70, rel=1e-3)
+
+
+METHODS = """abs astype avg_pool2d broadcast_to clip cos cumsum dropout elu erf exp expand_dims expm1 flip interpolate
+inverse leaky_relu log log1p log_softmax logsumexp max max_pool2d mean min pad prod relu repeat reshape sigmoid sin skew
+slogdet softmax softplus split sqrt squeeze std sum sum_to tanh to transpose unskew var"""
+
+
+def test_what_takes_one_tensor_is_a_method(rng):
+    assert all(getattr(Tensor, name) is getattr(ops, name) for name in METHODS.split())
+    x = Tensor(rng.standard_normal((2, 3)))
+    assert np.array_equal(x.softmax(0).data, ops.softmax(x, 0).data)
+    assert x.max() == ops.max(x) and x.std(1, keepdims=True).shape == (2, 1)
+
+
 @pytest.mark.parametrize("nothing", [None, "2", object()], ids=repr)
 def test_what_is_no_number_is_refused(nothing):
     with pytest.raises(TypeError, match="needs real numbers"):
@@ -409,6 +609,11 @@ KINKS = {  # name: (function, x, derivative there)
     "maximum": (lambda x: ops.maximum(x, 0), 0.0, 0.5),
     "maximum right": (lambda x: ops.maximum(0, x), 0.0, 0.5),
     "maximum of itself": (lambda x: ops.maximum(x, x), 3.0, 1.0),
+    "minimum": (lambda x: ops.minimum(x, 0), 0.0, 0.5),
+    "minimum right": (lambda x: ops.minimum(0, x), 0.0, 0.5),
+    "std of equal values": (lambda x: ops.std(x) * 1, 3.0, 0.0),
+    "x ** 0 at inf": (lambda x: x**0, np.inf, 0.0),
+    "x ** array 0 at inf": (lambda x: x ** to_device(np.zeros(2), x.device), np.inf, 0.0),
     "x ** 0 at 0": (lambda x: x**0, 0.0, 0.0),
     "x ** 1 at 0": (lambda x: x**1, 0.0, 1.0),
     "x ** 2 at 0": (lambda x: x**2, 0.0, 0.0),
@@ -429,6 +634,17 @@ def test_second_derivative_of_a_power_at_zero():
     with np.errstate(all="raise"):
         (first,) = grad((x ** np.array([1.0, 2.0, 3.0])).sum(), x, create_graph=True)
         assert grad(first.sum(), x)[0].numpy().tolist() == [0, 2, 0]
+
+
+def test_a_power_with_exponent_zero():
+    """d/dx x^y = y x^(y-1), whose derivative in y is x^(y-1) (1 + y log x): 1 / x at y = 0."""
+    gradcheck(lambda a, b: a**b, (np.array([2.0]), np.array([0.0])))
+    x, y = Tensor(np.array([3.0, 0.0]), requires_grad=True), Tensor(np.array([0.0, 0.0]), requires_grad=True)
+    with np.errstate(all="raise"):
+        (gx,) = grad((x**y).sum(), x, create_graph=True)
+        assert gx.numpy().tolist() == [0, 0]
+        assert grad(gx[0], y)[0].numpy().tolist() == [1 / 3, 0]
+    gradcheck(lambda x: x**0 + x ** np.array([0.0, 1.0]), np.array([2.0, 3.0]))
 
 
 def test_a_power_of_zero_in_its_exponent():
@@ -524,11 +740,99 @@ def test_logsumexp_of_no_probability():
         assert grad(y[0], x)[0].numpy()[0].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("shape,axis", [((2, 0), 1), ((2, 0), 0), ((0, 3), 0), ((0, 3), -1), ((0,), 0), ((2, 0, 3), 1)])
+def test_softmax_of_nothing(shape, axis, device):
+    x = Tensor(to_device(np.zeros(shape, np.float32), device), requires_grad=True)
+    for operation in ops.softmax, ops.log_softmax:
+        y = operation(x, axis)
+        assert y.shape == grad(y.sum(), x)[0].shape == shape and y.dtype == np.float32
+    with np.errstate(divide="ignore"):
+        y = ops.logsumexp(x, axis)
+    expected = np.zeros(shape).sum(axis) - np.inf
+    assert y.shape == expected.shape and np.array_equal(y.numpy(), expected)
+    assert grad(y, x, to_device(np.ones(y.shape, np.float32), device))[0].shape == shape
+
+
+def test_ties_share_the_smallest_values_gradient(device):
+    x = Tensor(to_device(np.array([[1.0, 3, 1], [2, 2, 2], [5, 0, 4]]), device), requires_grad=True)
+    (g,) = grad(ops.min(x, 1).sum(), x)
+    np.testing.assert_allclose(g.numpy(), [[1 / 2, 0, 1 / 2], [1 / 3, 1 / 3, 1 / 3], [0, 1, 0]])
+
+
+def test_product_with_zeros(device):
+    """The derivative is the product of the others: none is zero where one entry is, all are where two are."""
+    x = Tensor(to_device(np.array([[2.0, 0, 5], [0, 3, 0]]), device), requires_grad=True)
+    (g,) = grad(ops.prod(x, 1).sum(), x, create_graph=True)
+    assert g.numpy().tolist() == [[0, 10, 0], [0, 0, 0]]
+    assert grad(g.sum(), x)[0].numpy().tolist() == [[5, 7, 2], [3, 0, 3]]  # d/dx_i of sum_j prod of all but j
+
+
+def test_cumsum_adds_one_after_the_other(rng):
+    x = rng.standard_normal((3, 4))
+    expected, total = np.empty_like(x), np.zeros(3)
+    for i in range(4):
+        total = total + x[:, i]
+        expected[:, i] = total
+    np.testing.assert_allclose(ops.cumsum(Tensor(x), 1).numpy(), expected)
+
+
 def test_softmax_sums_to_one_and_shifts_change_nothing(rng):
     x = Tensor(rng.standard_normal((4, 5)))
     np.testing.assert_allclose(ops.softmax(x, 0).sum(0).numpy(), 1)
     np.testing.assert_allclose(ops.softmax(x + 100).numpy(), ops.softmax(x).numpy())
     np.testing.assert_allclose(ops.log_softmax(x).exp().numpy(), ops.softmax(x).numpy())
+
+
+# -- matrices
+
+
+def test_inverse_times_matrix_is_identity(rng, device):
+    x = Tensor(to_device(rng.standard_normal((3, 4, 4)), device))
+    for product in x.inverse() @ x, x @ x.inverse():
+        np.testing.assert_allclose(product.numpy(), np.broadcast_to(np.eye(4), (3, 4, 4)), atol=1e-12)
+
+
+def test_the_gradient_of_the_log_determinant_is_the_inverse_transposed(rng, device):
+    x = Tensor(to_device(rng.standard_normal((5, 3, 3)), device), requires_grad=True)
+    sign, log_det = x.slogdet()
+    expected = np.linalg.slogdet(x.numpy())
+    assert np.array_equal(sign.numpy(), expected.sign) and not sign.requires_grad
+    assert {*expected.sign} == {1, -1}
+    np.testing.assert_allclose(log_det.numpy(), expected.logabsdet)
+    np.testing.assert_allclose(
+        grad(log_det.sum(), x)[0].numpy(), np.linalg.inv(x.numpy()).transpose(0, 2, 1), rtol=1e-9
+    )
+
+
+def test_einsum_of_numbers_and_arrays_without_gradient(rng):
+    x, y = rng.standard_normal((2, 3)), Tensor(rng.standard_normal((3, 4)), requires_grad=True)
+    z = ops.einsum("ij,jk->ki", x, y)
+    np.testing.assert_allclose(z.numpy(), (x @ y.data).T)
+    np.testing.assert_allclose(grad(z.sum(), y)[0].data, np.broadcast_to(x.sum(0)[:, None], (3, 4)))
+
+
+# -- images
+
+
+def test_ties_in_a_window_share_its_gradient(device):
+    x = Tensor(to_device(np.array([[1.0, 1, 0, 2], [1, 1, 0, 0]]), device), requires_grad=True)
+    (g,) = grad(ops.max_pool2d(x, 2).sum(), x)
+    assert g.numpy().tolist() == [[0.25, 0.25, 0, 1], [0.25, 0.25, 0, 0]]
+
+
+def test_max_pool_of_whole_numbers(device):
+    x = Tensor(to_device(np.arange(16, dtype=np.int32).reshape(4, 4) - 20, device))
+    y = ops.max_pool2d(x, 2, padding=1)
+    assert y.dtype == np.int32 and y.numpy().tolist() == [[-20, -18, -17], [-12, -10, -9], [-8, -6, -5]]
+
+
+@pytest.mark.parametrize("size", [1, 3, (4, 7), (9, 2)])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_constant_image_stays_constant(mode, size, device):
+    x = Tensor(to_device(np.full((2, 3, 4, 5), 2.5, np.float32), device))
+    y = x.interpolate(size, mode)
+    assert y.shape == (2, 3, *((size, size) if isinstance(size, int) else size))
+    np.testing.assert_allclose(y.numpy(), 2.5, rtol=1e-6)
 
 
 # -- moving values
@@ -567,6 +871,14 @@ def test_a_host_index_goes_to_the_device_and_is_counted_as_such(index, strict):
     (g,) = grad(y.sum(), x)
     assert strict.count == {"h2d": 1}
     assert y.numpy().tolist() == [0, 2, 0] and g.numpy().tolist() == [2, 0, 1]
+
+
+def test_an_empty_list_selects_nothing(device):
+    x = Tensor(to_device(np.ones((2, 3)), device), requires_grad=True)
+    for y, shape in (x[[]], (0, 3)), (x[:, []], (2, 0)), (x[[], []], (0,)), (x[[[]]], (1, 0, 3)):
+        assert y.shape == shape
+        assert not grad(y.sum(), x)[0].numpy().any()
+    assert ops.softmax_cross_entropy(Tensor(np.ones((0, 3))), []).shape == (0,)
 
 
 def test_a_boolean_mask_selects(device):
@@ -626,7 +938,13 @@ def test_labels_of_any_integer_dtype(dtype):
 
 def test_losses_of_nothing():
     assert ops.softmax_cross_entropy(Tensor(np.zeros((0, 3))), np.zeros(0, int)).shape == (0,)
+    assert ops.softmax_cross_entropy(Tensor(np.zeros((0, 0))), np.zeros(0, int)).shape == (0,)
     assert ops.bce_with_logits(Tensor(np.zeros((0, 3))), np.zeros((0, 3))).shape == (0, 3)
+
+
+def test_bce_broadcasts_one_side_only():
+    for logits, targets in ((2, 3), (3,)), ((3,), (2, 3)), ((), (2, 3)), ((2, 1), (2, 3)):
+        assert ops.bce_with_logits(Tensor(np.zeros(logits)), np.zeros(targets)).shape == (2, 3)
 
 
 # -- what is refused, and how
@@ -637,6 +955,37 @@ REFUSED = {  # call: what the message says: the operation, what it got, what it 
     "add": (lambda: X + np.ones(4, np.float32), r"Add: .*broadcast.*\(2, 3\) float32.*\(4,\)"),
     "where": (lambda: ops.where(np.ones(2, bool), X, X), r"Where: .*broadcast.*\(2, 3\)"),
     "bce": (lambda: ops.bce_with_logits(X, np.ones((3, 2), np.float32)), r"BceWithLogits: .*\(2, 3\).*\(3, 2\)"),
+    "bce square": (
+        lambda: ops.bce_with_logits(Tensor(np.ones((64, 1))), np.ones(64)),
+        r"BceWithLogits: logits \(64, 1\) and targets \(64,\) would give losses of shape \(64, 64\)",
+    ),
+    "squeeze": (lambda: X.squeeze(1), r"Squeeze: .*size not equal to one.*\(2, 3\)"),
+    "expand_dims": (lambda: X.expand_dims(4), r"ExpandDims: axis 4 is out of bounds"),
+    "repeat axis": (lambda: X.repeat(2, 2), r"repeat: axis 2, but there are 2 axes"),
+    "repeat -": (lambda: X.repeat(-1, 0), r"repeat: repeats is -1, needs one whole number"),
+    "repeat list": (lambda: X.repeat([1, 2], 0), r"repeat: repeats is \[1, 2\], needs one whole number"),
+    "cumsum": (lambda: X.cumsum(2), r"cumsum: axis 2, but there are 2 axes"),
+    "prod": (lambda: X.prod(2), r"Sum: axis 2 is out of bounds"),
+    "min of nothing": (lambda: ops.min(Tensor(np.ones((2, 0))), 1), r"Min: zero-size.*\(2, 0\)"),
+    "einsum terms": (lambda: ops.einsum("ij,jk->ik", X), r"einsum: 'ij,jk->ik' has 2 terms, but there are 1"),
+    "einsum axes": (
+        lambda: ops.einsum("i,ij", X, X),
+        r"einsum: the term 'i' for shape \(2, 3\) needs one letter an axis",
+    ),
+    "einsum few": (lambda: ops.einsum("ijk...->i", X), r"einsum: the term 'ijk...' for shape \(2, 3\)"),
+    "einsum diagonal": (lambda: ops.einsum("ii->i", X), r"einsum: the term 'ii' for .* each only once"),
+    "einsum sizes": (lambda: ops.einsum("ij,ij", X, X.T), r"Einsum: .*\(2, 3\) float32, \(3, 2\) float32"),
+    "einsum result": (lambda: ops.einsum("ij->k", X), r"Einsum: .*k"),
+    "inverse": (lambda: X.inverse(), r"Inverse: .*square.*\(2, 3\)"),
+    "inverse singular": (lambda: Tensor(np.ones((2, 2))).inverse(), r"Inverse: Singular matrix"),
+    "slogdet": (lambda: X.slogdet(), r"Slogdet: .*square.*\(2, 3\)"),
+    "avg_pool2d": (lambda: X.avg_pool2d(3), r"avg_pool2d: x \(2, 3\) with padding \(0, 0\) .* kernel_size \(3, 3\)"),
+    "max_pool2d": (lambda: X.max_pool2d(2, padding=2), r"max_pool2d: x \(2, 3\) with padding \(2, 2\)"),
+    "pool line": (lambda: X[0].max_pool2d(1), r"max_pool2d: x \(3,\)"),
+    "pool stride": (lambda: X.max_pool2d(1, 0), r"stride: got 0, needs one or two integers >= 1"),
+    "interpolate mode": (lambda: X.interpolate(2, "cubic"), r"interpolate: mode is 'cubic', needs 'nearest'"),
+    "interpolate size": (lambda: X.interpolate(0), r"size: got 0, needs one or two integers >= 1"),
+    "interpolate line": (lambda: X[0].interpolate(2), r"interpolate: x has shape \(3,\), needs"),
     "dropout 1": (lambda: ops.dropout(X, 1.0, None), r"dropout: p is 1.0, needs 0 <= p < 1"),
     "dropout -": (lambda: ops.dropout(X, -0.1, None), r"dropout: p is -0.1"),
     "sum": (lambda: ops.sum(X, 2), r"Sum: axis 2 is out of bounds.*\(2, 3\)"),
@@ -680,6 +1029,11 @@ def test_a_refusal_says_what_it_got(call, message):
         call()
 
 
+def test_dropout_needs_floating_numbers(rng):
+    with pytest.raises(TypeError, match="dropout: x has dtype int64, needs a floating one"):
+        ops.dropout(Tensor(np.ones(3, np.int64)), 0.5, rng)
+
+
 def test_an_index_out_of_range():
     with pytest.raises(IndexError, match=r"GetItem: index 2 is out of bounds.*\(2, 3\)"):
         X[2]
@@ -696,6 +1050,8 @@ MIXED = {
     "concatenate": lambda x, y: ops.concatenate([x, y]),
     "stack": lambda x, y: ops.stack([y, x]),
     "bce_with_logits": ops.bce_with_logits,
+    "einsum": lambda x, y: ops.einsum("ij,jk->ik", x, y),
+    "minimum": ops.minimum,
     "softmax_cross_entropy": lambda x, y: ops.softmax_cross_entropy(y, np.zeros(3, int)),
     "conv2d": lambda x, y: ops.conv2d(x.reshape(1, 1, 3, 3), y.reshape(1, 1, 3, 3)),
     "conv_transpose2d": lambda x, y: ops.conv_transpose2d(x.reshape(1, 1, 3, 3), y.reshape(1, 1, 3, 3)),

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from tinygen import Tensor, backend, grad
+from tinygen import Tensor, backend, grad, ops
 from tinygen.backend import communicator, flatten, split, to_device
-from tinygen.nn import Linear, Module
+from tinygen.nn import BatchNorm, Linear, Module, Parameter, Sequential
 from tinygen.optim import SGD
 from tinygen.parallel import SHARD, first_rank, start_workers
+from tinygen.tensor import recording
 from tinygen.training import evaluate, fit
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")  # of the extra; else one of the system
@@ -231,6 +232,87 @@ def _running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+# -- buffers
+
+
+class Normed(Module):
+    """A linear map of the normalized image, whose batches count only in training; and buffers that stay as they are."""
+
+    unit = "squared distance"
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.body = Sequential(Linear(4, 5, rng=rng), BatchNorm(5), ops.relu, Linear(5, 3, rng=rng))
+        self.scale = Tensor(np.array([0.1, 0.3, 0.7], np.float32))
+        self.mask = Tensor(np.array([0, -np.inf], np.float32))
+        self.table = Tensor(np.arange(3))
+
+    def loss(self, x, rng):
+        y = self.body(x.reshape(x.shape[0], -1), rng if recording() else None)
+        return ((y * self.scale - 1) ** 2).sum() / x.shape[0]
+
+
+def trained(images, workers, steps=5, seed=0, **options):
+    model = Normed(seed)
+    optimizer = SGD(model.parameters(), 0.05)
+    rng = np.random.default_rng(seed)
+    fit(model, images, steps=steps, optimizer=optimizer, rng=rng, batch_size=37, workers=workers, **options)
+    return model.state_dict()
+
+
+def test_buffers_are_the_same_for_any_number_of_workers(images):
+    states = [trained(images, workers, validation=images, validate_every=2) for workers in (1, 2, 3)]
+    assert all(states[0][name].tobytes() == s[name].tobytes() for s in states[1:] for name in states[0])
+    assert (states[0]["body.steps.1.running_mean"] != 0).all()
+    for name in "scale", "mask", "table":
+        assert states[0][name].tobytes() == Normed().state_dict()[name].tobytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_buffers_become_the_mean_of_what_the_shards_leave(workers, images):
+    model, means = Normed(), 0.0
+    for start in range(0, 37, SHARD):
+        part, alone = images[start : min(37, start + SHARD)], Normed()
+        alone.loss(Tensor(part), np.random.default_rng(0))
+        means = means + alone.body.steps[1].running_mean.data * (len(part) / 37)
+    with start_workers(model, None, workers, 37, 50) as crew:
+        crew.mean((images[:37],), [7])
+        np.testing.assert_allclose(model.body.steps[1].running_mean.data, means, rtol=1e-5)
+        before = model.state_dict()
+        crew.mean((images,), [7], gradients=False)
+    assert all((before[name] == value).all() for name, value in model.state_dict().items())
+
+
+def test_buffers_survive_a_checkpoint(images, tmp_path):
+    whole = trained(images, 1, steps=9, averaging=0.9)
+    trained(images, 2, steps=4, averaging=0.9, checkpoint=tmp_path / "run.npz")
+    resumed = trained(images, 1, steps=9, seed=1, averaging=0.9, checkpoint=tmp_path / "run.npz")
+    assert all(whole[name].tobytes() == resumed[name].tobytes() for name in whole)
+
+
+def test_evaluation_changes_no_buffer(images, rng):
+    model = Normed()
+    model.loss = lambda x, rng: model.body(x.reshape(x.shape[0], -1), rng).sum()  # even one that forgets the difference
+    before = model.state_dict()
+    evaluate(model, images[:48], rng, workers=1)
+    assert all((before[name] == value).all() for name, value in model.state_dict().items())
+
+
+def test_an_unused_parameter_is_named(images, rng):
+    for workers in 1, 2:
+        model = Tiny()
+        model.extra = {"scale": Parameter(np.ones(2, np.float32)), "shift": Parameter(np.ones(1, np.float32))}
+        optimizer = SGD(model.parameters(), 0.1)
+        with pytest.raises(
+            ValueError, match=r"the loss does not depend on parameter extra\.scale, extra\.shift: use it"
+        ):
+            fit(model, images, steps=1, optimizer=optimizer, rng=rng, workers=workers)
+    model = Tiny()
+    model.layer.weight.requires_grad = False
+    with pytest.raises(ValueError, match="does not require grad"):
+        fit(model, images, steps=1, optimizer=SGD(model.parameters(), 0.1), rng=rng, workers=1)
 
 
 # -- ranks

@@ -59,6 +59,9 @@ UNARY = {
     "log1p": (ops.log1p, torch.log1p, [*POSITIVE, -0.5, 1e-6]),
     "sqrt": (ops.sqrt, torch.sqrt, POSITIVE),
     "abs": (ops.abs, torch.abs, ANY),
+    "sin": (ops.sin, torch.sin, ANY),
+    "cos": (ops.cos, torch.cos, ANY),
+    "erf": (ops.erf, torch.erf, ANY),
     "tanh": (ops.tanh, torch.tanh, FAR),
     "sigmoid": (ops.sigmoid, torch.sigmoid, FAR),
     "softplus": (ops.softplus, lambda x: F.softplus(x, threshold=80), FAR),
@@ -85,7 +88,7 @@ def test_unary(name, dtype):
 
 
 @both_dtypes
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "pow", "where"])
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "pow", "where"])
 @pytest.mark.parametrize("shapes", [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2, 3))], ids=str)
 def test_binary(name, shapes, dtype, rng):
     x, y = (rng.uniform(0.5, 2, shape) for shape in shapes)
@@ -101,6 +104,7 @@ def test_binary(name, shapes, dtype, rng):
 def test_kinks_of_two(dtype):
     """Ties of maximum share the gradient; 0 to the y has derivative 0 in y."""
     compare(ops.maximum, torch.maximum, [[1, 2, 3], [2, 2, 2]], dtype)
+    compare(ops.minimum, torch.minimum, [[1, 2, 3], [2, 2, 2]], dtype)
     compare(ops.pow, torch.pow, [[0, 0, 1, 2], [2, 1, 0, 0]], dtype)
 
 
@@ -128,10 +132,12 @@ AXES = [None, 0, -1, (0, 2), (-1, 1)]
 @both_dtypes
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("axis", AXES, ids=str)
-@pytest.mark.parametrize("name", ["sum", "mean", "var", "max", "logsumexp"])
+@pytest.mark.parametrize("name", ["sum", "mean", "var", "std", "max", "min", "logsumexp"])
 def test_reductions(name, axis, keepdims, dtype, rng):
-    x = rng.integers(-3, 4, (4, 2, 3)) if name == "max" else rng.standard_normal((4, 2, 3))  # with ties
-    theirs = {"max": torch.amax, "var": lambda x, **k: torch.var(x, unbiased=False, **k)}.get(name)
+    x = rng.integers(-3, 4, (4, 2, 3)) if name in ("max", "min") else rng.standard_normal((4, 2, 3))  # with ties
+    theirs = {"max": torch.amax, "min": torch.amin}.get(name)
+    if name in ("var", "std"):
+        theirs = lambda x, **how: getattr(torch, name)(x, unbiased=False, **how)  # noqa: E731
     theirs = theirs or getattr(torch, name)
     dim = (0, 1, 2) if axis is None else axis
     compare(lambda x: getattr(ops, name)(x, axis, keepdims), lambda x: theirs(x, dim=dim, keepdim=keepdims), [x], dtype)
@@ -146,10 +152,23 @@ def test_softmax(name, axis, scale, dtype, rng):
     compare(lambda x: getattr(ops, name)(x, axis), lambda x: getattr(torch, name)(x, axis), [x], dtype)
 
 
+@both_dtypes
+def test_products_and_running_sums(dtype, rng):
+    x = rng.standard_normal((4, 3, 5))
+    x[0, 1, 2] = x[1, 1, :2] = 0  # one zero, and two that meet
+    for axis in (0, 1, -1):
+        compare(lambda x, a=axis: ops.prod(x, a), lambda x, a=axis: torch.prod(x, a), [x], dtype)
+        compare(lambda x, a=axis: ops.cumsum(x, a), lambda x, a=axis: torch.cumsum(x, a), [x], dtype)
+    compare(ops.prod, torch.prod, [x[0]], dtype)
+    compare(lambda x: ops.std(x, 1), lambda x: torch.std(x, 1, unbiased=False), [np.ones((2, 3))], dtype)  # 0 there
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_logsumexp_of_nothing():
     x = np.array([[-np.inf, -np.inf], [0.0, -np.inf]])
     close(ops.logsumexp(Tensor(x), 1), torch.logsumexp(torch.tensor(x), 1), "float64")
+    for name in "logsumexp", "softmax", "log_softmax":
+        close(getattr(ops, name)(Tensor(x[:, :0]), 1), getattr(torch, name)(torch.tensor(x[:, :0]), 1), "float64")
 
 
 @both_dtypes
@@ -179,6 +198,11 @@ SHAPES = {
     "pad": (lambda x: ops.pad(x, ((1, 0), (0, 0), (2, 3))), lambda x: F.pad(x, (2, 3, 0, 0, 1, 0))),
     "flip": (lambda x: ops.flip(x, 1), lambda x: torch.flip(x, (1,))),
     "flip two": (lambda x: ops.flip(x, (0, 2)), lambda x: torch.flip(x, (0, 2))),
+    "expand_dims": (lambda x: ops.expand_dims(x, 1), lambda x: x.unsqueeze(1)),
+    "squeeze": (lambda x: x[:1].squeeze(0), lambda x: x[:1].squeeze(0)),
+    "repeat": (lambda x: ops.repeat(x, 3, 1), lambda x: torch.repeat_interleave(x, 3, 1)),
+    "repeat all": (lambda x: ops.repeat(x, 2), lambda x: torch.repeat_interleave(x, 2)),
+    "pad value": (lambda x: ops.pad(x, ((0, 0), (0, 0), (1, 2)), 7), lambda x: F.pad(x, (1, 2), value=7)),
     "slices": (lambda x: x[1, ..., 1:3], lambda x: x[1, ..., 1:3]),
     "steps": (lambda x: x[:, ::2, None, -1], lambda x: x[:, ::2, None, -1]),
     "indices": (lambda x: x[:, INDEX], lambda x: x[:, torch.tensor(INDEX)]),
@@ -212,6 +236,56 @@ def test_joining(dtype, rng):
 )
 def test_matmul(shapes, dtype, rng):
     compare(ops.matmul, torch.matmul, [rng.standard_normal(shape) for shape in shapes], dtype)
+
+
+EINSUMS = [
+    ("ij,jk->ik", (2, 3), (3, 4)),
+    ("bij,bkj->bik", (5, 2, 3), (5, 4, 3)),
+    ("...ij,...jk->...ik", (5, 1, 2, 3), (6, 3, 4)),
+    ("ij,kl->il", (2, 3), (4, 5)),
+    ("i,ij,j->", (2,), (2, 3), (3,)),
+    ("ijk->ki", (2, 3, 4)),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize("subscripts,shapes", [(s, shapes) for s, *shapes in EINSUMS], ids=str)
+def test_einsum(subscripts, shapes, dtype, rng):
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    compare(lambda *xs: ops.einsum(subscripts, *xs), lambda *xs: torch.einsum(subscripts, *xs), arrays, dtype)
+
+
+@both_dtypes
+def test_linear_algebra(dtype, rng):
+    x = rng.standard_normal((4, 3, 3)) + 3 * np.eye(3)
+    compare(ops.inverse, torch.linalg.inv, [x], dtype)
+    compare(lambda x: ops.slogdet(x)[1], lambda x: torch.linalg.slogdet(x)[1], [x], dtype)
+    close(ops.slogdet(Tensor(-x))[0], torch.linalg.slogdet(torch.tensor(-x))[0], "float64")
+
+
+# --- pooling and resizing ----------------------------------------------------------------------------------------
+
+
+@both_dtypes
+@pytest.mark.parametrize(
+    "how",
+    [dict(kernel_size=2), dict(kernel_size=3, stride=2, padding=1), dict(kernel_size=(2, 3), stride=(3, 1))],
+    ids=str,
+)
+def test_pooling(how, dtype, rng):
+    x = rng.standard_normal((2, 3, 6, 7))
+    compare(lambda x: ops.avg_pool2d(x, **how), lambda x: F.avg_pool2d(x, **how), [x], dtype)
+    compare(lambda x: ops.max_pool2d(x, **how), lambda x: F.max_pool2d(x, **how), [x], dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("size", [(4, 5), (8, 10), (3, 2), (7, 9), (1, 1), (6, 5)], ids=str)
+def test_interpolate(size, dtype, rng):
+    x = rng.standard_normal((2, 3, 4, 5))
+    for mode in "nearest", "bilinear":
+        compare(
+            lambda x, m=mode: ops.interpolate(x, size, m), lambda x, m=mode: F.interpolate(x, size, mode=m), [x], dtype
+        )
 
 
 # --- convolution -------------------------------------------------------------------------------------------------
@@ -292,6 +366,11 @@ TWICE = {
     "softmax": (lambda x: ops.softmax(x, 1), lambda x: torch.softmax(x, 1), [(3, 4)]),
     "logsumexp": (lambda x: ops.logsumexp(x, 1), lambda x: torch.logsumexp(x, 1), [(3, 4)]),
     "div": (ops.div, torch.div, [(3, 2), (2,)]),
+    "pow": (ops.pow, torch.pow, [(3, 2), (2,)]),
+    "erf": (ops.erf, torch.erf, [(3, 2)]),
+    "prod": (lambda x: ops.prod(x, 1), lambda x: torch.prod(x, 1), [(3, 4)]),
+    "einsum": (lambda *xs: ops.einsum("ij,jk->k", *xs), lambda *xs: torch.einsum("ij,jk->k", *xs), [(2, 3), (3, 4)]),
+    "avg_pool2d": (lambda x: ops.avg_pool2d(x, 2, 1), lambda x: F.avg_pool2d(x, 2, 1), [(1, 2, 3, 4)]),
     "matmul": (ops.matmul, torch.matmul, [(2, 3), (3, 4)]),
     "conv2d": (
         lambda x, w, b: ops.tanh(ops.conv2d(x, w, b, 2, 1)),
@@ -363,6 +442,44 @@ def check_layer(module, theirs, shape, dtype, rng):
 @both_dtypes
 def test_linear(dtype, rng):
     check_layer(nn.Linear(3, 4, rng=rng), F.linear, (2, 5, 3), dtype, rng)
+
+
+@both_dtypes
+def test_norm_layers(dtype, rng):
+    check_layer(nn.LayerNorm(5), lambda x, w, b: F.layer_norm(x, (5,), w, b), (2, 4, 5), dtype, rng)
+    check_layer(nn.GroupNorm(2, 6), lambda x, w, b: F.group_norm(x, 2, w, b), (3, 6, 4, 5), dtype, rng)
+
+
+@both_dtypes
+@pytest.mark.parametrize("shape", [(8, 3), (2, 3, 4, 5)], ids=str)
+def test_batch_norm(shape, dtype, rng):
+    """In training and in evaluation, with the running averages."""
+    ours, theirs = nn.BatchNorm(3), (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(3)
+    theirs.to(getattr(torch, dtype))
+    for _, b in ours.named_buffers():
+        b.data = b.data.astype(dtype)
+    layer = converted(ours, dtype, rng)
+    theirs.load_state_dict({**theirs.state_dict(), **{k: torch.tensor(v) for k, v in layer.state_dict().items()}})
+    for training in (True, True, False):
+        theirs.train(training)
+        layer.forward = lambda x, training=training: nn.BatchNorm.forward(layer, x, training)
+        x = rng.standard_normal(shape).astype(dtype) * 3 + 1
+        a, t = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+        y, u, g = layer(a), theirs(t), rng.standard_normal(shape).astype(dtype)
+        close(y, u, dtype, "output")
+        expected = torch.autograd.grad(u, [t, theirs.weight, theirs.bias], torch.tensor(g))
+        for b, e in zip(grad(y, [a, layer.weight, layer.bias], g), expected):
+            close(b, e, dtype)
+        close(layer.running_mean, theirs.running_mean, dtype)
+        close(layer.running_var, theirs.running_var, dtype)
+
+
+@both_dtypes
+def test_embedding(dtype, rng):
+    indices = np.array([[0, 3], [3, 1]])
+    layer = nn.Embedding(5, 3, rng=rng)
+    layer.forward = lambda x: nn.Embedding.forward(layer, indices) * x
+    check_layer(layer, lambda x, w: F.embedding(torch.tensor(indices), w) * x, (2, 2, 3), dtype, rng)
 
 
 @both_dtypes

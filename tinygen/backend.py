@@ -6,6 +6,7 @@ CuPy is imported when an array first goes to the device, never before.
 
 import functools
 import itertools
+import math
 import sys
 
 import numpy
@@ -62,6 +63,17 @@ def to_device(array, device: str):
 def to_host(array) -> numpy.ndarray:
     """``array`` as a NumPy array (from a device: a copy, which waits for the device)."""
     return numpy.asarray(array if xp(array) is numpy else array.get())
+
+
+def erf(array):
+    """The error function, which NumPy does not have, in ``array``'s floating dtype."""
+    if xp(array) is numpy:
+        values = numpy.fromiter(map(math.erf, array.flat), float, array.size).reshape(array.shape)
+    else:
+        from cupyx.scipy.special import erf
+
+        values = erf(array)
+    return values.astype(numpy.result_type(array.dtype, numpy.float16), copy=False)
 
 
 def flatten(arrays):

@@ -1,4 +1,4 @@
-"""Module: something with parameters. A layer owns parameters; a model owns layers."""
+"""Module: something with parameters. A layer owns parameters and perhaps buffers; a model owns layers."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -19,25 +19,34 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Holds parameters and other modules as attributes, also inside lists, tuples and dicts.
+    """Holds parameters, buffers and other modules as attributes, also inside lists, tuples and dicts.
 
     A subclass assigns them in ``__init__`` and defines ``forward``; the order of assignment is the order everywhere.
+    A buffer is a plain Tensor that does not require grad: saved and moved with the parameters, but not learned. What
+    changes one in training assigns a new array to its ``data``.
     """
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
 
-    def children(self) -> Iterator[tuple[str, "Module | Parameter"]]:
-        """Its own modules and parameters with their names, in definition order."""
+    def children(self) -> Iterator[tuple[str, "Module | Tensor"]]:
+        """Its own modules, parameters and buffers with their names, in definition order."""
         yield from _members(vars(self).items(), "")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters below, as ``("blocks.0.conv.weight", parameter)``; a shared one only once."""
+        return ((name, tensor) for name, tensor in self._named_tensors() if isinstance(tensor, Parameter))
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """All buffers below, named in the same way."""
+        return ((name, tensor) for name, tensor in self._named_tensors() if not isinstance(tensor, Parameter))
+
+    def _named_tensors(self):
         seen = set()
-        for name, parameter in self._walk(""):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield name, parameter
+        for name, tensor in self._walk(""):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
 
     def _walk(self, prefix):
         for name, child in self.children():
@@ -65,7 +74,7 @@ class Module:
         return next(self.named_parameters())[1].dtype
 
     def to(self, device: str) -> "Module":
-        """Move the parameters (not their gradients) to ``"cpu"`` or ``"cuda"``; returns the module itself."""
+        """Move parameters (not their gradients) and buffers to ``"cpu"`` or ``"cuda"``; returns the module itself."""
         for _, child in self.children():
             if isinstance(child, Module):
                 child.to(device)
@@ -74,15 +83,15 @@ class Module:
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter on the host, by name."""
-        return {name: np.array(p.numpy()) for name, p in self.named_parameters()}
+        """A copy of every parameter and buffer on the host, by name."""
+        return {name: np.array(tensor.numpy()) for name, tensor in self._named_tensors()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Take over the values of ``state_dict()``, on the device and in the dtype that the module has now.
 
         Raises ValueError, and changes nothing, where entries are missing, unexpected or of another shape.
         """
-        own = dict(self.named_parameters())
+        own = dict(self._named_tensors())
         problems = [f"missing {name} {p.shape}" for name, p in own.items() if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
         problems += [
@@ -102,7 +111,7 @@ class Module:
 
     def __repr__(self):
         lines = [f"{type(self).__name__}({self.describe()})  {self.size():,}"]
-        texts = {n: repr(c) if isinstance(c, Module) else f"{c.shape}  {c.size:,}" for n, c in self.children()}
+        texts = {n: repr(c) if isinstance(c, Module) else _described(c) for n, c in self.children()}
         # numbered ones that look the same are shown once
         for (text, _), same in groupby(texts, lambda name: (texts[name], name.split(".")[0])):
             first, *others = same
@@ -110,9 +119,13 @@ class Module:
         return "\n".join(lines).replace("\n", "\n  ")
 
 
+def _described(tensor):
+    return f"{tensor.shape}  {f'{tensor.size:,}' if isinstance(tensor, Parameter) else 'buffer'}"
+
+
 def _members(items, prefix):
     for name, value in items:
-        if isinstance(value, Module | Parameter):
+        if isinstance(value, Module | Parameter) or (isinstance(value, Tensor) and not value.requires_grad):
             yield f"{prefix}{name}", value
         elif isinstance(value, list | tuple):
             yield from _members(enumerate(value), f"{prefix}{name}.")
@@ -133,16 +146,3 @@ class Dropout(Module):
 
     def describe(self):
         return f"p={self.p}"
-
-
-class Sequential(Module):
-    """One after the other: modules, or plain functions of one Tensor such as ``ops.relu``."""
-
-    def __init__(self, *steps):
-        self.steps = steps
-
-    def forward(self, x, rng: np.random.Generator | None = None):
-        """``rng`` goes to the Dropout layers: without one (evaluation) they do nothing."""
-        for step in self.steps:
-            x = step(x, rng) if isinstance(step, Dropout | Sequential) else step(x)
-        return x

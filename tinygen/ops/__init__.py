@@ -1,4 +1,4 @@
-"""Every differentiable operation, one family a file, and the operators of Tensor."""
+"""Every differentiable operation, one family a file, and the operators and methods of Tensor."""
 
 from tinygen.ops.conv import conv2d, conv_filter_grad, conv_transpose2d
 from tinygen.ops.elementwise import (
@@ -6,20 +6,24 @@ from tinygen.ops.elementwise import (
     add,
     astype,
     clip,
+    cos,
     div,
     dropout,
     elu,
+    erf,
     exp,
     expm1,
     leaky_relu,
     log,
     log1p,
     maximum,
+    minimum,
     mul,
     neg,
     pow,
     relu,
     sigmoid,
+    sin,
     softplus,
     sqrt,
     sub,
@@ -28,17 +32,21 @@ from tinygen.ops.elementwise import (
 )
 from tinygen.ops.losses import bce_with_logits, softmax_cross_entropy
 from tinygen.ops.lstm import lstm_loop, lstm_scan
-from tinygen.ops.matmul import matmul
-from tinygen.ops.reduce import log_softmax, logsumexp, max, mean, softmax, sum, var
+from tinygen.ops.matmul import einsum, inverse, matmul, slogdet
+from tinygen.ops.pool import avg_pool2d, interpolate, max_pool2d
+from tinygen.ops.reduce import cumsum, log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var
 from tinygen.ops.shape import (
     broadcast_to,
     concatenate,
+    expand_dims,
     flip,
     getitem,
     pad,
+    repeat,
     reshape,
     skew,
     split,
+    squeeze,
     stack,
     sum_to,
     to,
@@ -63,5 +71,28 @@ Tensor.__neg__ = neg
 Tensor.__abs__ = abs
 Tensor.__getitem__ = getitem
 Tensor.T = property(transpose)
-for _op in (sum, mean, reshape, transpose, exp, log, astype, to):
+for _op in (  # what takes one Tensor is a method of it, too
+    *(
+        abs,
+        astype,
+        clip,
+        cos,
+        dropout,
+        elu,
+        erf,
+        exp,
+        expm1,
+        leaky_relu,
+        log,
+        log1p,
+        relu,
+        sigmoid,
+        sin,
+        softplus,
+        sqrt,
+    ),
+    *(tanh, inverse, slogdet, avg_pool2d, interpolate, max_pool2d),
+    *(cumsum, log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var),
+    *(broadcast_to, expand_dims, flip, pad, repeat, reshape, skew, split, squeeze, sum_to, to, transpose, unskew),
+):
     setattr(Tensor, _op.__name__, _op)

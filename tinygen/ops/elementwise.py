@@ -1,7 +1,10 @@
 """Elementwise operations, with NumPy's broadcasting. Derivatives at kinks follow PyTorch (relu'(0) = 0, and so on)."""
 
+import math
+
 import numpy as np
 
+from tinygen import backend
 from tinygen.backend import to_device, xp
 from tinygen.ops.shape import sum_to
 from tinygen.tensor import Op, Tensor
@@ -93,8 +96,11 @@ class Pow(Binary):
         return x**y
 
     def dx(self, gy, x, y):
-        # y x^(y-1); for y = 0 taken as 0 * x^1, which is finite at x = 0.
-        return gy * (y * x ** where(y.data == 0, 1, y - 1))
+        # y x^(y-1), where 0 * 0^(-1) is its limit, 0.
+        power = y - 1
+        if not (isinstance(y.data, np.generic) and y.data):  # a number other than 0 leaves nothing to look for in x
+            power = where((x.data == 0) & (y.data == 0), 1, power)
+        return gy * (y * x**power)
 
     def dy(self, gy, x, y):
         # x^y log x, where 0^y log 0 is its limit, 0.
@@ -119,6 +125,17 @@ class Maximum(Binary):
         return gy * _share(y, x)
 
 
+class Minimum(Maximum):
+    def forward(self, x, y):
+        return xp(x, y).minimum(x, y)
+
+    def dx(self, gy, x, y):
+        return gy * _share(y, x)
+
+    def dy(self, gy, x, y):
+        return gy * _share(x, y)
+
+
 def _share(x, y):
     """1 where x is larger, 1/2 where equal."""
     half = x.dtype.type(0.5)
@@ -128,6 +145,11 @@ def _share(x, y):
 def maximum(x, y) -> Tensor:
     """The larger of each pair; ties share the gradient equally."""
     return Maximum()(x, y)
+
+
+def minimum(x, y) -> Tensor:
+    """The smaller of each pair; ties share the gradient equally."""
+    return Minimum()(x, y)
 
 
 class Where(Op):
@@ -263,6 +285,52 @@ class Abs(Op):
 def abs(x) -> Tensor:
     """absolute value; derivative 0 at 0"""
     return Abs()(x)
+
+
+class Sin(Op):
+    saves = ("inputs",)
+
+    def forward(self, x):
+        return xp(x).sin(x)
+
+    def backward(self, gy):
+        return gy * cos(self.inputs[0])
+
+
+def sin(x) -> Tensor:
+    """sine"""
+    return Sin()(x)
+
+
+class Cos(Op):
+    saves = ("inputs",)
+
+    def forward(self, x):
+        return xp(x).cos(x)
+
+    def backward(self, gy):
+        return -gy * sin(self.inputs[0])
+
+
+def cos(x) -> Tensor:
+    """cosine"""
+    return Cos()(x)
+
+
+class Erf(Op):
+    saves = ("inputs",)
+
+    def forward(self, x):
+        return backend.erf(x)
+
+    def backward(self, gy):
+        x = self.inputs[0]
+        return gy * (2 / math.sqrt(math.pi) * exp(-x * x))
+
+
+def erf(x) -> Tensor:
+    """The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    return Erf()(x)
 
 
 class Tanh(Op):
@@ -403,8 +471,13 @@ def astype(x, dtype) -> Tensor:
 
 
 def dropout(x, p: float, rng) -> Tensor:
-    """Zero each value with probability p and divide the others by 1 - p (Srivastava et al. 2014, inverted)."""
+    """Zero each value with probability p and divide the others by 1 - p (Srivastava et al. 2014, inverted).
+
+    Raises ValueError for another p than 0 <= p < 1, TypeError for whole numbers.
+    """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}, needs 0 <= p < 1")
+    if x.dtype.kind != "f":
+        raise TypeError(f"dropout: x has dtype {x.dtype}, needs a floating one")
     kept = to_device(rng.random(x.shape, np.float32) >= p, x.device)
     return x * Tensor(kept.astype(x.dtype) / x.dtype.type(1 - p))

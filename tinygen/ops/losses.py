@@ -4,8 +4,8 @@ import numpy as np
 
 from tinygen.backend import xp
 from tinygen.ops.elementwise import Binary, sigmoid
-from tinygen.ops.reduce import softmax
-from tinygen.ops.shape import axis_of
+from tinygen.ops.reduce import largest, softmax
+from tinygen.ops.shape import axis_of, integers
 from tinygen.tensor import Op, Tensor
 
 
@@ -13,6 +13,10 @@ class BceWithLogits(Binary):
     saves = ("inputs",)
 
     def forward(self, x, t):
+        if x.shape != t.shape and (shape := np.broadcast_shapes(x.shape, t.shape)) not in (x.shape, t.shape):
+            raise ValueError(
+                f"logits {x.shape} and targets {t.shape} would give losses of shape {shape}, not of one of these"
+            )
         # In this order: max(x, 0) - x t may cancel exactly, and the small rest is not lost.
         return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
 
@@ -31,7 +35,7 @@ class SoftmaxCrossEntropy(Op):
         self.labels = xp(labels).expand_dims(labels, axis)  # one class each, lined up with the logits
 
     def forward(self, x):
-        shifted = x - x.max(axis=self.axis, keepdims=True)
+        shifted = x - largest(x, self.axis)
         picked = xp(x, self.labels).take_along_axis(shifted, self.labels, axis=self.axis)
         return (xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True)) - picked).squeeze(self.axis)
 
@@ -45,7 +49,10 @@ class SoftmaxCrossEntropy(Op):
 
 
 def bce_with_logits(logits, targets) -> Tensor:
-    """-log Bernoulli(targets | sigmoid(logits)) = softplus(x) - x t, elementwise: finite at any finite logit."""
+    """-log Bernoulli(targets | sigmoid(logits)) = softplus(x) - x t, elementwise: finite at any finite logit.
+
+    Raises ValueError where the broadcast shape is neither that of the logits nor that of the targets.
+    """
     return BceWithLogits()(logits, targets)
 
 
@@ -54,7 +61,7 @@ def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
 
     Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host (a device is not waited for).
     """
-    labels = labels.data if isinstance(labels, Tensor) else np.asarray(labels) if isinstance(labels, list) else labels
+    labels = labels.data if isinstance(labels, Tensor) else integers(labels) if isinstance(labels, list) else labels
     axis = axis_of("softmax_cross_entropy", axis, logits.ndim)
     expected = logits.shape[:axis] + logits.shape[axis + 1 :]
     if labels.shape != expected or labels.dtype.kind not in "iu":

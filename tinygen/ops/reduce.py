@@ -1,7 +1,13 @@
-"""Reductions over any axes: ``axis`` None (all), a number or a tuple, and ``keepdims``, as in NumPy."""
+"""Reductions over any axes: ``axis`` None (all), a number or a tuple, and ``keepdims``, as in NumPy.
+
+What adds or multiplies many float16 does so in float32.
+"""
+
+import math
 
 from tinygen.backend import xp
-from tinygen.ops.shape import broadcast_to, reshape
+from tinygen.ops.elementwise import sqrt, where
+from tinygen.ops.shape import axis_of, broadcast_to, concatenate, flip, in_float32, reshape, transpose
 from tinygen.tensor import Op, Tensor
 
 
@@ -31,14 +37,19 @@ class Max(Reduction):
         return x.max(axis=self.axis, keepdims=self.keepdims)
 
     def backward(self, gy):
-        largest = self.inputs[0].data == self.spread(self.output.detach()).data
-        count = largest.sum(axis=self.axis, keepdims=self.keepdims).astype(gy.dtype)
-        return self.spread(gy / Tensor(count)) * Tensor(largest)
+        chosen = self.inputs[0].data == self.spread(self.output.detach()).data
+        count = chosen.sum(axis=self.axis, keepdims=self.keepdims).astype(gy.dtype)
+        return self.spread(gy / Tensor(count)) * Tensor(chosen)
+
+
+class Min(Max):
+    def forward(self, x):
+        return x.min(axis=self.axis, keepdims=self.keepdims)
 
 
 class LogSumExp(Reduction):
     def forward(self, x):
-        m = x.max(axis=self.axis, keepdims=True)
+        m = largest(x, self.axis)
         m = xp(x).where(xp(x).isfinite(m), m, x.dtype.type(0))
         y = xp(x).log(xp(x).exp(x - m).sum(axis=self.axis, keepdims=True)) + m
         return y if self.keepdims else y.squeeze(self.axis)
@@ -54,7 +65,7 @@ class Softmax(Op):
         self.axis = axis
 
     def forward(self, x):
-        e = xp(x).exp(x - x.max(axis=self.axis, keepdims=True))
+        e = xp(x).exp(x - largest(x, self.axis))
         return e / e.sum(axis=self.axis, keepdims=True)
 
     def backward(self, gy):
@@ -69,33 +80,83 @@ class LogSoftmax(Op):
         self.axis = axis
 
     def forward(self, x):
-        shifted = x - x.max(axis=self.axis, keepdims=True)
-        return shifted - xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True))
+        shifted = x - largest(x, self.axis)
+        return shifted - xp(x).log(xp(x).exp(shifted).sum(axis=self.axis, keepdims=True)) if x.size else shifted
 
     def backward(self, gy):
         return gy - self.output.exp() * gy.sum(self.axis, keepdims=True)
 
 
+class Cumsum(Op):
+    saves = ()
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, x):
+        return x.cumsum(self.axis)
+
+    def backward(self, gy):  # x[i] is part of y[i], y[i+1], ..: their gradients, summed from the end
+        return flip(cumsum(flip(gy, self.axis), self.axis), self.axis)
+
+
+def largest(x, axis):
+    """``x.max(axis, keepdims=True)``; of an empty array, which has no largest value, zeros of that shape."""
+    return x.max(axis=axis, keepdims=True) if x.size else x.sum(axis=axis, keepdims=True)
+
+
 def _axes(axis, ndim) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
-    return tuple(a % (ndim or 1) for a in (axis if isinstance(axis, tuple) else (axis,)))
+    return tuple(a % (ndim or 1) for a in (axis if isinstance(axis, tuple | list) else (axis,)))
 
 
+@in_float32
 def sum(x, axis=None, keepdims: bool = False) -> Tensor:
     """Sum over ``axis``."""
     return Sum(axis, keepdims)(x)
 
 
+@in_float32
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """Mean over ``axis``."""
     total = sum(x, axis, keepdims)  # its size tells how many were summed; where it is empty nothing is divided
     return total / (x.size // (total.size or 1))
 
 
+@in_float32
 def var(x, axis=None, keepdims: bool = False) -> Tensor:
     """Mean squared distance from the mean over ``axis`` (divided by the count, as in NumPy)."""
     return mean((x - mean(x, axis, keepdims=True)) ** 2, axis, keepdims)
+
+
+@in_float32
+def std(x, axis=None, keepdims: bool = False) -> Tensor:
+    """Square root of ``var``; derivative 0 where all values are equal, as in PyTorch."""
+    v = var(x, axis, keepdims)
+    zero = v.data == 0
+    return where(zero, 0, sqrt(where(zero, 1, v)))
+
+
+@in_float32
+def prod(x, axis=None, keepdims: bool = False) -> Tensor:
+    """Product over ``axis``. Halves are multiplied with each other, so that a zero leaves every derivative right."""
+    if x.dtype.kind != "f":
+        return Tensor(x.data.prod(axis=axis, keepdims=keepdims))
+    total = sum(x, axis, keepdims)  # for its shape; and of nothing the product is 1
+    axes = _axes(axis, x.ndim)
+    others = [i for i in range(x.ndim) if i not in axes]
+    y = reshape(transpose(x, *axes, *others), math.prod(x.shape[i] for i in axes), *[x.shape[i] for i in others])
+    while len(y) > 1:
+        half = len(y) // 2
+        y = concatenate([y[:half] * y[half : 2 * half], y[2 * half :]])
+    return reshape(y, total.shape) if len(y) else total + 1
+
+
+@in_float32
+def cumsum(x, axis: int | None = None) -> Tensor:
+    """Sums of the first 1, 2, ... entries along ``axis``; along x in one row where that is None."""
+    return Cumsum(0)(reshape(x, -1)) if axis is None else Cumsum(axis_of("cumsum", axis, x.ndim))(x)
 
 
 def max(x, axis=None, keepdims: bool = False) -> Tensor:
@@ -103,16 +164,24 @@ def max(x, axis=None, keepdims: bool = False) -> Tensor:
     return Max(axis, keepdims)(x)
 
 
+def min(x, axis=None, keepdims: bool = False) -> Tensor:
+    """Smallest value over ``axis``; ties share the gradient equally."""
+    return Min(axis, keepdims)(x)
+
+
+@in_float32
 def logsumexp(x, axis=None, keepdims: bool = False) -> Tensor:
-    """log sum exp(x) over ``axis``, without overflow. All x -inf give -inf, with gradient nan."""
+    """log sum exp(x) over ``axis``, without overflow. All x -inf, or none at all, give -inf, with gradient nan."""
     return LogSumExp(axis, keepdims)(x)
 
 
+@in_float32
 def softmax(x, axis=-1) -> Tensor:
     """exp(x) / sum exp(x) over ``axis``, without overflow."""
     return Softmax(axis)(x)
 
 
+@in_float32
 def log_softmax(x, axis=-1) -> Tensor:
     """x - logsumexp(x) over ``axis``."""
     return LogSoftmax(axis)(x)

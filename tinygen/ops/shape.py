@@ -1,5 +1,7 @@
 """Operations that move values without changing them. Each one's derivative moves them back (and sums where copied)."""
 
+import functools
+
 import numpy as np
 
 from tinygen.backend import device_of, to_device, xp
@@ -31,6 +33,22 @@ class Transpose(Op):
     def backward(self, gy):
         inverse = sorted(range(len(self.axes)), key=lambda i: self.axes[i])
         return transpose(gy, inverse)
+
+
+class Squeeze(Reshape):
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, x):
+        return x.squeeze(self.axis)
+
+
+class ExpandDims(Reshape):
+    def __init__(self, axis):
+        self.axis = axis
+
+    def forward(self, x):
+        return xp(x).expand_dims(x, self.axis)
 
 
 class BroadcastTo(Op):
@@ -115,11 +133,12 @@ class Concatenate(Op):
 class Pad(Op):
     saves = ()
 
-    def __init__(self, widths):
-        self.widths = widths
+    def __init__(self, widths, value):
+        self.widths, self.value = widths, value
 
     def forward(self, x):
-        y = xp(x).zeros([before + n + after for n, (before, after) in zip(x.shape, self.widths)], x.dtype)
+        shape = [before + n + after for n, (before, after) in zip(x.shape, self.widths)]
+        y = xp(x).full(shape, self.value, x.dtype)
         y[self._inside(x)] = x
         return y
 
@@ -195,6 +214,18 @@ class To(Op):
         return to(gy, self.source)
 
 
+def in_float32(operation):
+    """Of float16, ``operation`` is computed in float32: sums beyond 65,504 are finite, small terms are not lost."""
+
+    @functools.wraps(operation)
+    def wide(x, *args, **kwargs):
+        if getattr(x, "dtype", None) != np.float16:
+            return operation(x, *args, **kwargs)
+        return operation(x.astype(np.float32), *args, **kwargs).astype(np.float16)
+
+    return wide
+
+
 def _rows(skewed, straight, row, column):
     """Views of each row: its place in the skewed array and in the straight one."""
     skewed, straight = (xp(a).moveaxis(a, (row, column), (0, 1)) for a in (skewed, straight))
@@ -217,6 +248,11 @@ def axis_of(op, axis, ndim) -> int:
     return axis % ndim
 
 
+def integers(values: list) -> np.ndarray:
+    """A list as an array, of integers also where it is empty."""
+    return np.asarray(values, None if np.size(values) else int)
+
+
 def _tuple(index):
     return index if isinstance(index, tuple) else (index,)
 
@@ -237,11 +273,32 @@ def transpose(x, *axes) -> Tensor:
     return Transpose(tuple(axis_of("transpose", a, x.ndim) for a in axes or reversed(range(x.ndim))))(x)
 
 
+def squeeze(x, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """x without its axes of size 1, or without those that ``axis`` names; ValueError where one of them is longer."""
+    return Squeeze(axis)(x)
+
+
+def expand_dims(x, axis: int | tuple[int, ...]) -> Tensor:
+    """x with new axes of size 1, which are ``axis`` in the result."""
+    return ExpandDims(axis)(x)
+
+
+def repeat(x, repeats: int, axis: int | None = None) -> Tensor:
+    """Each entry ``repeats`` times, one after the other, along ``axis``; along x in one row where that is None."""
+    if not isinstance(repeats, int | np.integer) or repeats < 0:
+        raise ValueError(f"repeat: repeats is {repeats!r}, needs one whole number of at least 0")
+    x, axis = (reshape(x, -1), 0) if axis is None else (x, axis_of("repeat", axis, x.ndim))
+    before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    copies = broadcast_to(expand_dims(x, axis + 1), (*before, n, repeats, *after))
+    return reshape(copies, (*before, n * repeats, *after))
+
+
 def broadcast_to(x, shape) -> Tensor:
     """x repeated to ``shape`` by NumPy's rule."""
     return x if x.shape == tuple(shape) else BroadcastTo(tuple(shape))(x)
 
 
+@in_float32
 def sum_to(x, shape) -> Tensor:
     """x summed to ``shape``: the derivative of broadcast_to."""
     return x if x.shape == tuple(shape) else SumTo(tuple(shape))(x)
@@ -249,7 +306,7 @@ def sum_to(x, shape) -> Tensor:
 
 def getitem(x, index) -> Tensor:
     """``x[index]``: slices, integers, None, ..., boolean or integer arrays (host index arrays go to x's device)."""
-    index = (np.asarray(i) if isinstance(i, list) else i for i in _tuple(index))
+    index = (integers(i) if isinstance(i, list) else i for i in _tuple(index))
     index = (i.data if isinstance(i, Tensor) else i for i in index)
     index = tuple(to_device(i, x.device) if hasattr(i, "dtype") and i.ndim else i for i in index)
     return GetItem(index)(x)
@@ -283,11 +340,11 @@ def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
     return [_slice(x, axis, start, stop) for start, stop in zip([0, *sections], [*sections, size])]
 
 
-def pad(x, widths) -> Tensor:
-    """x between zeros; ``widths``: one ``(before, after)`` for each axis."""
+def pad(x, widths, value: float = 0) -> Tensor:
+    """x between zeros, or other numbers of one ``value``; ``widths``: one ``(before, after)`` for each axis."""
     if len(widths) != x.ndim or any(len(w) != 2 or min(w) < 0 for w in widths):
         raise ValueError(f"pad: widths {widths!r} needs one (before, after), not negative, for each of {x.ndim} axes")
-    return Pad([tuple(w) for w in widths])(x)
+    return Pad([tuple(w) for w in widths], value)(x)
 
 
 def flip(x, axis: int | tuple[int, ...]) -> Tensor:

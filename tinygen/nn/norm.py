@@ -1,0 +1,103 @@
+"""Normalization: numbers of mean 0 and variance 1 over some axes, then a learned scale and shift of each channel."""
+
+import numpy as np
+
+from tinygen import ops
+from tinygen.nn.module import Module, Parameter
+from tinygen.tensor import Tensor
+
+EPS = 1e-5  # added to the variance, as in PyTorch
+
+
+class Norm(Module):
+    """What the three have in common: ``weight`` and ``bias``, one for each channel along ``axis``."""
+
+    axis = 1
+
+    def __init__(self, channels: int):
+        if channels < 1:
+            raise ValueError(f"{type(self).__name__}: got {channels} channels, needs at least 1")
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+
+    def along_axis(self, x, *vectors):
+        """The vectors (channels,) in a shape that is broadcast along that axis of x."""
+        channels = self.weight.shape[0]
+        if x.shape[self.axis :][:1] != (channels,):
+            raise ValueError(f"{type(self).__name__}: x {x.shape} needs {channels} channels along axis {self.axis}")
+        after = 0 if self.axis == -1 else x.ndim - 2
+        return [v.reshape(channels, *[1] * after) for v in vectors]
+
+    def describe(self):
+        return str(self.weight.shape[0])
+
+
+def normalized(x, axis):
+    """(x - mean) / sqrt(variance + eps), both over ``axis``."""
+    x = x - x.mean(axis, keepdims=True)
+    return x / ops.sqrt((x * x).mean(axis, keepdims=True) + EPS)
+
+
+class LayerNorm(Norm):
+    """Over the last axis: (..., size) -> the same. Source: Ba et al. 2016 (arXiv 1607.06450)."""
+
+    axis = -1
+
+    def forward(self, x):
+        weight, bias = self.along_axis(x, self.weight, self.bias)
+        return normalized(x, -1) * weight + bias
+
+
+class GroupNorm(Norm):
+    """For each image over the channels of a group and all positions: (N, channels, ...) -> the same.
+
+    Raises ValueError where ``groups`` does not divide the channels. Source: Wu and He 2018 (arXiv 1803.08494).
+    """
+
+    def __init__(self, groups: int, channels: int):
+        if groups < 1 or channels % groups:
+            raise ValueError(f"GroupNorm: {groups} groups must divide {channels} channels")
+        super().__init__(channels)
+        self.groups = groups
+
+    def forward(self, x):
+        weight, bias = self.along_axis(x, self.weight, self.bias)
+        y = normalized(x.reshape(x.shape[0], self.groups, -1), -1)
+        return y.reshape(x.shape) * weight + bias
+
+    def describe(self):
+        return f"{self.groups}, {self.weight.shape[0]}"
+
+
+class BatchNorm(Norm):
+    """For each channel over all images and positions: (N, channels, ...) -> the same.
+
+    In ``training`` by the mean and variance of x, whose averages the buffers ``running_mean`` and ``running_var`` keep
+    (momentum 0.1, the variance unbiased, as in PyTorch); otherwise by these. In ``fit`` x is one shard of a batch.
+    Raises ValueError for training with one value a channel, which has no variance.
+    Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
+    """
+
+    momentum = 0.1
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.running_mean = Tensor(np.zeros(channels, np.float32))
+        self.running_var = Tensor(np.ones(channels, np.float32))
+
+    def forward(self, x, training: bool = False):
+        (bias,) = self.along_axis(x, self.bias)
+        mean, var = self.running_mean, self.running_var
+        if training:
+            axes, n = (0, *range(2, x.ndim)), x.size // self.bias.size
+            if n < 2:
+                raise ValueError(f"BatchNorm: x {x.shape} has {n} values a channel, training needs at least 2")
+            mean, var = x.mean(axes), x.var(axes)
+            self._follow(self.running_mean, mean.data)
+            self._follow(self.running_var, var.data * (n / (n - 1)))
+        mean, scale = self.along_axis(x, mean, self.weight / ops.sqrt(var + EPS))
+        return (x - mean) * scale + bias
+
+    def _follow(self, buffer, value):
+        step = self.momentum * (value - buffer.data)
+        buffer.data = buffer.data + step.astype(buffer.dtype)

@@ -1,0 +1,24 @@
+"""A chain of layers."""
+
+import numpy as np
+
+from tinygen.nn.module import Dropout, Module
+from tinygen.nn.norm import BatchNorm
+
+
+class Sequential(Module):
+    """One after the other: modules, or plain functions of one Tensor such as ``ops.relu``."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def forward(self, x, rng: np.random.Generator | None = None):
+        """``rng`` is given in training: Dropout draws from it, BatchNorm normalizes by the batch. Without it (in
+        evaluation) Dropout does nothing and BatchNorm uses its running averages.
+        """
+        for step in self.steps:
+            if isinstance(step, Dropout | Sequential):
+                x = step(x, rng)
+            else:
+                x = step(x, training=rng is not None) if isinstance(step, BatchNorm) else step(x)
+        return x

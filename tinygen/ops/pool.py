@@ -1,0 +1,103 @@
+"""Pooling and resizing of images (N, C, H, W), or of anything whose last two axes are height and width."""
+
+import numpy as np
+
+from tinygen.backend import xp
+from tinygen.ops.conv import _pair
+from tinygen.ops.matmul import matmul
+from tinygen.ops.reduce import max, mean
+from tinygen.ops.shape import pad
+from tinygen.tensor import Op, Tensor
+
+
+class Windows(Op):
+    """Every window of a size, ``stride`` apart: (..., H, W) -> (kh, kw, ..., P, Q)."""
+
+    saves = ()
+
+    def __init__(self, size, stride):
+        self.size, self.stride = size, stride
+
+    def forward(self, x):
+        (down, right), windows = self.stride, xp(x).lib.stride_tricks.sliding_window_view(x, self.size, (-2, -1))
+        windows = xp(x).moveaxis(windows[..., ::down, ::right, :, :], (-2, -1), (0, 1))
+        return xp(x).ascontiguousarray(
+            windows
+        )  # the maximum of two large arrays is much faster than of many small ones
+
+    def backward(self, gy):
+        return Overlaid(self.inputs[0].shape, self.stride)(gy)
+
+
+class Overlaid(Op):
+    """The derivative of Windows: each is added where it was taken from, (kh, kw, ..., P, Q) -> (..., H, W)."""
+
+    saves = ()
+
+    def __init__(self, shape, stride):
+        self.shape, self.stride = shape, stride
+
+    def forward(self, windows):
+        (kh, kw), (p, q), (down, right) = windows.shape[:2], windows.shape[-2:], self.stride
+        y = xp(windows).zeros(self.shape, windows.dtype)
+        for i, j in np.ndindex(kh, kw):
+            y[..., i : i + down * p : down, j : j + right * q : right] += windows[i, j]
+        return y
+
+    def backward(self, gy):
+        return Windows(self.inputs[0].shape[:2], self.stride)(gy)
+
+
+def _windows(op, x, kernel_size, stride, padding, value):
+    """Of x between ``padding`` rows and columns of ``value``."""
+    size, padding = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
+    stride = _pair("stride", size if stride is None else stride, 1)
+    if x.ndim < 2 or any(2 * p > k or n + 2 * p < k for n, k, p in zip(x.shape[-2:], size, padding)):
+        raise ValueError(
+            f"{op}: x {x.shape} with padding {padding} needs (..., H, W) of at least kernel_size {size}, "
+            "padding at most half of it"
+        )
+    if any(padding):
+        x = pad(x, [(0, 0)] * (x.ndim - 2) + [(p, p) for p in padding], value)
+    return Windows(size, stride)(x)
+
+
+def avg_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
+    """Mean of each window, zeros of the padding included: (..., H, W) -> (..., P, Q).
+
+    ``kernel_size``, ``stride`` (as the kernel where None), ``padding``: an integer or (vertical, horizontal); as in
+    PyTorch, P = (H + 2 padding - kh) // stride + 1. Raises ValueError where they do not fit x.
+    """
+    return mean(_windows("avg_pool2d", x, kernel_size, stride, padding, 0), (0, 1))
+
+
+def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
+    """Largest value of each window; ties share the gradient equally. Shapes and arguments as in ``avg_pool2d``."""
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    return max(_windows("max_pool2d", x, kernel_size, stride, padding, lowest), (0, 1))
+
+
+def interpolate(x, size, mode: str = "nearest") -> Tensor:
+    """x resized to ``size``, an integer or (height, width): (..., H, W) -> (..., *size).
+
+    ``mode``: ``"nearest"``, or ``"bilinear"`` between the centres of pixels, PyTorch's ``align_corners=False``.
+    Raises ValueError for another mode, a size below 1, or an x without height and width.
+    """
+    if mode not in ("nearest", "bilinear"):
+        raise ValueError(f"interpolate: mode is {mode!r}, needs 'nearest' or 'bilinear'")
+    if x.ndim < 2:
+        raise ValueError(f"interpolate: x has shape {x.shape}, needs (..., H, W)")
+    height, width = _pair("size", size, 1)
+    rows, columns = (_resizing(x, axis, n, mode) for axis, n in ((-2, height), (-1, width)))
+    return matmul(matmul(rows, x), columns.T)
+
+
+def _resizing(x, axis, size, mode):
+    """The matrix (size, n) of the resizing of an axis with n entries."""
+    m, n = xp(x.data), x.shape[axis]
+    if mode == "nearest":
+        source = m.arange(size) * n // size
+    else:
+        source = m.clip((m.arange(size) + 0.5) * (n / size) - 0.5, 0, n - 1)
+    weights = m.maximum(0, 1 - m.abs(source[:, None] - m.arange(n)))  # 1 at the source, 0 from one pixel away
+    return Tensor(weights.astype(x.dtype if x.dtype.kind == "f" else np.float32))
