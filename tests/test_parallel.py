@@ -17,9 +17,10 @@ from threadpoolctl import threadpool_info
 
 from tinygen import Tensor, backend, grad, ops
 from tinygen.backend import communicator, flatten, split, to_device
+from tinygen.models import VAE, Autoencoder, PixelCNN
 from tinygen.nn import BatchNorm, Linear, Module, Parameter, Sequential
-from tinygen.optim import SGD
-from tinygen.parallel import SHARD, first_rank, start_workers
+from tinygen.optim import SGD, Adam
+from tinygen.parallel import SHARD, first_rank, shard_size, start_workers
 from tinygen.tensor import recording
 from tinygen.training import evaluate, fit
 
@@ -43,6 +44,12 @@ class Tiny(Module):
         return ((self.layer(x.reshape(x.shape[0], -1)) - noise) ** 2).sum() / x.shape[0]
 
 
+@pytest.fixture(autouse=True)
+def shards_of_16(monkeypatch):
+    """... for these tiny networks too, so that a batch has several."""
+    monkeypatch.setattr("tinygen.parallel.shard_size", lambda *_: SHARD)
+
+
 @pytest.fixture
 def images(rng):
     return rng.standard_normal((50, 1, 2, 2)).astype(np.float32)
@@ -57,6 +64,37 @@ def test_flatten_and_split(rng, device):
     part = split(flat, arrays)[0]
     part += 1
     assert bool((flat[:6] == arrays[0].ravel() + 1).all())  # views
+
+
+# -- shards
+
+
+def test_the_size_of_a_shard_follows_from_the_network(rng):
+    digits = (rng.random((20, 1, 28, 28)) < 0.2).astype(np.float32)
+    sizes = [shard_size(model, (digits,), None) for model in (PixelCNN(rng=rng), Autoencoder(rng=rng), VAE(rng=rng))]
+    assert sizes == [16, 32, 32]
+    assert shard_size(Tiny(), (digits[:, :, :2, :2],), None) == 128
+
+
+def test_measuring_a_network_leaves_no_trace(rng):
+    model, images = Normed(), rng.standard_normal((20, 1, 2, 2)).astype(np.float32)
+    before = model.state_dict()
+    shard_size(model, (images,), lambda x, rng: x + 1)
+    assert all((value == before[name]).all() for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_large_shards_agree_for_any_number_of_workers(workers, rng, monkeypatch):
+    monkeypatch.setattr("tinygen.parallel.shard_size", shard_size)
+    images = rng.standard_normal((300, 1, 2, 2)).astype(np.float32)
+    found = []
+    for count in 1, workers:
+        model = Tiny()
+        optimizer = Adam(model.parameters(), 0.1)
+        options = {"rng": np.random.default_rng(0), "batch_size": 300, "workers": count, "progress": False}
+        fit(model, images, steps=3, optimizer=optimizer, **options)
+        found.append(model.state_dict())
+    assert all((found[0][name] == found[1][name]).all() for name in found[0])
 
 
 # -- workers

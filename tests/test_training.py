@@ -28,6 +28,12 @@ fit = functools.partial(fit, progress=False)
 RUINED = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of the numbers that these tests provoke
 
 
+@pytest.fixture(autouse=True)
+def shards_of_16(monkeypatch):
+    """... for these tiny networks too, so that a batch has several."""
+    monkeypatch.setattr("tinygen.parallel.shard_size", lambda *_: 16)
+
+
 class Tiny(Module):
     """Denoises four numbers; its loss uses noise, as a VAE's does."""
 

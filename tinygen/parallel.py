@@ -1,9 +1,8 @@
 """Means over a minibatch, by several processes: forked workers on one machine, and MPI's ranks on one or many.
 
-The images are cut into shards of a fixed size. Each rank takes every so many-th shard and its workers every so many-th
-of those; whoever computes it, a shard has its own noise and its own place in the sum, so the result is the same to the
-last bit for any number of workers. Each shard starts
-from the same buffers and changes them on its own; the weighted mean of these changes is made at the end.
+The images are cut into shards whose size follows from the network. Each rank takes every so many-th shard and its
+workers every so many-th of those; whoever computes it, a shard has its own noise and its own place in the sum, so the
+result is the same to the last bit for any number of workers.
 
 Workers are processes and not threads since a step is made of many small NumPy calls, between which threads wait for the
 interpreter's lock. Measured on two cores, 64 images: two threads are 0.8 to 1.5 times as fast as one (autoencoder to
@@ -25,7 +24,8 @@ import numpy as np
 from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
 from tinygen.tensor import Tensor, grad, history, no_grad
 
-SHARD = 16  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
+SHARD, LARGEST = 16, 128  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
+NUMBERS = 1 << 20  # that a network computes for a shard: one that computes fewer takes more images at once
 
 
 def first_rank() -> bool:
@@ -47,8 +47,11 @@ def any_rank(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def start_workers(model, prepare, workers: int | None, largest_batch: int, most_images: int):
-    """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; ended with the block."""
+def start_workers(model, prepare, workers: int | None, largest_batch: int, most_images: int, data=None):
+    """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; ended with the block.
+
+    ``data``, (images,) or (images, labels), of which the network is given a few to find the size of a shard.
+    """
     from threadpoolctl import threadpool_limits
 
     # Elsewhere a fork is missing, or not safe with the system's BLAS; and a daemon may not have processes of its own.
@@ -60,15 +63,15 @@ def start_workers(model, prepare, workers: int | None, largest_batch: int, most_
     if workers > 1 and not forks:
         raise ValueError(f"workers: got {workers}, but this process cannot fork any: needs 1")
     if model.device != "cpu":
-        yield Workers(model, prepare, 1)
+        yield Workers(model, prepare, 1, None)
         return
     keep_memory()
-    count = min(workers, -(-max(largest_batch, most_images) // SHARD))
-    crew = Workers(model, prepare, max(1, -(-largest_batch // SHARD)))
     # BLAS's own threads collapse when another program uses a core, and workers keep all cores busy.
     with threadpool_limits(1 if forks else None, user_api="blas"):
+        shard = SHARD if data is None else shard_size(model, data, prepare)
+        crew = Workers(model, prepare, max(1, -(-largest_batch // shard)), shard)
         try:
-            crew.fork(count - 1)
+            crew.fork(min(workers, -(-max(largest_batch, most_images) // shard)) - 1)
             yield crew
         finally:
             crew.close()
@@ -94,8 +97,8 @@ class Workers:
     Weights go to them and gradients come back through memory that all share, the rest through pipes.
     """
 
-    def __init__(self, model, prepare, slots):
-        self.model, self.prepare, self.comm = model, prepare, communicator()
+    def __init__(self, model, prepare, slots, shard):
+        self.model, self.prepare, self.shard, self.comm = model, prepare, shard, communicator()
         self.parameters, self.pipes, self.processes = model.parameters(), [], []
         self.buffers = [b for _, b in model.named_buffers() if b.dtype.kind == "f"]  # whole numbers are not averaged
         self.values = self.parameters + self.buffers  # what travels
@@ -130,7 +133,7 @@ class Workers:
     def shards(self, batch, seeds):
         """The shards of a minibatch, each with its seeds; on a device one for each rank."""
         n = len(batch[0])
-        size = SHARD if self.model.device == "cpu" else -(-n // (self.comm.size if self.comm else 1))
+        size = self.shard or -(-n // (self.comm.size if self.comm else 1))
         parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
         return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
@@ -217,6 +220,20 @@ def _kept(buffers):
     finally:
         for b, v in zip(buffers, before):
             b.data = v
+
+
+def shard_size(model, data, prepare) -> int:
+    """How many of ``data`` a worker takes at once: more of a network so small that NumPy's calls take longer than its
+    arithmetic. It follows from the network alone, not from the number of workers, and so does the result.
+    """
+    part = tuple(array[:SHARD] for array in data)
+    with _kept([b for _, b in model.named_buffers()]):
+        loss = shard_loss(model, part, prepare, [0])
+    sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
+    size, numbers = SHARD, sum(sizes.values()) / len(part[0])
+    while size < LARGEST and 2 * size * numbers <= NUMBERS:
+        size *= 2
+    return size
 
 
 @contextlib.contextmanager

@@ -100,13 +100,13 @@ def fit(
         run.save(checkpoint)  # if that is not possible, better now than after an hour
     run.broadcast()
     on_cpu, full_rate, looked, stop = model.device == "cpu", optimizer.lr, True, False
-    saved = time.monotonic()
+    saved, held_out_images = time.monotonic(), 0 if validation is None else len(validation)
 
     with (
         _saved_on_error(run, checkpoint),
         _restored(optimizer),
         _interrupts() as interrupted,
-        start_workers(model, prepare, workers, batch_size, 0 if validation is None else len(validation)) as crew,
+        start_workers(model, prepare, workers, batch_size, held_out_images, data) as crew,
         _bar(model, steps, batch_size, run, progress) as bar,
     ):
         while True:
@@ -175,7 +175,7 @@ def evaluate(
     Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
     data = _set("images", images, "labels", labels)
-    with start_workers(model, prepare, workers, 0, len(images)) as crew:
+    with start_workers(model, prepare, workers, 0, len(images), data) as crew:
         return _evaluate(model, data, [of_first_rank(int(rng.integers(2**63)))], crew)
 
 

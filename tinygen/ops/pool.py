@@ -3,10 +3,9 @@
 import numpy as np
 
 from tinygen.backend import xp
-from tinygen.ops.conv import _pair
 from tinygen.ops.matmul import matmul
 from tinygen.ops.reduce import max, mean
-from tinygen.ops.shape import pad
+from tinygen.ops.shape import pad, pair
 from tinygen.tensor import Op, Tensor
 
 
@@ -50,8 +49,8 @@ class Overlaid(Op):
 
 def _windows(op, x, kernel_size, stride, padding, value):
     """Of x between ``padding`` rows and columns of ``value``."""
-    size, padding = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
-    stride = _pair("stride", size if stride is None else stride, 1)
+    size, padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
+    stride = pair("stride", size if stride is None else stride, 1)
     if x.ndim < 2 or any(2 * p > k or n + 2 * p < k for n, k, p in zip(x.shape[-2:], size, padding)):
         raise ValueError(
             f"{op}: x {x.shape} with padding {padding} needs (..., H, W) of at least kernel_size {size}, "
@@ -87,7 +86,7 @@ def interpolate(x, size, mode: str = "nearest") -> Tensor:
         raise ValueError(f"interpolate: mode is {mode!r}, needs 'nearest' or 'bilinear'")
     if x.ndim < 2:
         raise ValueError(f"interpolate: x has shape {x.shape}, needs (..., H, W)")
-    height, width = _pair("size", size, 1)
+    height, width = pair("size", size, 1)
     rows, columns = (_resizing(x, axis, n, mode) for axis, n in ((-2, height), (-1, width)))
     return matmul(matmul(rows, x), columns.T)
 
