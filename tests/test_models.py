@@ -107,7 +107,7 @@ def test_a_whole_model_differentiates_twice(name, shape, rng, monkeypatch):
     def loss(*values):
         for p, value in zip(model.parameters(), values, strict=True):
             step = value * 1.0  # the parameter becomes the result of this step
-            p.data, p._op, p._index = step.data, step._op, step._index
+            p._data, p._op, p._index = step.data, step._op, step._index
         return model.loss(x, np.random.default_rng(1))
 
     gradcheck(loss, tuple(p.data for p in model.parameters()))

@@ -289,7 +289,7 @@ class Normed(Module):
 
     def loss(self, x, rng):
         y = self.body(x.reshape(x.shape[0], -1), rng if recording() else None)
-        return ((y * self.scale - 1) ** 2).sum() / x.shape[0]
+        return ((y * self.scale - self.scale) ** 2).sum() / x.shape[0]
 
 
 def trained(images, workers, steps=5, seed=0, **options):

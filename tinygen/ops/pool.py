@@ -10,7 +10,7 @@ from tinygen.tensor import Op, Tensor
 
 
 class Windows(Op):
-    """Every window of a size, ``stride`` apart: (..., H, W) -> (kh, kw, ..., P, Q)."""
+    """What all windows of a size, ``stride`` apart, have at each of their places: (..., H, W) -> (kh kw, ..., P, Q)."""
 
     saves = ()
 
@@ -18,33 +18,34 @@ class Windows(Op):
         self.size, self.stride = size, stride
 
     def forward(self, x):
-        (down, right), windows = self.stride, xp(x).lib.stride_tricks.sliding_window_view(x, self.size, (-2, -1))
-        windows = xp(x).moveaxis(windows[..., ::down, ::right, :, :], (-2, -1), (0, 1))
-        return xp(x).ascontiguousarray(
-            windows
-        )  # the maximum of two large arrays is much faster than of many small ones
+        return xp(x).stack(_places(x, self.size, self.stride))
 
     def backward(self, gy):
-        return Overlaid(self.inputs[0].shape, self.stride)(gy)
+        return Overlaid(self.inputs[0].shape, self.size, self.stride)(gy)
 
 
 class Overlaid(Op):
-    """The derivative of Windows: each is added where it was taken from, (kh, kw, ..., P, Q) -> (..., H, W)."""
+    """The derivative of Windows: each is added where it was taken from, (kh kw, ..., P, Q) -> (..., H, W)."""
 
     saves = ()
 
-    def __init__(self, shape, stride):
-        self.shape, self.stride = shape, stride
+    def __init__(self, shape, size, stride):
+        self.shape, self.size, self.stride = shape, size, stride
 
     def forward(self, windows):
-        (kh, kw), (p, q), (down, right) = windows.shape[:2], windows.shape[-2:], self.stride
-        y = xp(windows).zeros(self.shape, windows.dtype)
-        for i, j in np.ndindex(kh, kw):
-            y[..., i : i + down * p : down, j : j + right * q : right] += windows[i, j]
-        return y
+        x = xp(windows).zeros(self.shape, windows.dtype)
+        for place, values in zip(_places(x, self.size, self.stride), windows):
+            place += values
+        return x
 
     def backward(self, gy):
-        return Windows(self.inputs[0].shape[:2], self.stride)(gy)
+        return Windows(self.size, self.stride)(gy)
+
+
+def _places(x, size, stride):
+    """Views of x, (..., P, Q) each: the first entry of every window, the second, ..."""
+    (down, right), (rows, columns) = stride, (n - k + 1 for n, k in zip(x.shape[-2:], size))
+    return [x[..., i : i + rows : down, j : j + columns : right] for i, j in np.ndindex(*size)]
 
 
 def _windows(op, x, kernel_size, stride, padding, value):
@@ -67,13 +68,13 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
     ``kernel_size``, ``stride`` (as the kernel where None), ``padding``: an integer or (vertical, horizontal); as in
     PyTorch, P = (H + 2 padding - kh) // stride + 1. Raises ValueError where they do not fit x.
     """
-    return mean(_windows("avg_pool2d", x, kernel_size, stride, padding, 0), (0, 1))
+    return mean(_windows("avg_pool2d", x, kernel_size, stride, padding, 0), 0)
 
 
 def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
     """Largest value of each window; ties share the gradient equally. Shapes and arguments as in ``avg_pool2d``."""
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    return max(_windows("max_pool2d", x, kernel_size, stride, padding, lowest), (0, 1))
+    return max(_windows("max_pool2d", x, kernel_size, stride, padding, lowest), 0)
 
 
 def interpolate(x, size, mode: str = "nearest") -> Tensor:
