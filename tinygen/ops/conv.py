@@ -141,16 +141,13 @@ def _spread(g, w, b, geo):
     """``cols^T(g W^T) + b``: (n, out, P, Q) -> (n, C, H, W)"""
     (n, out, p, q), c, (sh, sw), m = g.shape, w.shape[1], geo.stride, xp(g, w)
     g, matrix = g.transpose(0, 2, 3, 1), geo.matrix(w).T
-    x = m.empty((n, *geo.size, c), g.dtype)
+    padded = m.zeros((n, *geo.padded_size, c), g.dtype)
     for part in geo.blocks(g, c):
         cols = (g[part].reshape(len(g[part]) * p * q, out) @ matrix).reshape(len(g[part]), p, q, len(geo.taps), c)
-        padded = m.zeros((len(cols), *geo.padded_size, c), g.dtype)
         for k, (i, j) in enumerate(geo.taps):
-            padded[:, i : i + p * sh : sh, j : j + q * sw : sw] += cols[:, :, :, k]
-        x[part] = padded[geo.inside]
-    if b is not None:
-        x += b
-    return x.transpose(0, 3, 1, 2)
+            padded[part, i : i + p * sh : sh, j : j + q * sw : sw] += cols[:, :, :, k]
+    x = padded[geo.inside]
+    return (x if b is None else x + b).transpose(0, 3, 1, 2)
 
 
 def _turn(w):
