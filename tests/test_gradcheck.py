@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from tinygen import Tensor, gradcheck, ops
-from tinygen.ops import elementwise, reduce, shape
+from tinygen import Op, Tensor, gradcheck, ops
+from tinygen.nn import BatchNorm, Conv2d, Linear
+from tinygen.ops import conv, elementwise, lstm, reduce, shape
 from tinygen.ops.matmul import Matmul
+from tinygen.tensor import recording
 
 ROW = re.compile(r"^ *(\d+) +(\([\d, ]*\)) +(\S+) +(\S+) +(\S+)$", re.MULTILINE)  # input, index, analytic, ...
 
@@ -290,3 +292,177 @@ def test_large_and_small_functions(rng):
     (x,) = normal((2, 3))
     for scale in 1e-4, 1.0, 1e6:
         gradcheck(lambda x, scale=scale: ops.tanh(x) * scale, x, rng=rng)
+
+
+# -- what training runs, where that is other code than what is recorded
+
+FUSED = {
+    "conv2d": (conv.Conv2d, lambda x, w: ops.conv2d(x, w, padding=1), normal((1, 2, 3, 3), (2, 2, 3, 3))),
+    "conv_transpose2d": (
+        *(conv.ConvTranspose2d, lambda x, w: ops.conv_transpose2d(x, w, stride=2)),
+        normal((1, 2, 2, 2), (2, 1, 3, 3)),
+    ),
+    "lstm_scan": (
+        *(lstm.LstmScan, lambda *xs: ops.lstm_scan(*xs, (-1, 0))),
+        normal((2, 4, 2, 1), (4, 1, 2), (1, 2, 1), (1, 2, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("op,function,inputs", FUSED.values(), ids=FUSED)
+@pytest.mark.parametrize("recorded", [False, True], ids=["as training runs it", "as recorded"])
+@pytest.mark.parametrize("which", [0, 1], ids=["input", "weights"])
+def test_both_ways_are_checked(op, function, inputs, recorded, which, monkeypatch):
+    """A derivative is tripled in one way only, in one of the inputs."""
+    right = op.backward
+
+    def backward(self, *gys):
+        gxs = list(right(self, *gys))
+        if recording() is recorded:
+            gxs[which] = gxs[which] * 3
+        return tuple(gxs)
+
+    gradcheck(function, inputs)
+    monkeypatch.setattr(op, "backward", backward)
+    with pytest.raises(AssertionError, match=f"order 1 is wrong.*create_graph={recorded}") as caught:
+        gradcheck(function, inputs)
+    assert table(caught.value)[0][0] == which
+
+
+def test_both_ways_are_checked_at_order_2():
+    class Cube(Op):
+        def forward(self, x):
+            return x**3
+
+        def backward(self, gy):
+            return gy * Square()(self.inputs[0]) * 3
+
+    class Square(Op):
+        def forward(self, x):
+            return x**2
+
+        def backward(self, gy):
+            return gy * self.inputs[0] * (2 if recording() else 2.5)
+
+    gradcheck(Cube(), normal((3,)), order=1)
+    with pytest.raises(AssertionError, match="order 2 is wrong in 3 entries, as training runs it"):
+        gradcheck(Cube(), normal((3,)), order=2)
+
+
+# -- one entry among many
+
+
+def squares_but_one(index, factor):
+    """x^2, whose derivative is multiplied by ``factor`` at ``index``."""
+
+    class Wrong(Op):
+        def forward(self, x):
+            return x * x
+
+        def backward(self, gy):
+            signs = np.ones(self.inputs[0].shape)
+            signs[index] = factor
+            return gy * 2 * self.inputs[0] * signs
+
+    return Wrong()
+
+
+@pytest.mark.parametrize("count,weight", [(1000, 1.0), (1000, 1e-3), (1000, 1e-5), (100_000, 1e-2)])
+def test_one_wrong_entry_among_many_is_caught(count, weight, rng, monkeypatch):
+    """... also where it counts little in the result: what is tolerated does not grow with the other entries."""
+    x, weights = rng.uniform(0.5, 2, count), np.ones(count)
+    weights[0] = weight
+    near = np.array([0])
+    monkeypatch.setattr(np, "ndindex", lambda shape: [(int(i),) for i in near] if len(shape) == 1 else [()])  # quicker
+    gradcheck(lambda x: squares_but_one(0, 1.0)(x) * weights, x, rng=rng)
+    with pytest.raises(AssertionError) as caught:
+        gradcheck(lambda x: squares_but_one(0, -1.0)(x) * weights, x, rng=rng)
+    assert table(caught.value)[0][1] == (0,)
+
+
+def test_an_entry_that_is_wrong_by_a_hundred_thousandth_is_caught(rng):
+    with pytest.raises(AssertionError, match="in 1 entries"):
+        gradcheck(squares_but_one(3, 1 + 1e-5), rng.uniform(0.5, 2, 300), rng=rng)
+
+
+DIFFICULT = {  # right derivatives that are hard to confirm
+    "close to a pole": (ops.log, np.array([1e-4, 2.0])),
+    "closer": (lambda x: x**-1.0, np.array([1e-3, 1.0, -5.0])),
+    "steep": (lambda x: ops.exp(30 * x), np.array([1.0, -1.0])),
+    "large and small": (lambda x: x * np.array([1e6, 1.0, 1e-6]), np.ones(3)),
+    "cancellation": (lambda x: ops.logsumexp(x, 0) - x[0], np.array([30.0, 1.0, -5.0])),
+    "large offset": (lambda x: ops.tanh(x) + 1e6, np.array([0.3, -0.7])),
+    "fast": (lambda x: ops.sin(100 * x), np.array([0.3, 2.0])),
+    "root near zero": (ops.sqrt, np.array([1e-4, 4.0])),
+    "nothing": (lambda x: 0 * x, np.array([1.0, 2.0])),
+    "linear": (lambda x: 2 * x, np.array([1.0, 2.0])),
+    "flat": (ops.relu, np.array([1.0, -2.0])),
+}
+
+
+@pytest.mark.parametrize("function,x", DIFFICULT.values(), ids=DIFFICULT)
+def test_difficult_functions_pass(function, x):
+    gradcheck(function, x, order=3)
+
+
+@pytest.mark.parametrize(
+    "function,x", [DIFFICULT[k] for k in ("close to a pole", "closer", "steep", "fast", "root near zero")]
+)
+def test_and_their_mistakes_are_caught(function, x):
+    with pytest.raises(AssertionError):
+        gradcheck(planted(function, lambda g: g * 1.0001), x)
+
+
+# -- what is no derivative at all
+
+
+def test_noise_is_called_noise(rng):
+    for shared in (lambda x: ops.dropout(x, 0.5, rng)), (lambda x: x * Tensor(rng.standard_normal(x.shape))):
+        with pytest.raises(ValueError, match="gives other values when called again"):
+            gradcheck(shared, np.ones(50))
+    gradcheck(lambda x: ops.dropout(x, 0.5, np.random.default_rng(0)), np.ones(50))
+
+
+def test_values_that_are_not_finite_are_called_so():
+    with pytest.raises(ValueError, match="not finite at its inputs"):
+        gradcheck(ops.log, np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match=r"not finite on both sides of input 1 at \(2,\)"), np.errstate(all="ignore"):
+        gradcheck(lambda x, y: x + ops.sqrt(y), (np.ones(3), np.array([1.0, 2.0, 0.0])))
+
+
+@pytest.mark.parametrize("order", [0, -1, 1.5, True, None, "2"])
+def test_an_order_that_checks_nothing_is_refused(order):
+    with pytest.raises(ValueError, match=r"order is .* needs a whole number of at least 1"):
+        gradcheck(ops.exp, np.ones(2), order=order)
+
+
+def test_a_kink_is_no_derivative():
+    with pytest.raises(AssertionError):
+        gradcheck(ops.relu, np.array([1.0, 0.0]))
+
+
+# -- modules
+
+
+def test_a_module_is_checked_in_its_weights_too(rng, monkeypatch):
+    layer, x = Conv2d(2, 3, 3, padding=1, rng=rng), rng.standard_normal((2, 2, 4, 3))
+    arrays, gradients = [p.data for p in layer.parameters()], [Tensor(np.ones(1)) for _ in layer.parameters()]
+    for p, g in zip(layer.parameters(), gradients):
+        p.grad = g
+    gradcheck(layer, x)
+    gradcheck(lambda x: ops.tanh(layer(x)), x, parameters=layer)
+    gradcheck(lambda: ops.tanh(layer.weight), (), parameters=[layer.weight])
+    assert all(p.data is a and p.grad is g for p, a, g in zip(layer.parameters(), arrays, gradients))
+    monkeypatch.setattr(conv.ChannelSums, "backward", lambda self, gb: None)
+    right = conv.ChannelSums.forward
+    monkeypatch.setattr(conv.ChannelSums, "forward", lambda self, g: right(self, g) * 1.01)
+    with pytest.raises(AssertionError, match=r"in 3 entries.*\n.*\nbias +\(\d,\)"):
+        gradcheck(layer, x, order=1)
+    assert all(p.data is a for p, a in zip(layer.parameters(), arrays))
+
+
+def test_modules_with_buffers_and_without_inputs(rng):
+    x = rng.standard_normal((4, 3))
+    gradcheck(lambda x: norm(x, training=True), x, parameters=(norm := BatchNorm(3)))
+    linear = Linear(3, 2, rng=rng)
+    gradcheck(lambda: linear(Tensor(x)), (), parameters=linear)

@@ -4,85 +4,128 @@ import numpy as np
 
 from tinygen.tensor import Tensor, grad
 
+STEPS = 1e-4, 1e-5, 1e-6, 1e-7  # a smaller one only where the function is not finite, or too steep, for the one before
+WAYS = {True: "as recorded (create_graph=True)", False: "as training runs it (create_graph=False)"}
 
-def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: float = 1e-8) -> None:
+
+def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: float = 1e-8, parameters=()) -> None:
     """Check the derivatives of ``fn`` at ``inputs`` up to ``order``, in float64, against central differences.
 
-    ``fn`` takes Tensors and returns a Tensor or a tuple of them; ``inputs`` is an array or a tuple of arrays, away from
-    kinks. With a random cotangent v, s(x) = <v, fn(x)> must have the directional derivative <grad s, d> along a random
-    direction d; if not, every entry is compared. Order 2 does the same to x -> grad s(x), and so on.
-    Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error),
-    and ValueError where ``fn`` does not depend on any input.
+    ``fn`` takes Tensors and returns a Tensor or several; ``inputs`` is an array or a tuple of arrays, away from kinks.
+    ``parameters``: a Module, or leaf Tensors, that ``fn`` uses beside its inputs: they are checked like these, in
+    float64, and get their own arrays back. A Module given as ``fn`` brings its own.
+
+    With a random cotangent v, the gradient of <v, fn(x)> is computed as it is recorded and as training runs it, since
+    an operation may have code for each, and must agree with differences of fn along a random direction to 10 digits.
+    Where it does not, each entry must agree within rtol of itself, plus atol and the rounding of the outputs that
+    depend on it. Order 2 does the same to the gradient as a function of x, and so on.
+
+    Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error), ValueError where
+    ``order`` is not at least 1, or ``fn`` depends on no input, changes from call to call, or is not finite near x.
     """
+    if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 1:
+        raise ValueError(f"gradcheck: order is {order!r}, needs a whole number of at least 1")
     rng = np.random.default_rng(0) if rng is None else rng
-    inputs = [np.array(x, np.float64) for x in (inputs if isinstance(inputs, tuple | list) else [inputs])]
-    if not any(y.requires_grad for y in _outputs(fn, [Tensor(x, requires_grad=True) for x in inputs])):
-        raise ValueError("gradcheck: no output of fn depends on any of its inputs")
-    for level in range(1, order + 1):
-        scalar = _contracted(fn, rng)
-        fn = _gradient_of(scalar)
-        _compare(scalar, fn, inputs, level, rng, rtol, atol)
+    inputs = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
+    parameters = {name: p for source in (fn, parameters) for name, p in _named(source)}
+    own = [p.data for p in parameters.values()]
+    values = [np.array(x, np.float64) for x in [*inputs, *(p.numpy() for p in parameters.values())]]
+    names = [*map(str, range(len(inputs))), *parameters]
+
+    def leaves(values):
+        for p, value in zip(parameters.values(), values[len(inputs) :]):
+            p.data = value
+        return [*(Tensor(x, requires_grad=True) for x in values[: len(inputs)]), *parameters.values()]
+
+    def function(xs):
+        ys = fn(*xs[: len(inputs)])
+        return list(ys) if isinstance(ys, tuple | list) else [ys]
+
+    try:
+        if not any(y.requires_grad for y in function(leaves(values))):
+            raise ValueError("gradcheck: no output of fn depends on any of its inputs")
+        for level in range(1, order + 1):
+            function = _Order(function, leaves, values, rng).check(level, names, rng, rtol, atol)
+    finally:
+        for p, array in zip(parameters.values(), own):
+            p.data = array
 
 
-def _outputs(fn, xs):
-    ys = fn(*xs)
-    return ys if isinstance(ys, tuple | list) else (ys,)
+def _named(source):
+    if hasattr(source, "named_parameters"):
+        return source.named_parameters()
+    return () if callable(source) else [(f"parameters[{i}]", p) for i, p in enumerate(source)]
 
 
-def _contracted(fn, rng):
-    """x -> <v, fn(x)> for a random v, drawn once."""
-    cotangents = []
+class _Order:
+    """One order: ``function(leaves)`` gives the outputs y, and ``v`` is a cotangent for each."""
 
-    def scalar(*xs):
-        ys = _outputs(fn, xs)
-        if not cotangents:
-            cotangents.extend(rng.standard_normal(y.shape) for y in ys)
-        # 0 * x: an input on which this derivative does not depend has derivative zero here, and no error.
-        return sum((y * v).sum() for y, v in zip(ys, cotangents)) + sum((x * 0.0).sum() for x in xs)
+    def __init__(self, function, leaves, values, rng):
+        self.function, self.leaves, self.values = function, leaves, values
+        self.y = self.at(values)
+        if not all(np.isfinite(y).all() for y in self.y):
+            raise ValueError("gradcheck: fn is not finite at its inputs")
+        self.v = [rng.standard_normal(y.shape) for y in self.y]
 
-    return scalar
+    def check(self, level, names, rng, rtol, atol):
+        """Compare, and return the gradient of <v, y> as the next function."""
+        direction = [rng.standard_normal(x.shape) for x in self.values]
+        numeric, _, noise = self.difference(direction, STEPS[0])
+        for create_graph, way in WAYS.items():
+            gradient = [g.numpy() for g in self.gradient(self.leaves(self.values), create_graph)]
+            terms = np.concatenate([(g * d).ravel() for g, d in zip(gradient, direction)])
+            if abs(terms.sum() - numeric) <= 1e-10 * np.abs(terms).sum() + noise:
+                continue
+            rows = self.entries(gradient, names, rtol, atol)
+            if any(self.changes() for _ in range(8)):
+                raise ValueError(
+                    "gradcheck: fn gives other values when called again: let it make its noise anew, as "
+                    "with np.random.default_rng(0) inside it, or give the noise as an input"
+                )
+            if wrong := sum(row[0] > rtol for row in rows):
+                table = "\n".join(
+                    f"{name:<9} {i!s:<20} {a:>15.8g} {n:>15.8g} {e:>9.1e}" for e, name, i, a, n in rows[:10]
+                )
+                raise AssertionError(
+                    f"derivative of order {level} is wrong in {wrong} entries, {way}\n"
+                    f"{'input':<9} {'index':<20} {'analytic':>15} {'numeric':>15} {'relative':>9}\n{table}"
+                )
+        return self.gradient
 
+    def gradient(self, xs, create_graph=True):
+        return grad(self.function(xs), xs, self.v, create_graph, materialize_grads=True)
 
-def _gradient_of(scalar):
-    def gradient(*xs):
-        return grad(scalar(*xs), xs, create_graph=True)
+    def entries(self, gradient, names, rtol, atol):
+        """(relative error, input, index, analytic, numeric) of every entry, worst first; below rtol is right."""
+        rows = []
+        for which, (g, name) in enumerate(zip(gradient, names)):
+            for index in np.ndindex(g.shape):
+                unit = [np.zeros_like(x) for x in self.values]
+                unit[which][index] = 1.0
+                for step in STEPS:
+                    n, coarse, noise = self.difference(unit, step)
+                    if np.isfinite(n) and coarse <= 1e-3 * abs(n) + noise:
+                        break  # by three points and by five almost the same: by five it is exact
+                if not np.isfinite(n):
+                    raise ValueError(f"gradcheck: fn is not finite on both sides of input {name} at {index}")
+                a = float(g[index])
+                error = abs(a - n) / max(abs(a), abs(n), (atol + noise) / rtol)
+                rows.append((error if error == error else np.inf, name, index, a, n))
+        return sorted(rows, key=lambda row: -row[0])
 
-    return gradient
+    def difference(self, direction, step):
+        """<v, dy> along ``direction`` by five points, how far three points are from it, and what rounding may add."""
+        with np.errstate(all="ignore"):
+            ys = [self.at([x + t * step * d for x, d in zip(self.values, direction)]) for t in (-2, -1, 1, 2)]
+            three = five = size = 0.0
+            for y, v, a, b, c, d in zip(self.y, self.v, *ys):
+                three += (v * (c - b)).sum() / (2 * step)  # outputs that do not change add nothing, not even rounding
+                five += (v * (8 * (c - b) - (d - a))).sum() / (12 * step)
+                size += np.abs(v * y * (a != d)).sum()
+        return five, abs(five - three), 1e-14 * size / step
 
+    def at(self, values):
+        return [y.numpy().copy() for y in self.function(self.leaves(values))]
 
-def _compare(scalar, gradient, inputs, level, rng, rtol, atol):
-    analytic = [g.data for g in gradient(*(Tensor(x, requires_grad=True) for x in inputs))]
-    directions = [rng.standard_normal(x.shape) for x in inputs]
-    numeric, noise = _difference(scalar, inputs, directions)
-    expected = sum(float((g * d).sum()) for g, d in zip(analytic, directions))
-    size = sum(float(np.abs(g * d).sum()) for g, d in zip(analytic, directions))
-    if abs(expected - numeric) <= atol + rtol * max(size, abs(numeric)) + noise:
-        return
-    rows = []
-    for which, x in enumerate(inputs):
-        for index in np.ndindex(x.shape):
-            unit = [np.zeros_like(other) for other in inputs]
-            unit[which][index] = 1.0
-            a, (n, noise) = float(analytic[which][index]), _difference(scalar, inputs, unit)
-            rows.append((abs(a - n) / max(abs(a), abs(n), atol + noise), which, index, a, n))  # rounding ranks low
-    rows.sort(key=lambda row: row[0] if row[0] == row[0] else np.inf, reverse=True)
-    table = "\n".join(
-        f"{which:>5}  {index!s:<20} {a:>15.8g} {n:>15.8g} {e:>9.1e}" for e, which, index, a, n in rows[:10]
-    )
-    raise AssertionError(
-        f"derivative of order {level} is wrong: along a random direction {expected:.10g}, "
-        f"by differences {numeric:.10g}\n"
-        f"input  {'index':<20} {'analytic':>15} {'numeric':>15} {'relative':>9}\n{table}"
-    )
-
-
-def _difference(scalar, inputs, directions):
-    """d/dt s(x + t d) at t = 0 by a five-point rule (error of order h^4), and what rounding may have added."""
-    h = 1e-4
-
-    def at(t):
-        # Recorded, since from order 2 on s itself contains a derivative.
-        return float(scalar(*(Tensor(x + t * d, requires_grad=True) for x, d in zip(inputs, directions))))
-
-    near, far = at(h) - at(-h), at(2 * h) - at(-2 * h)
-    return (8 * near - far) / (12 * h), 1e-12 * abs(at(0)) / h
+    def changes(self):
+        return any(np.abs(y - again).max(initial=0) > 0 for y, again in zip(self.y, self.at(self.values)))
