@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinygen import Tensor, gradcheck, ops
+from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
 from tinygen.models import VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 from tinygen.optim import Adam
@@ -165,3 +165,25 @@ def test_images_may_be_lists_tensors_and_booleans(rng):
 def test_bits_per_dim_by_hand():
     assert bits_per_dim(3 * 4 * 5 * 8 * np.log(2), (3, 4, 5)) == 8
     np.testing.assert_allclose(bits_per_dim(np.array([784 * np.log(2), 81.3]), (1, 28, 28)), [1, 0.149605], rtol=1e-5)
+
+
+@every_model
+def test_gradients_reach_the_images(name, rng):
+    """... of a Tensor that requires grad, as in a classifier's saliency."""
+    model, images = build(name, (1, 3, 3), rng, n=2)
+    for p in model.parameters():  # some start at zero
+        p.data = rng.standard_normal(p.shape, np.float32)
+    x = Tensor(images.astype(np.float32), requires_grad=True)
+    (g,) = grad(model.loss(x, np.random.default_rng(0)), x)
+    assert g.shape == x.shape and np.isfinite(g.data).all() and (g.data != 0).any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_a_pixels_logits_have_gradients_in_the_pixels_before_alone(levels, rng):
+    model = PixelCNN((1, 4, 4), levels, width=4, blocks=1, rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape, np.float32)
+    x = Tensor(rng.integers(0, levels, (1, 1, 4, 4)).astype(np.float32), requires_grad=True)
+    (g,) = grad(model.logits(x)[0, 0, 0, 2, 1], x)
+    before = np.arange(16).reshape(4, 4) < 9
+    assert (g.data[0, 0][before] != 0).sum() > 4 and not g.data[0, 0][~before].any()

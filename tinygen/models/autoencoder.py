@@ -99,8 +99,7 @@ class Autoencoder(Module):
 
     def encode(self, x) -> Tensor:
         """(N, C, H, W) -> (N, code)"""
-        x = check_images(x, self.image_shape)
-        return self.encoder(Tensor(x.astype(self.dtype)))
+        return self.encoder(check_images(x, self.image_shape).astype(self.dtype))
 
     def decode(self, code) -> Tensor:
         """(N, code), array or Tensor on the model's device -> (N, C, H, W)"""
@@ -112,5 +111,5 @@ class Autoencoder(Module):
 
     def loss(self, x, rng=None) -> Tensor:
         """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
-        x = check_images(x, self.image_shape)
-        return ((self.reconstruct(x) - Tensor(x.astype(self.dtype))) ** 2).sum() / x.shape[0]
+        x = check_images(x, self.image_shape).astype(self.dtype)
+        return ((self.reconstruct(x) - x) ** 2).sum() / x.shape[0]

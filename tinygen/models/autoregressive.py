@@ -51,7 +51,7 @@ class Autoregressive(Module):
 
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(Tensor(self._scaled(x)), apply, **self._condition(labels, n))
+        y = self.network(self._scaled(x), apply, **self._condition(labels, n))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
     def log_prob(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
@@ -62,9 +62,9 @@ class Autoregressive(Module):
         whole numbers, or (on the host) values or labels out of range.
         """
         x = check_images(x, self.image_shape, self.levels)
-        return (
-            self._distribution(self.logits(x, labels, rng=rng), axis=1).log_prob(Tensor(self._values(x))).sum((1, 2, 3))
-        )
+        p = self._distribution(self.logits(x, labels, rng=rng), axis=1)
+        # a Bernoulli takes floats, a Categorical classes
+        return p.log_prob(x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)).sum((1, 2, 3))
 
     def loss(self, x, rng=None, labels=None) -> Tensor:
         """Mean of -log p(x) in nats per image. ``rng`` is for dropout, which ends under ``no_grad``: what is not
@@ -96,10 +96,6 @@ class Autoregressive(Module):
         if self.levels > 2:
             return Categorical(logits, axis)
         return Bernoulli(logits.reshape(logits.shape[:axis] + logits.shape[axis + 1 :]))
-
-    def _values(self, x):
-        """x as the distribution wants it: floats for a Bernoulli, classes for a Categorical."""
-        return x.astype(self.dtype if self.levels == 2 else np.int64)
 
     def sample(self, n: int, rng: np.random.Generator, given=None, mask=None, labels=None, temperature=1.0):
         """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
@@ -134,7 +130,7 @@ class Autoregressive(Module):
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)
         keep = None
         if given is not None:
-            given = check_images(given, self.image_shape, self.levels)
+            given = check_images(given, self.image_shape, self.levels).data
             if given.shape != shape:
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
             mask = to_device(as_array(mask), device)

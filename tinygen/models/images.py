@@ -35,17 +35,16 @@ def as_array(x):
     return x if hasattr(x, "dtype") else np.asarray(x)
 
 
-def check_images(x, image_shape, levels: int | None = None):
-    """The array of a batch x of images (N, C, H, W).
+def check_images(x, image_shape, levels: int | None = None) -> Tensor:
+    """A batch x of images (N, C, H, W) as a Tensor; x itself where it is one, so that gradients pass.
 
     With ``levels`` its values must be whole numbers 0 .. levels - 1. Values are looked at on the host only: on a
     device that would make every step wait. Raises ValueError for another shape, an empty batch, or other values.
     """
-    x = as_array(x)
+    tensor = x if isinstance(x, Tensor) else Tensor(_real(as_array(x)))
+    x = tensor.data
     if x.ndim != 4 or x.shape[1:] != image_shape:
         raise ValueError(f"images: got shape {x.shape}, needs (N, {', '.join(map(str, image_shape))})")
-    if x.dtype.kind not in "fiub":
-        raise ValueError(f"images: got dtype {x.dtype}, needs real numbers")
     if x.shape[0] == 0:
         raise ValueError("images: the batch is empty")
     if xp(x) is np:
@@ -55,6 +54,12 @@ def check_images(x, image_shape, levels: int | None = None):
         if levels is not None and (low < 0 or high > levels - 1 or (x.dtype.kind == "f" and (x != np.floor(x)).any())):
             hint = "; tinygen.data has functions that binarize" if levels == 2 else ""
             raise ValueError(f"images: values from {low} to {high}, needs whole numbers 0 .. {levels - 1}{hint}")
+    return tensor
+
+
+def _real(x):
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"images: got dtype {x.dtype}, needs real numbers")
     return x
 
 

@@ -26,7 +26,7 @@ class PCA:
 
     def encode(self, x) -> np.ndarray:
         """(N, C, H, W) -> (N, code)"""
-        return (check_images(x, self.image_shape).reshape(len(x), -1) - self.mean) @ self.directions.T
+        return (check_images(x, self.image_shape).numpy().reshape(len(x), -1) - self.mean) @ self.directions.T
 
     def decode(self, code) -> np.ndarray:
         """(N, code) -> (N, C, H, W)"""

@@ -61,7 +61,7 @@ class VAE(Module):
 
     def encode(self, x) -> Gaussian:
         """q(z|x): (N, C, H, W) -> Gaussian over (N, latent)."""
-        y = self.encoder(Tensor(self._checked(x)))
+        y = self.encoder(self._checked(x))
         return Gaussian(y[:, : self.latent], y[:, self.latent :])
 
     def likelihood(self, z) -> Bernoulli | Gaussian:
@@ -82,7 +82,7 @@ class VAE(Module):
         """Reconstruction and KL of each image, in nats (equation 10 with L = 1)."""
         x = self._checked(x)
         q = self.encode(x)
-        reconstruction = self.likelihood(q.rsample(rng)).log_prob(Tensor(x)).sum((1, 2, 3))
+        reconstruction = self.likelihood(q.rsample(rng)).log_prob(x).sum((1, 2, 3))
         return Terms(reconstruction, q.kl().sum(1))
 
     def loss(self, x, rng: np.random.Generator) -> Tensor:
@@ -98,7 +98,7 @@ class VAE(Module):
         Source: Burda et al. 2016, equation 8.
         """
         check_count("samples", samples)
-        x = self._checked(x)
+        x = self._checked(x).data
         m, prior = xp(x), Gaussian(Tensor(x.dtype.type(0)), Tensor(x.dtype.type(0)))
         parts = []
         for start in range(0, len(x), ENCODED):
@@ -125,6 +125,5 @@ class VAE(Module):
         return self.decode(to_device(z, self.device)).data
 
     def _checked(self, x):
-        """The array in the parameters' dtype; values 0 and 1 only where the likelihood is a Bernoulli."""
-        x = check_images(x, self.image_shape, 2 if self.log_var is None else None)
-        return x.astype(self.dtype, copy=False)
+        """A Tensor in the parameters' dtype; values 0 and 1 only where the likelihood is a Bernoulli."""
+        return check_images(x, self.image_shape, 2 if self.log_var is None else None).astype(self.dtype)

@@ -467,7 +467,7 @@ def astype(x, dtype) -> Tensor:
     """x in another floating dtype; TypeError for one that is not, since it would have no derivative"""
     if np.dtype(dtype).kind != "f":
         raise TypeError(f"astype: dtype is {np.dtype(dtype)}, needs a floating one")
-    return Astype(dtype)(x)
+    return x if x.dtype == dtype else Astype(dtype)(x)
 
 
 def dropout(x, p: float, rng) -> Tensor:
