@@ -965,7 +965,7 @@ REFUSED = {  # call: what the message says: the operation, what it got, what it 
     "repeat -": (lambda: X.repeat(-1, 0), r"repeat: repeats is -1, needs one whole number"),
     "repeat list": (lambda: X.repeat([1, 2], 0), r"repeat: repeats is \[1, 2\], needs one whole number"),
     "cumsum": (lambda: X.cumsum(2), r"cumsum: axis 2, but there are 2 axes"),
-    "prod": (lambda: X.prod(2), r"Sum: axis 2 is out of bounds"),
+    "prod": (lambda: X.prod(2), r"prod: axis 2, but there are 2 axes"),
     "min of nothing": (lambda: ops.min(Tensor(np.ones((2, 0))), 1), r"Min: zero-size.*\(2, 0\)"),
     "einsum terms": (lambda: ops.einsum("ij,jk->ik", X), r"einsum: 'ij,jk->ik' has 2 terms, but there are 1"),
     "einsum axes": (

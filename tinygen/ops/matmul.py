@@ -83,9 +83,7 @@ def einsum(subscripts: str, *operands) -> Tensor:
     if len(terms) != len(operands):
         raise ValueError(f"einsum: {subscripts!r} has {len(terms)} terms, but there are {len(operands)} operands")
     spare = [c for c in string.ascii_letters if c not in subscripts]
-    counts = [
-        x.ndim - len(term.replace("...", "")) for x, term in zip(operands, terms)
-    ]  # of the axes that ... stands for
+    counts = [x.ndim - len(term.replace("...", "")) for x, term in zip(operands, terms)]  # of axes in place of ...
     for x, term, n in zip(operands, terms, counts):
         letters = term.replace("...", "", 1)
         if n < 0 or (n and "..." not in term) or len({*letters}) < len(letters):

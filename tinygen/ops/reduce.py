@@ -7,7 +7,7 @@ import math
 
 from tinygen.backend import xp
 from tinygen.ops.elementwise import sqrt, where
-from tinygen.ops.shape import axis_of, broadcast_to, concatenate, flip, in_float32, reshape, transpose
+from tinygen.ops.shape import axis_of, broadcast_to, concatenate, flip, in_float32, pad, reshape, transpose
 from tinygen.tensor import Op, Tensor
 
 
@@ -18,7 +18,8 @@ class Reduction(Op):
     def spread(self, t):
         """A Tensor of the result's shape, broadcast to the input's."""
         shape = self.inputs[0].shape
-        kept = [1 if i in _axes(self.axis, len(shape)) else n for i, n in enumerate(shape)]
+        axes = [a % (len(shape) or 1) for a in _axes(self.axis, len(shape))]
+        kept = [1 if i in axes else n for i, n in enumerate(shape)]
         return broadcast_to(reshape(t, kept), shape)
 
 
@@ -106,9 +107,7 @@ def largest(x, axis):
 
 
 def _axes(axis, ndim) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(ndim))
-    return tuple(a % (ndim or 1) for a in (axis if isinstance(axis, tuple | list) else (axis,)))
+    return tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (axis,)
 
 
 @in_float32
@@ -143,14 +142,15 @@ def prod(x, axis=None, keepdims: bool = False) -> Tensor:
     """Product over ``axis``. Halves are multiplied with each other, so that a zero leaves every derivative right."""
     if x.dtype.kind != "f":
         return Tensor(x.data.prod(axis=axis, keepdims=keepdims))
-    total = sum(x, axis, keepdims)  # for its shape; and of nothing the product is 1
-    axes = _axes(axis, x.ndim)
+    axes = [axis_of("prod", a, x.ndim) for a in _axes(axis, x.ndim)]
     others = [i for i in range(x.ndim) if i not in axes]
     y = reshape(transpose(x, *axes, *others), math.prod(x.shape[i] for i in axes), *[x.shape[i] for i in others])
+    if not len(y):
+        y = pad(y, [(0, 1)] + [(0, 0)] * len(others), 1)  # the product of nothing is 1
     while len(y) > 1:
         half = len(y) // 2
         y = concatenate([y[:half] * y[half : 2 * half], y[2 * half :]])
-    return reshape(y, total.shape) if len(y) else total + 1
+    return reshape(y, [1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i in others])
 
 
 @in_float32
