@@ -206,7 +206,7 @@ def main():
         f"{datetime.date.today()}, `{command}`. {description()} A step's last number is its batch; sampling is of "
         f"{SAMPLES} images, in PyTorch with the whole network for each pixel. float32 on both sides, TF32 off; before "
         f"timing, losses agree to 1e-4 and gradients to {gpu_works.TOLERANCE:g} of each one's largest number. Peak MB: "
-        "what CuPy's memory pool holds, and what PyTorch's tensors take."
+        "what CuPy's memory pool and PyTorch's allocator hold."
     )
     print(header, flush=True)
     print(line(COLUMNS), flush=True)

@@ -113,11 +113,11 @@ def release():
 
 def peak(contender, run):
     """The most bytes in a step: tinygen's is what CuPy's pool holds, which gives nothing back by itself; PyTorch's
-    what its tensors take."""
+    what its allocator holds."""
     pool = release()
     torch.cuda.reset_peak_memory_stats()
     run(1)
-    return pool.total_bytes() if contender == "tinygen" else torch.cuda.max_memory_allocated()
+    return pool.total_bytes() if contender == "tinygen" else torch.cuda.max_memory_reserved()
 
 
 # -- copies and waits

@@ -53,7 +53,7 @@ def works(strict, monkeypatch):
     for name, value in {
         "empty_cache": None,
         "reset_peak_memory_stats": None,
-        "max_memory_allocated": 2_000_000,
+        "max_memory_reserved": 2_000_000,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     before = torch.get_num_threads()

@@ -71,7 +71,7 @@ def test_shared_inputs(function, expected, create_graph, device):
 
 
 def test_a_gradient_with_many_terms_is_summed_without_changing_any():
-    """From the third term on they are added in place; here one array is a term of several sums."""
+    """Here one array is a term of several sums."""
     x, y = leaf(1, 2), leaf(3, 4)
     s = x + y
     total = s + s + s + x + y + x
@@ -384,7 +384,7 @@ def test_reading_what_was_not_kept_is_an_error(read):
         def backward(self, gy):
             return read(self, gy)
 
-    with pytest.raises(RuntimeError, match=r"'inputs' is missing in the saves|saves is \(\), needs 'output'"):
+    with pytest.raises(RuntimeError, match=r"add 'inputs' to the operation's saves|saves is \(\), needs 'output'"):
         grad(Reads()((x := leaf(1.0)) * 1.0), x)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from tinygen.tensor import Tensor, grad
 
-STEPS = 1e-4, 1e-5, 1e-6, 1e-7  # a smaller one only where the function is not finite, or too steep, for the one before
+STEPS = 1e-4, 1e-5, 1e-6, 1e-7  # tried in this order, until fn is finite and smooth enough at that step
 WAYS = {True: "as recorded (create_graph=True)", False: "as training runs it (create_graph=False)"}
 
 
@@ -13,7 +13,7 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
 
     ``fn`` takes Tensors and returns a Tensor or several; ``inputs`` is an array or a tuple of arrays, away from kinks.
     ``parameters``: a Module, or leaf Tensors, that ``fn`` uses beside its inputs: they are checked like these, in
-    float64, and get their own arrays back. A Module given as ``fn`` brings its own.
+    float64, and get their own arrays back, buffers too. A Module given as ``fn`` brings its own.
 
     With a random cotangent v, the gradient of <v, fn(x)> is computed as it is recorded and as training runs it, since
     an operation may have code for each, and must agree with differences of fn along a random direction to 10 digits.
@@ -27,18 +27,20 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
         raise ValueError(f"gradcheck: order is {order!r}, needs a whole number of at least 1")
     rng = np.random.default_rng(0) if rng is None else rng
     inputs = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
-    parameters = {name: p for source in (fn, parameters) for name, p in _named(source)}
-    own = [p.data for p in parameters.values()]
-    values = [np.array(x, np.float64) for x in [*inputs, *(p.numpy() for p in parameters.values())]]
-    names = [*map(str, range(len(inputs))), *parameters]
+    named = {id(p): (name, p) for source in (fn, parameters) for name, p in _named(source, "named_parameters")}
+    buffers = [b for source in (fn, parameters) for _, b in _named(source, "named_buffers")]
+    parameters = [p for _, p in named.values()]
+    own = [(t, t.data) for t in [*parameters, *buffers]]
+    values = [np.array(x, np.float64) for x in [*inputs, *(p.numpy() for p in parameters)]]
+    names = [*map(str, range(len(inputs))), *(name for name, _ in named.values())]
 
     def leaves(values):
-        for p, value in zip(parameters.values(), values[len(inputs) :]):
+        for p, value in zip(parameters, values[len(inputs) :]):
             p.data = value
-        return [*(Tensor(x, requires_grad=True) for x in values[: len(inputs)]), *parameters.values()]
+        return [*(Tensor(x, requires_grad=True) for x in values[: len(inputs)]), *parameters]
 
     def function(xs):
-        ys = fn(*xs[: len(inputs)])
+        ys = fn(*(x * 1.0 for x in xs[: len(inputs)]))  # no leaves: of a leaf even values that are not saved are there
         return list(ys) if isinstance(ys, tuple | list) else [ys]
 
     try:
@@ -47,14 +49,15 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
         for level in range(1, order + 1):
             function = _Order(function, leaves, values, rng).check(level, names, rng, rtol, atol)
     finally:
-        for p, array in zip(parameters.values(), own):
-            p.data = array
+        for tensor, array in own:
+            tensor.data = array
 
 
-def _named(source):
-    if hasattr(source, "named_parameters"):
-        return source.named_parameters()
-    return () if callable(source) else [(f"parameters[{i}]", p) for i, p in enumerate(source)]
+def _named(source, what):
+    if hasattr(source, what):
+        return getattr(source, what)()
+    tensors = [source] if isinstance(source, Tensor) else () if callable(source) or what == "named_buffers" else source
+    return [(f"parameters[{i}]", p) for i, p in enumerate(tensors)]
 
 
 class _Order:
@@ -105,16 +108,16 @@ class _Order:
                 for step in STEPS:
                     n, coarse, noise = self.difference(unit, step)
                     if np.isfinite(n) and coarse <= 1e-3 * abs(n) + noise:
-                        break  # by three points and by five almost the same: by five it is exact
+                        break  # three-point and five-point differences agree, so the latter is accurate
                 if not np.isfinite(n):
                     raise ValueError(f"gradcheck: fn is not finite on both sides of input {name} at {index}")
                 a = float(g[index])
                 error = abs(a - n) / max(abs(a), abs(n), (atol + noise) / rtol)
-                rows.append((error if error == error else np.inf, name, index, a, n))
+                rows.append((np.inf if np.isnan(error) else error, name, index, a, n))
         return sorted(rows, key=lambda row: -row[0])
 
     def difference(self, direction, step):
-        """<v, dy> along ``direction`` by five points, how far three points are from it, and what rounding may add."""
+        """<v, dy> along ``direction`` by five points, its distance from that by three, and a bound on its rounding."""
         with np.errstate(all="ignore"):
             ys = [self.at([x + t * step * d for x, d in zip(self.values, direction)]) for t in (-2, -1, 1, 2)]
             three = five = size = 0.0

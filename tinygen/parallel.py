@@ -25,7 +25,7 @@ from tinygen.backend import communicator, flatten, ranks_on_this_machine, split,
 from tinygen.tensor import Tensor, grad, history, no_grad
 
 SHARD, LARGEST = 16, 128  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
-NUMBERS = 1 << 20  # that a network computes for a shard: one that computes fewer takes more images at once
+NUMBERS = 1 << 20  # a shard is doubled while the network computes fewer numbers for it than these
 
 
 def first_rank() -> bool:
@@ -223,8 +223,9 @@ def _kept(buffers):
 
 
 def shard_size(model, data, prepare) -> int:
-    """How many of ``data`` a worker takes at once: more of a network so small that NumPy's calls take longer than its
-    arithmetic. It follows from the network alone, not from the number of workers, and so does the result.
+    """The number of images in a shard: more for a small network, where the overhead of NumPy's calls dominates.
+
+    It follows from the network and its images, not from the number of workers. The loss is computed once for it.
     """
     part = tuple(array[:SHARD] for array in data)
     with _kept([b for _, b in model.named_buffers()]):

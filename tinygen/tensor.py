@@ -8,6 +8,7 @@ like any other and can be differentiated again.
 
 import contextlib
 import itertools
+import math
 import operator
 import threading
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class no_grad(contextlib.ContextDecorator):
 
 
 class keep_values(contextlib.ContextDecorator):
-    """What is recorded inside keeps all its values, to be looked at, not only those that its derivative needs."""
+    """Steps recorded inside keep all their values, for inspection, also those that their derivatives do not need."""
 
     def __enter__(self):
         _recording.keeping += 1
@@ -53,9 +54,9 @@ def recording() -> bool:
 
 
 class _Ufuncs:
-    """``__array_ufunc__``: NumPy looks it up on the class, CuPy on the array's neighbour in an operator.
+    """``__array_ufunc__``: NumPy asks the class for it, CuPy asks the Tensor.
 
-    To CuPy it is None, so that ``array * Tensor`` is left to ``Tensor.__rmul__``. NumPy calls the function below.
+    CuPy gets None, so that ``array * Tensor`` calls ``Tensor.__rmul__``; NumPy gets the function below.
     """
 
     def __get__(self, tensor, owner):
@@ -93,7 +94,8 @@ class Tensor:
 
     Attributes: ``data`` the array; ``grad`` the gradient that ``backward`` left on a leaf, or None.
     Comparisons give plain boolean arrays; assignment to a part is refused. A new array may be assigned to ``data`` of a
-    leaf (``x.data -= step``); what was computed from the old one has no derivative from then on, and says so.
+    leaf (``x.data -= step``): differentiating what was computed from the old one then raises RuntimeError. Writing into
+    the array itself (``x.data[0] = 1``) is not noticed.
     """
 
     __slots__ = ("__weakref__", "_data", "_index", "_op", "_version", "grad", "requires_grad")
@@ -132,11 +134,11 @@ class Tensor:
 
     @property
     def ndim(self) -> int:
-        return len(self._data.shape)
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        return self._data.size
+        return math.prod(self.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -164,7 +166,10 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """The same array as a constant: gradients stop here."""
-        return Tensor(self.data)
+        tensor = Tensor(self.data)
+        if self._version is not _FIXED:
+            tensor._version = self._version  # a leaf's memory: what changes one changes the other
+        return tensor
 
     def __array__(self, dtype=None, copy=None):
         if self.requires_grad:
@@ -214,7 +219,7 @@ class Tensor:
     def __setitem__(self, index, value):
         raise TypeError(
             "a Tensor's values cannot be assigned in place, since earlier steps may need them for their derivatives: "
-            "build a new one with ops.where, ops.concatenate or ops.pad, or write to .data of a leaf outside the graph"
+            "build a new one with ops.where, ops.concatenate or ops.pad, or assign a new array to .data of a leaf"
         )
 
     # -- derivatives
@@ -242,11 +247,11 @@ class Op:
     """One step of a computation. A subclass defines
 
     ``forward(*arrays) -> array`` (or a tuple of arrays) on arrays, and
-    ``backward(*gradients) -> gradient or tuple`` on Tensors: from the gradient for each output (None for an output that
-    nobody used) to that for each input (None where none is needed). There ``self.inputs`` and ``self.output`` (the
+    ``backward(*gradients) -> gradient or tuple`` on Tensors: it takes a gradient for each output (None for an unused
+    one) and returns one for each input (None where none is needed). There ``self.inputs`` and ``self.output`` (the
     first) are Tensors, connected to the graph, and ``self.result`` is what forward returned.
 
-    ``saves`` says which of these backward reads the values of; the others are not kept, only shapes and dtypes are.
+    ``saves``: which of "inputs" and "output" backward reads the values of. Of the others only shape and dtype are kept.
     Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``.
     """
 
@@ -334,7 +339,7 @@ class _Place(Tensor):
 
     @property
     def _data(self):
-        raise RuntimeError("the values of this input were not kept: 'inputs' is missing in the saves of its operation")
+        raise RuntimeError("the values of this input were not kept: add 'inputs' to the operation's saves")
 
 
 def _place(x):
@@ -357,7 +362,7 @@ def _as_tensors(inputs):
 
 
 def _constant(value, like: Tensor | None) -> Tensor:
-    """A number takes the dtype of the Tensor it meets, as a NumPy scalar: those go with arrays on either device."""
+    """``value`` as a Tensor beside ``like``. A number becomes a NumPy scalar in its dtype: these suit either device."""
     if like is not None and not hasattr(value, "get") and np.ndim(value) == 0:
         number = np.asarray(value)
         if number.dtype.kind in "fiub":

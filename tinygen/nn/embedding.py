@@ -19,7 +19,7 @@ class Embedding(Module):
 
     def forward(self, indices):
         indices = indices.data if isinstance(indices, Tensor) else indices
-        indices = integers(indices) if isinstance(indices, int | list) else indices
+        indices = integers(indices) if isinstance(indices, int | list | tuple) else indices
         if indices.dtype.kind not in "iu":
             raise ValueError(f"Embedding: indices have dtype {indices.dtype}, need integers")
         if isinstance(indices, np.ndarray | np.generic) and indices.size:

@@ -22,8 +22,8 @@ class Module:
     """Holds parameters, buffers and other modules as attributes, also inside lists, tuples and dicts.
 
     A subclass assigns them in ``__init__`` and defines ``forward``; the order of assignment is the order everywhere.
-    A buffer is a plain Tensor that does not require grad: saved and moved with the parameters, but not learned. What
-    changes one in training assigns a new array to its ``data``.
+    A buffer is a plain Tensor that does not require grad: saved and moved with the parameters, but not learned. To
+    change one in training, assign a new array to its ``data``.
     """
 
     def __call__(self, *args, **kwargs):

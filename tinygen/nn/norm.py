@@ -1,5 +1,7 @@
 """Normalization: numbers of mean 0 and variance 1 over some axes, then a learned scale and shift of each channel."""
 
+import math
+
 import numpy as np
 
 from tinygen import ops
@@ -21,7 +23,7 @@ class Norm(Module):
         self.bias = Parameter(np.zeros(channels, np.float32))
 
     def along_axis(self, x, *vectors):
-        """The vectors (channels,) in a shape that is broadcast along that axis of x."""
+        """Vectors (channels,) reshaped to broadcast along ``axis`` of x; ValueError where x has other channels."""
         channels = self.weight.shape[0]
         if x.shape[self.axis :][:1] != (channels,):
             raise ValueError(f"{type(self).__name__}: x {x.shape} needs {channels} channels along axis {self.axis}")
@@ -34,8 +36,7 @@ class Norm(Module):
 
 def normalized(x, axis):
     """(x - mean) / sqrt(variance + eps), both over ``axis``."""
-    x = x - x.mean(axis, keepdims=True)
-    return x / ops.sqrt((x * x).mean(axis, keepdims=True) + EPS)
+    return (x - x.mean(axis, keepdims=True)) / ops.sqrt(x.var(axis, keepdims=True) + EPS)
 
 
 class LayerNorm(Norm):
@@ -62,7 +63,7 @@ class GroupNorm(Norm):
 
     def forward(self, x):
         weight, bias = self.along_axis(x, self.weight, self.bias)
-        y = normalized(x.reshape(x.shape[0], self.groups, -1), -1)
+        y = normalized(x.reshape(x.shape[0], self.groups, math.prod(x.shape[1:]) // self.groups), -1)
         return y.reshape(x.shape) * weight + bias
 
     def describe(self):
@@ -72,8 +73,9 @@ class GroupNorm(Norm):
 class BatchNorm(Norm):
     """For each channel over all images and positions: (N, channels, ...) -> the same.
 
-    In ``training`` by the mean and variance of x, whose averages the buffers ``running_mean`` and ``running_var`` keep
-    (momentum 0.1, the variance unbiased, as in PyTorch); otherwise by these. In ``fit`` x is one shard of a batch.
+    With ``training=True`` it uses the mean and variance of x and updates the running averages, the buffers
+    ``running_mean`` and ``running_var`` (momentum 0.1, the variance unbiased, as in PyTorch); otherwise it uses those.
+    In ``fit`` x is one shard of a batch.
     Raises ValueError for training with one value a channel, which has no variance.
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
     """

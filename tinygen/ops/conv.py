@@ -6,8 +6,8 @@ With x the images, w the filters and y the result of a convolution,
     conv_transpose2d(gy, w) = gx       its derivative in x
     conv_filter_grad(x, gy) = gw       its derivative in w
 
-and each one's derivatives are the other two. All are matrix products with the *columns* of the images, whose rows are
-what each pixel of y sees, tap by tap of the kernel, all channels of a tap together.
+and each one's derivatives are the other two. All are matrix products with the *columns* of the images: row
+p holds the inputs that pixel p of y sees, for each tap of the kernel all channels.
 
     y = cols(x) W,    gw = cols(x)^T gy,    gx = cols^T(gy W^T)
 
@@ -16,7 +16,7 @@ was seen. Taps that a mask forbids are in none of them: they cost nothing, and t
 
 Images are (N, C, H, W) to the outside and lie in memory as (N, H, W, C), as with PyTorch's ``channels_last``: what
 neighbouring taps see is one run of numbers, and a 1x1 convolution multiplies the images as they lie. NumPy keeps the
-order of memory through elementwise operations, so only images that come from elsewhere are copied into it.
+order of memory through elementwise operations, so that nearly all images arrive in it.
 """
 
 import functools
@@ -28,7 +28,7 @@ from tinygen.backend import device_of, xp
 from tinygen.ops.shape import broadcast_to, pair
 from tinygen.tensor import Op, Tensor, recording
 
-# Numbers in a block of columns: on the host 1 MB of float32, for the core's cache; a device wants few large products.
+# Numbers in a block of columns: 1 MB of float32 fits the core's cache; a GPU needs few, large products.
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
@@ -44,7 +44,7 @@ class Geometry:
         self.out_size = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel_size, stride))
         if min(self.out_size) < 1:
             raise ValueError(
-                f"convolution: images {size}, padding {padding}, are smaller than the kernel, {kernel_size}"
+                f"convolution: images {size}, padding {padding}, are smaller than the kernel {kernel_size}"
             )
         self.padded_size = tuple(n + 2 * p for n, p in zip(size, padding))
         self.inside = (slice(None), *(slice(p, p + n) for n, p in zip(size, padding)))  # of padded images
@@ -54,7 +54,7 @@ class Geometry:
 
     @functools.cached_property
     def turned(self):
-        """The convolution that is the derivative in x, with the kernel turned by 180 degrees; None if there is none."""
+        """The stride-1 convolution that computes the derivative in x (kernel turned by 180 degrees), or None."""
         (kh, kw), (ph, pw) = self.kernel_size, self.padding
         if self.stride == (1, 1) and ph < kh and pw < kw:
             mask = tuple(row[::-1] for row in self.mask[::-1])
@@ -115,8 +115,8 @@ def _rectangles(mask):
 
 
 def _multiply(x, geo, w=None, b=None, g=None):
-    """With the columns of x (n, C, H, W): ``cols(x) W + b``, (n, out, P, Q), where there are filters w, and
-    ``cols(x)^T g``, filters again, where there is g (n, out, P, Q)."""
+    """With the columns of x (n, C, H, W): ``cols W + b`` (n, out, P, Q), and ``cols^T g`` as filters (out, C, kh, kw);
+    None in place of one without w, or without g (n, out, P, Q)."""
     m, x = xp(x), x.transpose(0, 2, 3, 1)
     if w is not None:
         matrix, y = geo.matrix(w), m.empty((len(x), *geo.out_size, len(w)), x.dtype)
@@ -171,14 +171,13 @@ class Conv2d(ConvOp):
 
     def backward(self, gy):
         x, w, *b = self.inputs
-        if self.geo.turned and not recording() and x.requires_grad and w.requires_grad:  # 6 % of a step
-            gx, gw = _multiply(gy.data, self.geo.turned, _turn(w.data), g=x.data)
-            return Tensor(gx), Tensor(_turn(gw)), *(ChannelSums()(gy) for _ in b)
-        return (
-            ConvTranspose2d(self.geo)(gy, w) if x.requires_grad else None,
-            ConvFilterGrad(self.geo)(x, gy) if w.requires_grad else None,
-            *(ChannelSums()(gy) for _ in b),
-        )
+        if self.geo.turned and not recording() and x.requires_grad and w.requires_grad:
+            gx, gw = _multiply(gy.data, self.geo.turned, _turn(w.data), g=x.data)  # one set of columns: 6 % of a step
+            gx, gw = Tensor(gx), Tensor(_turn(gw))
+        else:
+            gx = ConvTranspose2d(self.geo)(gy, w) if x.requires_grad else None
+            gw = ConvFilterGrad(self.geo)(x, gy) if w.requires_grad else None
+        return gx, gw, *(ChannelSums()(gy) for _ in b)
 
 
 class ConvTranspose2d(ConvOp):
@@ -190,13 +189,11 @@ class ConvTranspose2d(ConvOp):
     def backward(self, gx):
         g, w, *b = self.inputs
         if not recording() and g.requires_grad and w.requires_grad:
-            gg, gw = _multiply(gx.data, self.geo, w.data, g=g.data)
-            return Tensor(gg), Tensor(gw), *(ChannelSums()(gx) for _ in b)
-        return (
-            Conv2d(self.geo)(gx, w) if g.requires_grad else None,
-            ConvFilterGrad(self.geo)(gx, g) if w.requires_grad else None,
-            *(ChannelSums()(gx) for _ in b),
-        )
+            gg, gw = map(Tensor, _multiply(gx.data, self.geo, w.data, g=g.data))
+        else:
+            gg = Conv2d(self.geo)(gx, w) if g.requires_grad else None
+            gw = ConvFilterGrad(self.geo)(gx, g) if w.requires_grad else None
+        return gg, gw, *(ChannelSums()(gx) for _ in b)
 
 
 class ConvFilterGrad(ConvOp):
@@ -247,7 +244,7 @@ def _tensors(op, **arrays):
 
 
 def _bias(op, x, w, b, axis):
-    """b as a list for the operation; checks the channels of x, filters w (whose axis ``axis`` meets them) and b."""
+    """Checks x's channels against axis ``axis`` of w, and b's shape; returns b as a list, empty for None."""
     channels, out = w.shape[axis], w.shape[1 - axis]
     if x.shape[1] != channels:
         raise ValueError(f"{op}: x has {x.shape[1]} channels, w expects {channels} (x {x.shape}, w {w.shape})")
@@ -262,7 +259,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
     ``stride`` and ``padding`` (zeros on both sides): an integer or (vertical, horizontal).
     ``mask``: boolean (kh, kw), the taps to keep; the others count as zero, cost nothing and get gradient zero.
     Result: (N, out, P, Q) with P = (H + 2 padding - kh) // stride + 1.
-    Raises ValueError where shapes do not fit, TypeError where dtypes differ.
+    Raises ValueError where shapes, or b's dtype, do not fit, TypeError where the dtypes of x and w differ.
     """
     x, w = _tensors("conv2d", x=x, w=w)
     b, stride, padding = _bias("conv2d", x, w, b, 1), pair("stride", stride, 1), pair("padding", padding, 0)

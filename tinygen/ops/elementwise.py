@@ -353,8 +353,8 @@ class Sigmoid(Op):
     saves = ("output",)
 
     def forward(self, x):
-        # Limiting -x where exp would overflow changes nothing: 1 / (1 + exp(large)) is 0 to the last bit or denormal.
-        return 1 / (1 + xp(x).exp(xp(x).minimum(-x, 88 if x.dtype == np.float32 else 709)))
+        # exp overflows above 11, 88, 709 (float16, float32, float64), where the sigmoid is 0 or denormal anyway
+        return 1 / (1 + xp(x).exp(xp(x).minimum(-x, {"float16": 11, "float32": 88}.get(x.dtype.name, 709))))
 
     def backward(self, gy):
         y = self.output

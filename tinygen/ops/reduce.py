@@ -1,6 +1,6 @@
 """Reductions over any axes: ``axis`` None (all), a number or a tuple, and ``keepdims``, as in NumPy.
 
-What adds or multiplies many float16 does so in float32.
+Sums and products of float16 are computed in float32.
 """
 
 import math
@@ -119,7 +119,7 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:
 @in_float32
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """Mean over ``axis``."""
-    total = sum(x, axis, keepdims)  # its size tells how many were summed; where it is empty nothing is divided
+    total = sum(x, axis, keepdims)  # x.size / total.size numbers went into each sum
     return total / (x.size // (total.size or 1))
 
 
