@@ -466,3 +466,36 @@ def test_modules_with_buffers_and_without_inputs(rng):
     gradcheck(lambda x: norm(x, training=True), x, parameters=(norm := BatchNorm(3)))
     linear = Linear(3, 2, rng=rng)
     gradcheck(lambda: linear(Tensor(x)), (), parameters=linear)
+
+
+def test_saves_that_lack_what_backward_reads_are_caught():
+    """... though a leaf's values are at hand even where they are not saved."""
+
+    class Square(Op):
+        saves = ()
+
+        def forward(self, x):
+            return x * x
+
+        def backward(self, gy):
+            return gy * 2 * self.inputs[0]
+
+    with pytest.raises(RuntimeError, match="add 'inputs' to the operation's saves"):
+        gradcheck(Square(), np.ones(2))
+
+
+def test_weights_of_the_same_name_and_buffers(rng):
+    """... are all checked, and all as before afterwards."""
+    other, norm, wrong = Linear(2, 2, rng=rng), BatchNorm(2), planted(lambda w: w * 1.0, lambda g: g * 7)
+
+    class Outer(Linear):
+        def forward(self, x):
+            return x @ wrong(self.weight) + other(x)
+
+    x = rng.standard_normal((4, 2))
+    with pytest.raises(AssertionError, match="in 4 entries"):
+        gradcheck(Outer(2, 2, rng=rng), x, parameters=other)
+    gradcheck(lambda: ops.exp(other.weight), (), parameters=other.weight)
+    before = [b.data for _, b in norm.named_buffers()]
+    gradcheck(lambda x: norm(x, training=True), x, parameters=norm)
+    assert all(b.data is array for (_, b), array in zip(norm.named_buffers(), before))

@@ -611,3 +611,9 @@ def test_a_diagonal_scan_computes_the_pixels_of_the_image_alone(height, width, r
     DiagonalLSTM(2, 3, rng=rng)(Tensor(rng.standard_normal((height, 2, width, 4), np.float32)))
     pixels = {(t, row) for t, (start, stop) in enumerate(seen[0]) for row in range(start, stop)}
     assert pixels == {(row + column, row) for row in range(height) for column in range(width)}
+
+
+def test_normalization_of_large_float16_and_of_no_images(rng):
+    x = Tensor(np.array([[0, 200, 400, 600]], np.float16))
+    np.testing.assert_allclose(LayerNorm(4)(x).numpy(), [[-1.342, -0.447, 0.447, 1.342]], atol=2e-3)
+    assert GroupNorm(2, 4)(Tensor(np.zeros((0, 4, 3), np.float32))).shape == (0, 4, 3)

@@ -795,3 +795,27 @@ def test_whole_numbers_leave_the_dtype_alone():
     assert (whole * whole).dtype == whole.dtype
     with pytest.raises(OverflowError):
         Tensor(np.array([1], np.uint8)) + 300
+
+
+def test_a_leaf_that_changes_through_its_detached_self_is_an_error():
+    x = leaf(1.0, 2.0)
+    y = (x * x).sum()
+    z = x.detach()
+    z.data -= 1.0
+    with pytest.raises(RuntimeError, match="has got new values"):
+        grad(y, x)
+
+
+def test_shapes_of_inputs_that_are_not_kept_are_known():
+    class Mean(Op):
+        saves = ()
+
+        def forward(self, x):
+            return x.mean(axis=0)
+
+        def backward(self, gy):
+            (x,) = self.inputs
+            assert (x.shape, x.ndim, x.size, x.dtype) == ((2, 3), 2, 6, np.float64)
+            return ops.broadcast_to(gy / x.shape[0], x.shape)
+
+    gradcheck(Mean(), np.ones((2, 3)))
