@@ -271,6 +271,7 @@ def test_inputs_of_any_shape_and_dtype():
     gradcheck(ops.exp, 1.5)
     gradcheck(ops.exp, np.array([1, 2]))  # computed in float64
     gradcheck(ops.exp, [np.float32(1.5)])
+    gradcheck(ops.exp, Tensor([1.5], requires_grad=True))
     gradcheck(ops.exp, np.zeros((0, 3)))
     gradcheck(ops.mul, (np.zeros((2, 1)), 3.0))
 

@@ -819,3 +819,41 @@ def test_shapes_of_inputs_that_are_not_kept_are_known():
             return ops.broadcast_to(gy / x.shape[0], x.shape)
 
     gradcheck(Mean(), np.ones((2, 3)))
+
+
+def test_a_leaf_is_not_changed_in_place():
+    """... by ``p -= step``, which would make another Tensor and leave the parameter as it is."""
+    x = leaf(1.0)
+    with no_grad(), pytest.raises(TypeError, match=r"x\.data -= step"):
+        x -= 0.1
+    y = x
+    y -= 0.5  # recorded, as any computation
+    with no_grad():
+        z = x * 2
+        z += 1.0
+    assert x.item() == 1 and y.item() == 0.5 and z.item() == 3
+
+
+MISTAKEN = {
+    "forward gives a Tensor": (lambda x: Tensor(x), lambda gy: gy, r"Mistaken\.forward gave Tensor, needs an array"),
+    "forward gives nothing": (lambda x: None, lambda gy: gy, r"Mistaken\.forward gave NoneType"),
+    "backward gives an array": (
+        lambda x: x * 2,
+        lambda gy: gy.data,
+        r"Mistaken\.backward gave \(ndarray\), needs 1 Tens",
+    ),
+    "backward gives too many": (lambda x: x * 2, lambda gy: (gy, gy), r"gave \(Tensor, Tensor\), needs 1 Tensors"),
+}
+
+
+@pytest.mark.parametrize("forward,backward,message", MISTAKEN.values(), ids=MISTAKEN)
+def test_mistakes_in_an_operation_of_ones_own(forward, backward, message):
+    class Mistaken(Op):
+        def forward(self, x):
+            return forward(x)
+
+        def backward(self, gy):
+            return backward(gy)
+
+    with pytest.raises(TypeError, match=message):
+        grad(Mistaken()(x := leaf(1.0)), x)

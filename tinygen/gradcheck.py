@@ -31,7 +31,8 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
     buffers = [b for source in (fn, parameters) for _, b in _named(source, "named_buffers")]
     parameters = [p for _, p in named.values()]
     own = [(t, t.data) for t in [*parameters, *buffers]]
-    values = [np.array(x, np.float64) for x in [*inputs, *(p.numpy() for p in parameters)]]
+    arrays = [x.numpy() if isinstance(x, Tensor) else x for x in [*inputs, *parameters]]
+    values = [np.array(x, np.float64) for x in arrays]
     names = [*map(str, range(len(inputs))), *(name for name, _ in named.values())]
 
     def leaves(values):

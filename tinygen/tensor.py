@@ -222,6 +222,13 @@ class Tensor:
             "build a new one with ops.where, ops.concatenate or ops.pad, or assign a new array to .data of a leaf"
         )
 
+    def _in_place(self, other):
+        if self._op is None and self.requires_grad and not recording():
+            raise TypeError("a Tensor is not changed in place: write x.data -= step for the values of a leaf x")
+        return NotImplemented  # x += y is x = x + y
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+
     # -- derivatives
 
     def backward(self) -> None:
@@ -268,6 +275,10 @@ class Op:
             result = op.forward(*[x._data for x in inputs])
         except (ValueError, IndexError, TypeError) as error:
             raise self._explained(error, inputs) from error
+        if result is None or isinstance(result, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}.forward gave {type(result).__name__}, needs an array or a tuple of them"
+            )
         if record:
             op._record(inputs, result)
         if isinstance(result, tuple):
@@ -307,7 +318,13 @@ class Op:
                     "(optimizer.step() or an assignment to .data): compute the result again to differentiate it"
                 )
         gxs = self.backward(*gys)
-        for x, gx in zip(self.inputs, gxs if isinstance(gxs, tuple) else (gxs,), strict=True):
+        gxs = gxs if isinstance(gxs, tuple) else (gxs,)
+        if len(gxs) != len(self.inputs) or not all([gx is None or isinstance(gx, Tensor) for gx in gxs]):
+            kinds = ", ".join(type(gx).__name__ for gx in gxs)
+            raise TypeError(
+                f"{type(self).__name__}.backward gave ({kinds}), needs {len(self.inputs)} Tensors, one an input"
+            )
+        for x, gx in zip(self.inputs, gxs):
             if _key(x) not in on_path:
                 continue
             if gx is None or gx.shape != x.shape:
