@@ -227,6 +227,14 @@ def test_nan_is_an_error():
     assert table(caught.value)[0][:2] == (0, (1,))
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_infinite_derivative_is_an_error(value, recorded):
+    """... in either way: no tolerance is as large."""
+    with pytest.raises(AssertionError, match=f"create_graph={recorded}"):
+        gradcheck(planted(ops.exp, lambda g: g + value if recording() is recorded else g), normal((3,)))
+
+
 def test_the_wrong_input_of_several_is_named():
     wrong = planted(ops.mul, lambda g: g * 2)
     with pytest.raises(AssertionError) as caught:
