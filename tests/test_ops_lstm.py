@@ -293,3 +293,10 @@ def test_a_tap_longer_than_the_line_sees_nothing(rng):
         for ours, textbook in zip(ops.lstm_scan(*map(Tensor, arrays), taps), ops.lstm_loop(*map(Tensor, arrays), taps)):
             np.testing.assert_allclose(ours.data, textbook.data, atol=1e-14)
         gradcheck(lambda *a, taps=taps: ops.lstm_scan(*a, taps), arrays)
+
+
+def test_inputs_that_depend_on_each_other(rng):
+    """... count once, recorded too: c0 is h0 or computed from it, the gates from the weights."""
+    gates, w, h0 = (rng.standard_normal(shape) for shape in ((2, 8, 3, 2), (8, 2, 1), (2, 3, 2)))
+    gradcheck(lambda g, w, h: ops.lstm_scan(g, w, h, h), (gates, w, h0))
+    gradcheck(lambda g, w, h: ops.lstm_scan(g + w.sum(), w, h, 2 * h), (gates, w, h0))

@@ -857,3 +857,22 @@ def test_mistakes_in_an_operation_of_ones_own(forward, backward, message):
 
     with pytest.raises(TypeError, match=message):
         grad(Mistaken()(x := leaf(1.0)), x)
+
+
+def test_a_leaf_that_changes_is_an_error_through_an_operation_that_returns_its_input_too():
+    class Identity(Op):
+        saves = ()
+
+        def forward(self, x):
+            return x
+
+        def backward(self, gy):
+            return gy
+
+    x = leaf(1.0, 2.0)
+    y, z = Identity()(x), Identity()(x).T[::-1]  # and through a view of a view
+    totals = [(y * y).sum(), (z * z).sum()]
+    x.data -= 1.0
+    for total in totals:
+        with pytest.raises(RuntimeError, match="has got new values"):
+            grad(total, x)

@@ -342,7 +342,7 @@ def _made_by(op, index, data, inputs=()) -> Tensor:
     tensor = _new(Tensor)
     tensor._data, tensor._op, tensor._index, tensor.requires_grad, tensor.grad = data, op, index, True, None
     tensor._version = _FIXED
-    if data.base is not None:
+    if data.base is not None or any([data is x._data for x in inputs]):
         for x in inputs:
             if x._version is not _FIXED and backend.xp(data, x._data).may_share_memory(data, x._data):
                 tensor._version = x._version

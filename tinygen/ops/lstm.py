@@ -65,10 +65,11 @@ class LstmScan(Op):
 
     def _backward_composed(self, ghs, gcs):
         """To be differentiated again: the derivative of the textbook loop."""
-        pairs = [(y, gy) for y, gy in zip(lstm_loop(*self.inputs, self.taps, self.spans), (ghs, gcs)) if gy is not None]
-        wanted = [x for x in self.inputs if x.requires_grad]
+        xs = [x * 1.0 for x in self.inputs]  # apart from each other, though one may have been computed from another
+        pairs = [(y, gy) for y, gy in zip(lstm_loop(*xs, self.taps, self.spans), (ghs, gcs)) if gy is not None]
+        wanted = [x for x in xs if x.requires_grad]
         found = iter(grad([y for y, _ in pairs], wanted, [gy for _, gy in pairs], create_graph=True))
-        return tuple(next(found) if x.requires_grad else None for x in self.inputs)
+        return tuple(next(found) if x.requires_grad else None for x in xs)
 
     def _backward_arrays(self, ghs, gcs):
         _, w, h0, c0 = (x.data for x in self.inputs)
