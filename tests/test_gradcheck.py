@@ -231,8 +231,11 @@ def test_nan_is_an_error():
 @pytest.mark.parametrize("recorded", [False, True])
 def test_an_infinite_derivative_is_an_error(value, recorded):
     """... in either way: no tolerance is as large."""
-    with pytest.raises(AssertionError, match=f"create_graph={recorded}"):
-        gradcheck(planted(ops.exp, lambda g: g + value if recording() is recorded else g), normal((3,)))
+    for wrong in value, np.array([0.0, 0.0, value]):
+        with pytest.raises(AssertionError, match=f"create_graph={recorded}"):
+            gradcheck(
+                planted(ops.exp, lambda g, wrong=wrong: g + wrong if recording() is recorded else g), normal((3,))
+            )
 
 
 def test_the_wrong_input_of_several_is_named():
@@ -394,9 +397,20 @@ def test_an_entry_that_is_wrong_by_a_hundred_thousandth_is_caught(rng):
         gradcheck(squares_but_one(3, 1 + 1e-5), rng.uniform(0.5, 2, 300), rng=rng)
 
 
+def test_a_wrong_entry_beside_large_outputs_is_caught(rng):
+    x = rng.uniform(0.5, 2, 100)
+    x[0] = 1e5
+    gradcheck(squares_but_one(37, 1.0), x, rng=rng)
+    with pytest.raises(AssertionError, match="in 1 entries"):
+        gradcheck(squares_but_one(37, 1.001), x, rng=rng)
+
+
 DIFFICULT = {  # right derivatives that are hard to confirm
     "close to a pole": (ops.log, np.array([1e-4, 2.0])),
     "closer": (lambda x: x**-1.0, np.array([1e-3, 1.0, -5.0])),
+    "pole, near and far": (lambda x: x**-1.0, np.geomspace(1e-5, 1e-1, 25)),
+    "log, near and far": (ops.log, np.geomspace(1e-5, 1e-1, 25)),
+    "root, near and far": (ops.sqrt, np.geomspace(1e-6, 1.0, 25)),
     "steep": (lambda x: ops.exp(30 * x), np.array([1.0, -1.0])),
     "large and small": (lambda x: x * np.array([1e6, 1.0, 1e-6]), np.ones(3)),
     "cancellation": (lambda x: ops.logsumexp(x, 0) - x[0], np.array([30.0, 1.0, -5.0])),
