@@ -354,7 +354,7 @@ class Sigmoid(Op):
 
     def forward(self, x):
         # exp overflows above 11, 88, 709 (float16, float32, float64), where the sigmoid is 0 or denormal anyway
-        return 1 / (1 + xp(x).exp(xp(x).minimum(-x, {"float16": 11, "float32": 88}.get(x.dtype.name, 709))))
+        return 1 / (1 + xp(x).exp(xp(x).minimum(-x, {2: 11, 4: 88}.get(x.dtype.itemsize, 709))))
 
     def backward(self, gy):
         y = self.output
