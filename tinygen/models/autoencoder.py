@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from tinygen import ops
-from tinygen.models.images import check_count, check_images, check_shape
+from tinygen import check, ops
+from tinygen.models.images import check_images, check_shape
 from tinygen.nn import Conv2d, Linear, Module, UpConv2d
 from tinygen.tensor import Tensor
 
@@ -42,7 +42,7 @@ class Encoder(Module):
         if not channels:
             raise ValueError("channels: is empty, needs a number for each convolution")
         for n in channels:
-            check_count("channels", n)
+            check.count("channels", n)
         steps = zip((image_shape[0], *channels), channels)
         self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
         self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels]
@@ -90,7 +90,7 @@ class Autoencoder(Module):
 
     def __init__(self, image_shape=(1, 28, 28), code: int = 32, channels=CHANNELS, *, rng: np.random.Generator):
         self.image_shape = check_shape(image_shape)
-        check_count("code", code)
+        check.count("code", code)
         self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
         self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
 

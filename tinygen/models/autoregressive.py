@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
-from tinygen.models.images import as_array, check_count, check_images, check_shape
+from tinygen.models.images import as_array, check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
 from tinygen.nn import Dropout, Module
 from tinygen.tensor import Tensor, no_grad, recording
@@ -26,9 +27,9 @@ class Autoregressive(Module):
 
     def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
-        if check_count("width", width) % self.image_shape[0]:
+        if check.count("width", width) % self.image_shape[0]:
             raise ValueError(f"width: got {width}, needs a multiple of the {self.image_shape[0]} colours")
-        self.levels = check_count("levels", levels, 2)
+        self.levels = check.count("levels", levels, 2)
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
 
     def describe(self):
@@ -115,7 +116,7 @@ class Autoregressive(Module):
 
         As in any generator, nothing is checked before the first row is asked for.
         """
-        check_count("n", n)
+        check.count("n", n)
         if (given is None) != (mask is None):
             got = "mask" if given is None else "given"
             raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")

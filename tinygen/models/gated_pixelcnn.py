@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.models.autoregressive import Autoregressive
-from tinygen.models.images import check_count, check_odd
 from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
 
 
@@ -35,10 +34,10 @@ class GatedPixelCNN(Autoregressive):
         rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
-        check_odd("first", first, 3)  # a smaller one sees no row above
-        check_odd("kernel", kernel)
-        groups, self.classes = self.image_shape[0], check_count("classes", classes, 0)
-        depth = check_count("layers", layers, 0) + 1
+        check.count("first", first, 3, odd=True)  # a smaller one sees no row above
+        check.count("kernel", kernel, odd=True)
+        groups, self.classes = self.image_shape[0], check.count("classes", classes, 0)
+        depth = check.count("layers", layers, 0) + 1
         self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, rng=rng)
         self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
         self.layers = [HorizontalLayer("B", width, width, kernel, groups, classes, rng=rng) for _ in range(layers)]

@@ -16,19 +16,6 @@ def check_shape(image_shape) -> tuple[int, int, int]:
     return shape
 
 
-def check_count(name: str, value, smallest: int = 1) -> int:
-    """``value``, a whole number of at least ``smallest``. Raises ValueError that names it otherwise."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < smallest:
-        raise ValueError(f"{name}: got {value!r}, needs a whole number of at least {smallest}")
-    return int(value)
-
-
-def check_odd(name: str, value, smallest: int = 1) -> None:
-    """Raises ValueError that names it unless ``value`` is an odd whole number of at least ``smallest``."""
-    if check_count(name, value, smallest) % 2 == 0:
-        raise ValueError(f"{name}: got {value}, needs an odd number")
-
-
 def as_array(x):
     """The array of a Tensor, an array of either kind, or nested lists."""
     x = x.data if isinstance(x, Tensor) else x

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tinygen.models.images import check_count, check_images
+from tinygen import check
+from tinygen.models.images import check_images
 
 
 class PCA:
@@ -18,7 +19,7 @@ class PCA:
             raise ValueError(f"images: got shape {images.shape}, needs (N, C, H, W) with at least two images")
         self.image_shape = images.shape[1:]
         x = images.reshape(len(images), -1)
-        if check_count("code", code) > x.shape[1]:
+        if check.count("code", code) > x.shape[1]:
             raise ValueError(f"code: got {code}, needs at most the {x.shape[1]} numbers of an image")
         self.mean = x.mean(0)
         variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(x.T)))  # ascending

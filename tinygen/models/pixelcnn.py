@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.models.autoregressive import Autoregressive
-from tinygen.models.images import check_count, check_odd
 from tinygen.nn import Dropout, MaskedConv2d, Module
 
 
@@ -40,11 +39,11 @@ class PixelCNN(Autoregressive):
         super().__init__(image_shape, levels, width)
         groups = self.image_shape[0]
         stream = 2 * width
-        check_odd("first", first)
-        check_odd("kernel", kernel)
+        check.count("first", first, odd=True)
+        check.count("kernel", kernel, odd=True)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.blocks = [
-            ResidualBlock(width, kernel, groups, dropout, rng=rng) for _ in range(check_count("blocks", blocks, 0))
+            ResidualBlock(width, kernel, groups, dropout, rng=rng) for _ in range(check.count("blocks", blocks, 0))
         ]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)

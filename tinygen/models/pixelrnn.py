@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.models.autoregressive import Autoregressive
-from tinygen.models.images import check_count, check_odd
 from tinygen.nn import DiagonalBiLSTM, Dropout, MaskedConv2d, Module, RowLSTM
 
 KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
@@ -42,10 +41,10 @@ class PixelRNN(Autoregressive):
             raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
         groups = self.image_shape[0]
         stream = 2 * width
-        check_odd("first", first)
+        check.count("first", first, odd=True)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.layers = [
-            ResidualLSTM(KINDS[kind], width, groups, dropout, rng=rng) for _ in range(check_count("layers", layers, 0))
+            ResidualLSTM(KINDS[kind], width, groups, dropout, rng=rng) for _ in range(check.count("layers", layers, 0))
         ]
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)

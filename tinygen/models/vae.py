@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Gaussian
 from tinygen.models.autoencoder import CHANNELS, Decoder, Encoder
-from tinygen.models.images import check_count, check_images, check_shape
+from tinygen.models.images import check_images, check_shape
 from tinygen.nn import Module, init
 from tinygen.tensor import Tensor, no_grad
 
@@ -50,8 +50,8 @@ class VAE(Module):
             raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta: got {beta!r}, needs a finite number that is not negative")
-        self.image_shape, self.latent, self.beta = check_shape(image_shape), check_count("latent", latent), float(beta)
-        check_count("blocks", blocks, 0)
+        self.image_shape, self.latent, self.beta = check_shape(image_shape), check.count("latent", latent), float(beta)
+        check.count("blocks", blocks, 0)
         self.encoder = Encoder(self.image_shape, 2 * latent, channels, blocks, rng=rng)
         self.decoder = Decoder(self.image_shape, latent, channels, blocks, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
@@ -97,7 +97,7 @@ class VAE(Module):
         A lower bound on log p(x) in expectation, tighter with every sample. Streamed: memory does not grow with K or N.
         Source: Burda et al. 2016, equation 8.
         """
-        check_count("samples", samples)
+        check.count("samples", samples)
         x = self._checked(x).data
         m, prior = xp(x), Gaussian(Tensor(x.dtype.type(0)), Tensor(x.dtype.type(0)))
         parts = []
@@ -120,7 +120,7 @@ class VAE(Module):
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
         """(n, C, H, W) array on the model's device: the means, not draws, of p(x|z) for n draws of z from the prior."""
-        check_count("n", n)
+        check.count("n", n)
         z = rng.standard_normal((n, self.latent), self.dtype)
         return self.decode(to_device(z, self.device)).data
 
