@@ -104,5 +104,5 @@ def run(main) -> None:
     """Call ``main``; Ctrl-C ends it with a word instead of a traceback."""
     try:
         main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
+    except KeyboardInterrupt as interruption:  # fit's says what was saved
+        raise SystemExit(str(interruption) or "interrupted") from None

@@ -2,11 +2,12 @@
 
 import copy
 import functools
+import re
 
 import numpy as np
 import pytest
 
-from tinygen import Tensor
+from tinygen import Tensor, nn
 from tinygen.backend import to_device, to_host
 from tinygen.nn import Parameter
 from tinygen.optim import SGD, Adam, Average, Muon, RMSProp, cosine, orthogonalized
@@ -167,9 +168,16 @@ def test_weight_decay_by_hand(rng):
             np.testing.assert_allclose(q.data, left * q_before + (p.data - p_before), rtol=1e-12)
 
 
-@pytest.mark.parametrize("decay", [-0.1, 10.0, np.nan])
-def test_a_decay_that_turns_weights_round_is_refused(decay):
-    with pytest.raises(ValueError, match=f"Muon: weight_decay is {decay}, needs lr weight_decay from 0 to below 1"):
+@pytest.mark.parametrize(
+    "decay, message",
+    [
+        (-0.1, r"weight_decay: got -0.1, needs a number in \[0, inf\)"),
+        (np.nan, r"weight_decay: got nan, needs a number in \[0, inf\)"),
+        (10.0, r"lr weight_decay: got 1.0, needs a number in \[0, 1\)"),
+    ],
+)
+def test_a_decay_that_turns_weights_round_is_refused(decay, message):
+    with pytest.raises(ValueError, match=message):
         Muon([parameter([1.0])], lr=0.1, weight_decay=decay)
 
 
@@ -192,8 +200,16 @@ def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():
 )
 def test_averages_that_never_forget_are_refused(make, setting):
     for value in (1.0, -0.1, np.nan):
-        with pytest.raises(ValueError, match=f"{make.__name__}: {setting} is {value}, needs to be from 0 to below 1"):
+        name = "betas[1]" if setting == "betas" else setting
+        with pytest.raises(ValueError, match=re.escape(f"{name}: got {value}, needs a number in [0, 1)")):
             make([parameter([1.0])], lr=0.1, **{setting: (0.9, value) if setting == "betas" else value})
+
+
+@pytest.mark.parametrize("eps", [-1e-8, np.nan, "1e-8"])
+@pytest.mark.parametrize("make", [RMSProp, Adam])
+def test_a_negative_eps_is_refused(make, eps):
+    with pytest.raises(ValueError, match=r"eps: got .*, needs a number in \[0, inf\)"):
+        make([parameter([1.0])], lr=0.1, eps=eps)
 
 
 @every_optimizer
@@ -250,15 +266,47 @@ def test_zero_grad():
     assert p.grad is None
 
 
-@pytest.mark.parametrize("lr", [0, -1.0, float("nan"), float("inf")])
+@every_optimizer
+def test_a_gradient_of_another_shape_changes_nothing(make):
+    p, q = parameter([1.0]), parameter([2.0, 3.0])
+    optimizer = make([p, q])
+    give([p, q], [[1.0], [1.0]])  # (1,) would broadcast to (2,)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"step: parameter 1 has shape \(2,\), its gradient \(1,\)"):
+        optimizer.step()
+    assert p.data.tolist() == [1.0] and q.data.tolist() == [2.0, 3.0]
+    np.testing.assert_equal(optimizer.state_dict(), before)
+
+
+@every_optimizer
+def test_a_parameter_counts_once(make):
+    once, twice = parameter([1.0]), parameter([1.0])
+    for p, optimizer in ((once, make([once])), (twice, make([twice, twice]))):
+        give([p], [[0.5]])
+        optimizer.step()
+    assert once.data.item() == twice.data.item() != 1.0
+
+
+@every_optimizer
+def test_a_frozen_parameter_stays(make):
+    p, q = parameter([1.0]), parameter([[2.0]])
+    optimizer = make([p, q])
+    q.requires_grad = False
+    give([p], [[0.5]])
+    optimizer.step()
+    assert p.data.item() != 1.0 and q.data.item() == 2.0
+
+
+@pytest.mark.parametrize("lr", [0, -1.0, float("nan"), float("inf"), "0.1", None])
 def test_bad_rate(lr):
-    with pytest.raises(ValueError, match=r"lr is .*, needs to be positive"):
+    with pytest.raises(ValueError, match=r"lr: got .*, needs a number in \(0, inf\)"):
         Adam([parameter([1.0])], lr=lr)
 
 
-def test_no_parameters():
-    with pytest.raises(ValueError, match="SGD: parameters is empty"):
-        SGD([], lr=1)
+@pytest.mark.parametrize("parameters, got", [([], "none"), (None, "NoneType"), (nn.Linear, "type"), ([1.0], "float")])
+def test_no_parameters(parameters, got):
+    with pytest.raises(ValueError, match=f"parameters: got {got}, needs Tensors, such as model.parameters()"):
+        SGD(parameters, lr=1)
 
 
 # --- state -------------------------------------------------------------------------------------------------------
@@ -295,7 +343,7 @@ def test_state_round_trip(make, device, rng):
     [
         lambda p: RMSProp([p], lr=1),
         lambda p: SGD([p], lr=1),
-        lambda p: Adam([p, p], lr=1),
+        lambda p: Adam([p, parameter([1.0, 2.0])], lr=1),
         lambda p: Adam([parameter([1.0])], lr=1),
     ],
     ids=["rmsprop", "sgd", "two", "shape"],
@@ -351,5 +399,5 @@ def test_average_of_constant_weights():
 
 @pytest.mark.parametrize("decay", [0, 1, -0.5, 2])
 def test_bad_decay(decay):
-    with pytest.raises(ValueError, match=r"averaging: decay is .*, needs to be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"averaging: got .*, needs a number in \(0, 1\)"):
         Average([parameter([1.0])], decay)

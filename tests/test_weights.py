@@ -92,7 +92,7 @@ def test_files_that_are_something_else_are_refused(tmp_path, rng):
     weights.save(path, PixelCNN(**settings, rng=rng), {"settings": settings})
     for content in (b"", b"no npz", path.read_bytes()[:-40]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.npz: damaged, or no model that was saved here"):
+        with pytest.raises(ValueError, match=r"a\.npz: damaged, or no (npz file|model that was saved here)"):
             weights.load(path)
     np.savez(path, about=np.array(json.dumps({"model": "os", "settings": {}})))
     with pytest.raises(ValueError, match="damaged, or no model"):

@@ -1,45 +1,64 @@
 """The state of a training run, and the file it survives in."""
 
 import contextlib
+import hashlib
 import json
-import os
-from pathlib import Path
+import math
 
 import numpy as np
 
 from tinygen.backend import communicator
-from tinygen.nn import Module
+from tinygen.files import read_arrays, written
 from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
-FIELDS = ("settings", "seed", "step", "seconds", "losses", "record")  # of a run, beside its arrays
+# Of a run, beside its arrays, with their types
+FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list}
 
 
-def _described(module, name):
-    """What a module and all below show as their settings, such as a probability of dropout, by their places."""
-    found = {name: str(module.describe())}
-    for below, child in module.children():
-        if isinstance(child, Module):
-            found |= _described(child, f"{name}.{below}")
-    return found
+def is_plain(value) -> bool:
+    """Whether it is a number, a text, None, or a list of these, so that JSON can hold it."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | np.bool_ | np.integer | np.floating)
+
+
+def digest(array) -> str:
+    """A few letters that differ when the array does."""
+    array = np.ascontiguousarray(array)
+    return f"{array.dtype} {array.shape} {hashlib.blake2b(array.tobytes(), digest_size=6).hexdigest()}"
 
 
 class Run:
-    """A model, its optimizer and averaged weights, how far training is and how it went: all that a checkpoint holds."""
+    """A model, its optimizer, averaged and best weights, how far training is and how it went: all of a checkpoint.
 
-    def __init__(self, model, optimizer, averaging, seed, **settings):
+    ``settings`` tell a run from others: those given, and each plain attribute of the optimizer and of the modules.
+    """
+
+    def __init__(self, model, optimizer, learned, averaging, seed, settings):
         self.model, self.optimizer, self.seed = model, optimizer, seed
-        of_optimizer = {key: getattr(optimizer, key) for key in ("lr", "weight_decay")}
-        settings = {"optimizer": type(optimizer).__name__, **of_optimizer, "averaging": averaging, **settings}
-        settings |= _described(model, "model")
-        self.settings = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}  # JSON's numbers
-        self.average = None if averaging is None else Average(model.parameters(), averaging)
-        self.step, self.seconds, self.losses, self.record = 0, 0.0, [0.0, 0], []
+        settings = {**settings, "averaging": averaging, "optimizer": type(optimizer).__name__}
+        settings |= {f"optimizer.{k}": v for k, v in vars(optimizer).items() if is_plain(v) and k != "steps"}
+        for name, module in model.named_modules("model"):
+            settings[name] = type(module).__name__
+            settings |= {f"{name}.{k}": v for k, v in vars(module).items() if is_plain(v)}
+        settings["dtype"] = str(model.dtype)
+        self.settings = json.loads(json.dumps(settings, default=lambda number: number.item()))
+        self.average = None if averaging is None else Average(learned, averaging)
+        self.step, self.seconds, self.losses, self.record, self.best = 0, 0.0, [0.0, 0], [], None
+        self.whole = False  # whether it may be saved: not before the first step is sure to begin, nor within a step
 
     @property
     def noted(self) -> int:
         """The step of the last row of the record."""
         return self.record[-1]["step"] if self.record else 0
+
+    @property
+    def since_best(self) -> int:
+        """How many rows of the record come after the one with the lowest validation loss."""
+        losses = [row["validation"] for row in self.record if row["validation"] is not None]
+        losses = [math.inf if math.isnan(loss) else loss for loss in losses]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def add_loss(self, loss):
         self.losses = [self.losses[0] + loss, self.losses[1] + 1]
@@ -61,40 +80,28 @@ class Run:
                 self.average.swap()
 
     def save(self, path):
-        """Written to a temporary name and renamed: at any moment the file is whole, the old one or the new one."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **self._arrays())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written(path) as file:
+            np.savez(file, **self._arrays())
 
     def load(self, path):
+        arrays = read_arrays(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            fields = json.loads(str(arrays["run"]))
-            if missing := set(FIELDS) - set(fields):
-                raise KeyError(*missing)
-        except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
-            raise ValueError(f"checkpoint {path}: damaged or no checkpoint of fit ({error}); move it away") from error
+            fields = _fields(arrays)
+        except Exception as error:  # whatever json and the fields' types have to say
+            raise ValueError(f"{path}: damaged, or no checkpoint of fit ({error}); move it away") from error
         before = self._arrays()
         try:
-            self._restore(arrays)
+            self._restore(arrays, fields)
         except ValueError as error:
-            self._restore(before)
+            self._restore(before, _fields(before))
             raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
 
     def broadcast(self):
         """Under MPI every rank goes on from where the first one is."""
         if communicator() is not None:
+            arrays = of_first_rank(self._arrays())
             try:
-                self._restore(of_first_rank(self._arrays()))
+                self._restore(arrays, _fields(arrays))
             except ValueError as error:
                 raise ValueError(f"the ranks call fit with different things: {error}") from error
 
@@ -108,25 +115,44 @@ class Run:
             **{f"model.{k}": v for k, v in self.model.state_dict().items()},
             **{f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()},
             **{f"average.{k}": v for k, v in averages.items()},
+            **{f"best.{k}": v for k, v in (self.best or {}).items()},
         }
 
-    def _restore(self, arrays):
+    def _restore(self, arrays, fields):
         """The inverse; ValueError where they are of another run."""
 
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-        fields = json.loads(str(arrays["run"]))
-        self.model.load_state_dict(part("model."))
         for name in {**self.settings, **fields["settings"]}:
             was, now = (settings.get(name) for settings in (fields["settings"], self.settings))
             if was != now:
                 raise ValueError(f"{name} was {was}, is {now}")
         self.optimizer.load_state_dict(part("optimizer."))
+        self.best = part("best.") or None
+        if self.best:
+            self.model.load_state_dict(self.best)  # to see that it fits
         if self.average is not None:
             self.model.load_state_dict(part("average."))
-            self.average.values = [p.data for p in self.model.parameters()]
+            self.average.values = [p.data for p in self.average.parameters]
             self.average.steps = fields["step"]
-            self.model.load_state_dict(part("model."))
+        self.model.load_state_dict(part("model."))
         for name in FIELDS:
             setattr(self, name, fields[name])
+
+
+def _fields(arrays) -> dict:
+    """The fields of a run out of its arrays, each of its type."""
+    fields = json.loads(str(arrays["run"]))
+    for name, kind in FIELDS.items():
+        if type(fields[name]) is not kind:
+            raise ValueError(f"{name} is {fields[name]!r}")
+    total, rows = fields["losses"]
+    numbers = [fields["seed"], fields["step"], fields["seconds"], rows, *[row["step"] for row in fields["record"]]]
+    if not min(numbers) >= 0 or not math.isfinite(total + fields["seconds"]):
+        raise ValueError("a number is out of range")
+    for row in fields["record"]:
+        step, seconds, train, validation = (row[key] for key in ("step", "seconds", "train", "validation"))
+        if not isinstance(step, int) or not math.isfinite(seconds + train + (validation or 0.0)):
+            raise ValueError(f"the record has {row}")
+    return fields

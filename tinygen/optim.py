@@ -1,11 +1,13 @@
 """Optimizers with PyTorch's formulas, a learning-rate schedule, and the averaging of weights."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
-from tinygen import backend
+from tinygen import backend, check
 from tinygen.backend import xp
+from tinygen.tensor import Tensor
 
 
 class Optimizer:
@@ -19,26 +21,29 @@ class Optimizer:
     weight_decay = 0.0  # Muon's; here since a step has to apply it
 
     def __init__(self, parameters, lr: float):
-        self.parameters, self.lr, self.steps = list(parameters), lr, 0
-        if not self.parameters:
-            raise ValueError(f"{type(self).__name__}: parameters is empty")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"{type(self).__name__}: lr is {lr}, needs to be positive and finite")
+        parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+        if not parameters or not all(isinstance(p, Tensor) for p in parameters):
+            kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
+            raise ValueError(f"parameters: got {kinds}, needs Tensors, such as model.parameters()")
+        self.parameters = list({id(p): p for p in parameters}.values())  # each once
+        self.lr, self.steps = check.number("lr", lr, "(0, inf)"), 0
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
 
-    def below_one(self, name, value):
-        if not 0 <= value < 1:
-            raise ValueError(f"{type(self).__name__}: {name} is {value}, needs to be from 0 to below 1")
-        return value
-
     def step(self) -> None:
-        """One update of every parameter. Raises ValueError where a gradient is missing, and changes nothing."""
-        if missing := [i for i, p in enumerate(self.parameters) if p.grad is None]:
+        """One update of every parameter that requires grad.
+
+        Raises ValueError where a gradient is missing or of another shape or device, and changes nothing.
+        """
+        moving = [(p, state) for p, state in zip(self.parameters, self.state) if p.requires_grad]
+        if missing := [i for i, (p, _) in enumerate(moving) if p.grad is None]:
             raise ValueError(f"{type(self).__name__}.step: parameters {missing} have no gradient: call backward first")
-        for p, state in zip(self.parameters, self.state):
+        for i, (p, state) in enumerate(moving):
+            if p.grad.shape != p.shape:
+                got = f"parameter {i} has shape {p.shape}, its gradient {p.grad.shape}"
+                raise ValueError(f"{type(self).__name__}.step: {got}")
             xp(p.data, p.grad.data, *state.values())  # all on one device, or it says so before anything has moved
         self.steps += 1
-        for p, state in zip(self.parameters, self.state):
+        for p, state in moving:
             if self.weight_decay and p.ndim > 1:
                 p.data *= 1 - self.lr * self.weight_decay
             p.data -= self.update(p.grad.data, **state)
@@ -59,8 +64,11 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Go on from ``state_dict()``. Raises ValueError where it belongs to other parameters or another optimizer."""
-        own = self.state_dict()
-        if {k: v.shape for k, v in own.items()} != {k: np.shape(v) for k, v in state.items()}:
+        own, given = (
+            {k: (np.shape(v), np.asarray(v).dtype.kind) for k, v in values.items()}
+            for values in (self.state_dict(), state)
+        )
+        if own != given or not state["steps"] >= 0:
             raise ValueError(
                 f"{type(self).__name__}.load_state_dict: the state is of other parameters or another optimizer"
             )
@@ -77,7 +85,7 @@ class SGD(Optimizer):
 
     def __init__(self, parameters, lr: float, momentum: float = 0.0):
         super().__init__(parameters, lr)
-        self.momentum = self.below_one("momentum", momentum)
+        self.momentum = check.number("momentum", momentum, "[0, 1)")
 
     def update(self, g, velocity):
         velocity *= self.momentum
@@ -92,7 +100,7 @@ class RMSProp(Optimizer):
 
     def __init__(self, parameters, lr: float, alpha: float = 0.99, eps: float = 1e-8):
         super().__init__(parameters, lr)
-        self.alpha, self.eps = self.below_one("alpha", alpha), eps
+        self.alpha, self.eps = check.number("alpha", alpha, "[0, 1)"), check.number("eps", eps, "[0, inf)")
 
     def update(self, g, square):
         square *= self.alpha
@@ -110,7 +118,9 @@ class Adam(Optimizer):
 
     def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         super().__init__(parameters, lr)
-        self.betas, self.eps = tuple(self.below_one("betas", beta) for beta in betas), eps
+        b1, b2 = betas
+        self.betas = check.number("betas[0]", b1, "[0, 1)"), check.number("betas[1]", b2, "[0, 1)")
+        self.eps = check.number("eps", eps, "[0, inf)")
 
     def update(self, g, mean, square):
         b1, b2 = self.betas
@@ -143,10 +153,11 @@ class Muon(Adam):
         weight_decay: float = 0.0,
     ):
         super().__init__(parameters, lr, betas)
-        self.momentum = self.below_one("momentum", momentum)
-        if not 0 <= lr * weight_decay < 1:
-            raise ValueError(f"Muon: weight_decay is {weight_decay}, needs lr weight_decay from 0 to below 1")
-        self.weight_decay = weight_decay
+        self.momentum = check.number("momentum", momentum, "[0, 1)")
+        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
+        check.number(
+            "lr weight_decay", self.lr * self.weight_decay, "[0, 1)"
+        )  # beyond, a step would turn weights round
         for p, state in zip(self.parameters, self.state):
             if p.ndim > 1:
                 del state["square"]
@@ -195,9 +206,7 @@ class Average:
     """
 
     def __init__(self, parameters, decay: float):
-        if not 0 < decay < 1:
-            raise ValueError(f"averaging: decay is {decay}, needs to be between 0 and 1")
-        self.parameters, self.decay, self.steps = list(parameters), decay, 0
+        self.parameters, self.decay, self.steps = list(parameters), check.number("averaging", decay, "(0, 1)"), 0
         self.values = [p.data.copy() for p in self.parameters]
 
     def step(self) -> None:

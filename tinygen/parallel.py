@@ -12,19 +12,26 @@ PixelCNN), two processes 1.8 to 2.
 import contextlib
 import ctypes
 import functools
+import inspect
 import math
 import mmap
 import multiprocessing
 import os
+import select
 import signal
 import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
 from tinygen.tensor import Tensor, grad, history, no_grad
 
 SHARD, LARGEST = 16, 128  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
+IDLE_SECONDS = 60  # after which a worker that does not compute is taken for stopped
 NUMBERS = 1 << 20  # a shard is doubled while the network computes fewer numbers for it than these
 
 
@@ -47,34 +54,59 @@ def any_rank(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def start_workers(model, prepare, workers: int | None, largest_batch: int, most_images: int, data=None):
+def start_workers(model, learned, prepare, workers: int | None, data, largest_batch: int, most_images: int):
     """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; ended with the block.
 
-    ``data``, (images,) or (images, labels), of which the network is given a few to find the size of a shard.
+    ``learned``: the parameters to differentiate for. ``data``, (images,) or (images, labels), of which the network is
+    given a few to find the size of a shard.
     """
-    from threadpoolctl import threadpool_limits
-
     # Elsewhere a fork is missing, or not safe with the system's BLAS; and a daemon may not have processes of its own.
     forks = sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
     if workers is None:
         workers = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine()[1]) if forks else 1
-    if workers < 1:
-        raise ValueError(f"workers: got {workers}, needs at least 1")
-    if workers > 1 and not forks:
+    if check.count("workers", workers) > 1 and not forks:
         raise ValueError(f"workers: got {workers}, but this process cannot fork any: needs 1")
     if model.device != "cpu":
-        yield Workers(model, prepare, 1, None)
+        shard_size(model, data, prepare)  # not needed; but what is wrong with the images is found now
+        yield Workers(model, learned, prepare, 1, None)
         return
     keep_memory()
-    # BLAS's own threads collapse when another program uses a core, and workers keep all cores busy.
-    with threadpool_limits(1 if forks else None, user_api="blas"):
-        shard = SHARD if data is None else shard_size(model, data, prepare)
-        crew = Workers(model, prepare, max(1, -(-largest_batch // shard)), shard)
+    with one_blas_thread:
+        shard = shard_size(model, data, prepare)
+        crew = Workers(model, learned, prepare, max(1, -(-largest_batch // shard)), shard)
         try:
             crew.fork(min(workers, -(-max(largest_batch, most_images) // shard)) - 1)
             yield crew
         finally:
             crew.close()
+
+
+class _OneBlasThread:
+    """BLAS computes with one thread while any thread of this process is inside, and as before when all have left.
+
+    Its own threads collapse when another program uses a core, and workers keep all cores busy. Also where there is one
+    worker: with another number of threads BLAS adds in another order, and rounds to other bits.
+    """
+
+    def __init__(self):
+        self.lock, self.inside, self.limits = threading.Lock(), 0, None
+
+    def __enter__(self):
+        from threadpoolctl import threadpool_limits
+
+        with self.lock:
+            if self.inside == 0:
+                self.limits = threadpool_limits(1, user_api="blas")
+            self.inside += 1
+
+    def __exit__(self, *exception):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.limits.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()
 
 
 @functools.cache
@@ -97,9 +129,9 @@ class Workers:
     Weights go to them and gradients come back through memory that all share, the rest through pipes.
     """
 
-    def __init__(self, model, prepare, slots, shard):
+    def __init__(self, model, learned, prepare, slots, shard):
         self.model, self.prepare, self.shard, self.comm = model, prepare, shard, communicator()
-        self.parameters, self.pipes, self.processes = model.parameters(), [], []
+        self.parameters, self.pipes, self.processes = learned, [], []
         self.buffers = [b for _, b in model.named_buffers() if b.dtype.kind == "f"]  # whole numbers are not averaged
         self.values = self.parameters + self.buffers  # what travels
         self.size, dtypes = sum(p.size for p in self.values), {p.dtype for p in self.values}
@@ -121,6 +153,28 @@ class Workers:
             process.start()
             self.processes.append(process)
             theirs.close()
+        self.copied = self._copied()
+
+    def _copied(self):
+        """What of the model the workers have a copy of, which no longer follows it: all but the values that travel."""
+        travelling = {id(tensor) for tensor in self.values}
+        found = {
+            f"{module}.{name}": repr(value) if isinstance(value, int | float | str) else id(value)
+            for module, m in self.model.named_modules("model")
+            for name, value in vars(m).items()
+        }
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return found | {f"{name}.data": id(t.data) for name, t in tensors if id(t) not in travelling}
+
+    def _check_copied(self):
+        """Raises RuntimeError where somebody has changed in this process alone what the others have copies of."""
+        now = self._copied()
+        for name in {**now, **self.copied}:
+            if now.get(name) != self.copied.get(name):
+                raise RuntimeError(
+                    f"{name} was changed during training, in one of {len(self.pipes) + 1} processes: give "
+                    "fit anneal={name: function} for what follows the training, or workers=1"
+                )
 
     def close(self):
         """End the workers, whatever they are at."""
@@ -137,24 +191,31 @@ class Workers:
         parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
         return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
-    def mean(self, batch, seeds, gradients: bool = True, stop=lambda: False):
-        """The mean loss over ``batch``, (images,) or (images, labels), its gradient as one flat array, and whether any
-        rank says ``stop()``. On a device nothing of it is waited for.
+    def mean(self, batch, seeds, settings, gradients: bool = True, stop=lambda: False):
+        """The mean loss over ``batch``, (images,) or (images, labels), its gradient and the buffers' changes as flat
+        arrays, and whether any rank says ``stop()``. On a device nothing of it is waited for.
+
+        ``settings``: attributes that the model gets before, in all processes. Nothing else of it changes here.
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
         mine = enumerate(self.shards(batch, seeds)[rank::ranks])
         tasks = [(slot, len(part[0]) / len(batch[0]), part, seed) for slot, (part, seed) in mine]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
+            self._check_copied()
             self.weights[...] = flatten([p.data for p in self.values])
         with _workers_alive():
             for pipe, share in zip(self.pipes, shares[1:]):
-                pipe.send((share, gradients))
-        losses = self._run(shares[0], gradients)
-        for pipe, share in zip(self.pipes, shares[1:]):
+                pipe.send((share, settings, gradients))
+        losses = self._run(shares[0], settings, gradients)
+        for pipe, process, share in zip(self.pipes, self.processes, shares[1:]):
             with _workers_alive():
-                theirs = pipe.recv()
-            losses |= self._run(share, gradients) if theirs is None else theirs  # to have its exception here, in full
+                theirs = _answer(pipe, process)
+            if theirs is None:  # to have its exception here, in full
+                theirs = self._run(share, settings, gradients)
+            losses |= theirs
+        if self.pipes:
+            self.copied = self._copied()
         loss, stopping, m = sum(losses[k] for k in sorted(losses)), stop(), xp(self.parameters[0].data)
         flat = m.zeros(self.size if gradients else 0, self.dtype)
         if gradients and tasks:
@@ -165,13 +226,17 @@ class Workers:
             total = sum_over_ranks(m.concatenate([ends, flat]), self.comm)
             loss, stopping, flat = total[0], total[1], total[2:]
         learned = sum(p.size for p in self.parameters)
-        for b, change in zip(self.buffers, split(flat[learned:], self.buffers) if gradients else ()):
-            b.data = b.data + change.astype(b.dtype)
-        return loss, flat[:learned], stopping
+        return loss, flat[:learned], flat[learned:], stopping
 
-    def _run(self, share, gradients):
+    def change_buffers(self, changes):
+        for b, change in zip(self.buffers, split(changes, self.buffers)):
+            b.data = b.data + change.astype(b.dtype)
+
+    def _run(self, share, settings, gradients):
         """{slot: weighted loss} of a share of the shards; their weighted gradients and changes go into the slots."""
         losses = {}
+        for name, value in settings.items():
+            setattr(self.model, name, value)
         for slot, weight, part, seeds in share:
             with contextlib.nullcontext() if gradients else no_grad(), _kept(self.buffers) as changes:
                 loss = shard_loss(self.model, part, self.prepare, seeds)
@@ -185,12 +250,13 @@ class Workers:
         try:
             return grad(loss, self.parameters)
         except ValueError as error:
-            used = {id(x) for op in history([loss]) for x in op.inputs}
-            unused = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in used]
+            used, learned = {id(x) for op in history([loss]) for x in op.inputs}, {id(p) for p in self.parameters}
+            unused = [name for name, p in self.model.named_parameters() if id(p) in learned - used]
             if not unused:
                 raise
-            message = f"the loss does not depend on parameter {', '.join(unused)}: use it, or take it out of the model"
-            raise ValueError(message) from error
+            raise ValueError(
+                f"the loss does not depend on parameter {', '.join(unused)}: use it, or give the optimizer the others"
+            ) from error
 
     def _serve(self, pipe):
         """A worker's life."""
@@ -202,9 +268,9 @@ class Workers:
             p.data = values
         with contextlib.suppress(EOFError, OSError):  # the first process has gone
             while True:
-                share, gradients = pipe.recv()
+                task = pipe.recv()
                 try:
-                    losses = self._run(share, gradients)
+                    losses = self._run(*task)
                 except BaseException:  # the first process will see for itself
                     losses = None
                 pipe.send(losses)
@@ -228,6 +294,11 @@ def shard_size(model, data, prepare) -> int:
     It follows from the network and its images, not from the number of workers. The loss is computed once for it.
     """
     part = tuple(array[:SHARD] for array in data)
+    try:
+        inspect.signature(model.loss).bind(*part, None)
+    except TypeError as error:
+        given = "(x, rng)" if len(part) == 1 else "(x, rng, labels)"
+        raise ValueError(f"{type(model).__name__}.loss: needs to take {given} ({error})") from error
     with _kept([b for _, b in model.named_buffers()]):
         loss = shard_loss(model, part, prepare, [0])
     sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
@@ -245,11 +316,34 @@ def _workers_alive():
         raise RuntimeError("a worker process was ended from outside, perhaps for want of memory") from error
 
 
+def _answer(pipe, process):
+    """What a worker sends. Raises RuntimeError where it neither does nor computes for ``IDLE_SECONDS``."""
+    answered = select.poll()  # pipe.poll() would make a new one each time
+    answered.register(pipe.fileno(), select.POLLIN)
+    used, since = None, time.monotonic()
+    while not answered.poll(1000):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        if used != (used := fields[11:13]):  # its processor time
+            since = time.monotonic()
+        elif time.monotonic() > since + IDLE_SECONDS:
+            raise RuntimeError(f"worker process {process.pid} has not computed for {IDLE_SECONDS} s: it was stopped")
+    return pipe.recv()
+
+
 def shard_loss(model, part, prepare, seeds) -> Tensor:
-    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``."""
+    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``.
+
+    The model gets a Tensor of the images on its device, in its dtype where they are floating-point numbers.
+    """
     rng, (images, *labels) = np.random.default_rng(seeds), part
     x = images if prepare is None else prepare(images.copy(), rng)  # which may change them
-    return model.loss(Tensor(to_device(x, model.device)), rng, *labels)
+    if np.shape(x)[:1] != (len(images),):
+        raise ValueError(f"prepare: gave shape {np.shape(x)} for {len(images)} images, needs as many")
+    x = Tensor(to_device(x, model.device))
+    loss = model.loss(x.astype(model.dtype) if x.dtype.kind == "f" else x, rng, *labels)
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        raise ValueError(f"{type(model).__name__}.loss: gave {loss!r}, needs a Tensor of one number, the mean")
+    return loss
 
 
 def _shared(shape, dtype):

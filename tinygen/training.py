@@ -12,19 +12,22 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import split, xp
-from tinygen.checkpoint import Run
+from tinygen.checkpoint import Run, digest
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.parallel import any_rank, first_rank, of_first_rank, shard_loss, start_workers
+from tinygen.parallel import SHARD, any_rank, first_rank, of_first_rank, shard_loss, start_workers
 from tinygen.tensor import Tensor, grad, keep_values
 
 SAVE_SECONDS = 60  # between checkpoints
+LOG_SECONDS = 30  # between lines of progress in a file
 CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
 
 
@@ -32,33 +35,45 @@ def fit(
     model: Module,
     images: np.ndarray,
     *,
-    steps: int,
+    steps: int | None = None,
+    seconds: float | None = None,
     optimizer: Optimizer,
     rng: np.random.Generator,
     labels: np.ndarray | None = None,
     batch_size: int = 64,
     prepare: Callable | None = None,
     schedule: Callable[[float], float] | None = None,
+    anneal: dict[str, Callable[[float], float]] | None = None,
     clip_norm: float | None = None,
     averaging: float | None = None,
     validation: np.ndarray | None = None,
     validation_labels: np.ndarray | None = None,
     validate_every: int = 500,
+    patience: int | None = None,
+    callback: Callable[[dict], bool | None] | None = None,
     checkpoint: str | Path | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Minimize ``model.loss`` on ``images`` (N, C, H, W), a NumPy array, for ``steps`` minibatches in shuffled epochs.
+    """Minimize ``model.loss`` on ``images``, a NumPy array (N, ...), in minibatches of shuffled epochs.
 
-    ``labels`` (N,): of the images, cut with them and handed on as ``model.loss(images, rng, labels)``.
+    ``model``: any Module with ``loss(x, rng)``, the mean over x in one Tensor; x is a Tensor of some of the images, in
+    the model's dtype where they are floating-point numbers. ``labels`` (N, ...): cut with the images and handed on as
+    ``model.loss(x, rng, labels)``. What learns is each parameter that the optimizer holds and that requires grad.
+    ``steps``, or ``seconds`` of training, whichever ends first; with ``seconds`` a run is not repeated to the last bit.
     ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
+    ``anneal``: attributes of the model that follow it too, {"beta": lambda done: min(1, 4 * done)}; validation takes
+    the model's own values, which it has again at the end.
     ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
     which validation uses and the model has at the end. ``validation``: images (with ``validation_labels``) whose mean
     loss is taken every ``validate_every`` steps and at the end, with the same noise each time.
+    ``patience``: after so many validations without a new best one training ends; the model then has the best weights.
+    ``callback(row)``: called after each row of the record, with the averaged weights in the model; True ends training.
     ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it
     (for longer, if ``steps`` is larger now); the parameters end bit-identical to those of a run that was not
-    interrupted. One of another model, optimizer, rate, batch size and so on is refused.
+    interrupted. One of other settings, images or modules is refused. Not compared is what functions do: the model's
+    methods, ``prepare`` (by its name only) and ``callback``.
     ``workers``: processes (default: one for each core, on Linux). A minibatch is cut into shards of a fixed size whose
     gradients are added in their order, so that the result does not depend on it. All but the first are forked when
     training begins: what ``prepare`` or the model's ``loss`` change outside their arguments then stays in each.
@@ -66,29 +81,37 @@ def fit(
     and the checkpoint of the first one count, and it alone writes.
 
     Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since
-    the row before and on the validation images, in ``model.unit``.
+    the row before and on the validation images, in ``model.unit`` where it has one.
     On a device the loss is looked at every 50 steps only, since each look waits for it.
     Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
-    ValueError for an empty set of images, or for a file that is not a checkpoint of this model and optimizer.
+    ValueError for arguments that do not fit, or a file that is not a checkpoint of this run; KeyboardInterrupt, when
+    the checkpoint is saved, after Ctrl-C. A checkpoint that cannot be written later than at the start is a warning.
     """
-    if not isinstance(images, np.ndarray) or images.ndim != 4:
-        raise ValueError(f"images: got {getattr(images, 'shape', type(images).__name__)}, needs an array (N, C, H, W)")
     data = _set("images", images, "labels", labels)
-    held_out = None if validation is None else _set("validation", validation, "validation_labels", validation_labels)
-    for name, value, smallest in [
-        ("batch_size", batch_size, 1),
-        ("validate_every", validate_every, 1),
-        ("steps", steps, 0),
-    ]:
-        if not isinstance(value, int | np.integer) or value < smallest:
-            raise ValueError(f"{name}: got {value!r}, needs a whole number of at least {smallest}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm: got {clip_norm!r}, needs to be positive")
-    batch_size = min(batch_size, len(images))
-    if [id(p) for p in optimizer.parameters] != [id(p) for p in model.parameters()]:
-        raise ValueError("optimizer: its parameters are not those of the model, in their order")
-    settings = {"images": list(images.shape), "batch_size": batch_size, "clip_norm": clip_norm}
-    run = Run(model, optimizer, averaging, seed=int(rng.integers(2**63)), **settings)
+    held_out = _set("validation", validation, "validation_labels", validation_labels)
+    if data is None:
+        raise ValueError("images: got None, needs an array (N, ...)")
+    if steps is None and seconds is None:
+        raise ValueError("steps: got None, needs a number of steps, or seconds")
+    if patience is not None and held_out is None:
+        raise ValueError("patience: needs validation images")
+    steps = math.inf if steps is None else check.count("steps", steps, 0)
+    seconds = math.inf if seconds is None else check.number("seconds", seconds, "(0, inf)")
+    patience = math.inf if patience is None else check.count("patience", patience)
+    batch_size, validate_every = (
+        min(check.count("batch_size", batch_size), len(images)),
+        check.count("validate_every", validate_every),
+    )
+    if clip_norm is not None:
+        check.number("clip_norm", clip_norm, "(0, inf]")
+    learned, anneal = _learned(model, optimizer), anneal or {}
+    own = {name: getattr(model, name) for name in anneal}
+    settings = {"batch_size": batch_size, "clip_norm": clip_norm, "validate_every": validate_every}
+    settings |= {f"images[{i}]": digest(array) for i, array in enumerate(data)}
+    settings |= {f"validation[{i}]": digest(array) for i, array in enumerate(held_out or ())}
+    settings |= {"patience": str(patience), "prepare": getattr(prepare, "__qualname__", type(prepare).__name__)}
+    settings |= {f"schedule of {name}": _probed(name, f) for name, f in {"lr": schedule, **anneal}.items() if f}
+    run = Run(model, optimizer, learned, averaging, int(check.generator(rng).integers(2**63)), settings)
     if not first_rank():
         checkpoint, progress = None, False
     elif checkpoint is not None and os.path.exists(checkpoint):
@@ -96,68 +119,80 @@ def fit(
         if run.step > steps:
             raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
         print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
-    elif checkpoint is not None:
-        run.save(checkpoint)  # if that is not possible, better now than after an hour
     run.broadcast()
-    on_cpu, full_rate, looked, stop = model.device == "cpu", optimizer.lr, True, False
-    saved, held_out_images = time.monotonic(), 0 if validation is None else len(validation)
+    on_cpu, full_rate, looked, stop, ended = model.device == "cpu", optimizer.lr, True, False, False
+    saved = time.monotonic()
 
     with (
         _saved_on_error(run, checkpoint),
-        _restored(optimizer),
+        _restored(optimizer, model, own),
         _interrupts() as interrupted,
-        start_workers(model, prepare, workers, batch_size, held_out_images, data) as crew,
-        _bar(model, steps, batch_size, run, progress) as bar,
+        start_workers(model, learned, prepare, workers, data, batch_size, len(held_out[0]) if held_out else 0) as crew,
+        _bar(model, steps * batch_size, run.step * batch_size, progress) as bar,
     ):
+        if held_out is not None:  # what is wrong with it is found before anything is written
+            crew.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
+        if checkpoint is not None and not run.step:
+            run.save(checkpoint)  # if that is not possible, better now than after an hour
+        run.whole = True
         while True:
-            if run.noted < run.step and (run.step % validate_every == 0 or run.step == steps):
-                figure = None
-                if held_out is not None:
-                    with run.averaged():
-                        figure = _evaluate(model, held_out, [run.seed, 2], crew)
-                run.note(figure)
-            if run.step == steps or (looked and stop):  # what is saved has been looked at
+            over = run.step == steps or run.seconds >= seconds
+            if run.noted < run.step and (run.step % validate_every == 0 or over):
+                with run.averaged():
+                    figure = None if held_out is None else _evaluate(model, held_out, [run.seed, 2], own, crew)
+                    run.note(figure)
+                    if patience < math.inf and run.since_best == 0:
+                        run.best = model.state_dict()
+                    ended = of_first_rank(bool(callback and first_rank() and callback(run.record[-1])))
+            if over or ended or run.since_best >= patience or (looked and stop):  # what is saved has been looked at
                 break
             begun = time.perf_counter()
             chosen, seeds = _batch(len(images), batch_size, run.seed, run.step), [run.seed, 1, run.step]
             batch = tuple(array[chosen] for array in data)
+            done = max((run.step + 0.5) / steps, run.seconds / seconds)
             if schedule is not None:
-                optimizer.lr = full_rate * schedule((run.step + 0.5) / steps)
-            loss, gradient, stop = crew.mean(batch, seeds, stop=interrupted.is_set)
+                optimizer.lr = full_rate * schedule(done)
+            now = {name: f(done) for name, f in anneal.items()}
+            loss, gradient, changes, stop = crew.mean(batch, seeds, now, stop=interrupted.is_set)
             norm = (gradient * gradient).sum() ** 0.5
             looked = on_cpu or any((run.step + 1) % every == 0 for every in (CHECK_STEPS, validate_every, steps))
             if looked:
                 loss = float(loss)
                 if not math.isfinite(loss + float(norm)):
-                    _explain(model, crew.shards(batch, seeds), prepare, run.step)
-                run.add_loss(loss)
-                bar.set_postfix_str(f"{loss:.2f} {model.unit}", refresh=False)
+                    _explain(model, learned, crew.shards(batch, seeds), prepare, run.step)
+                bar.set_postfix_str(f"{loss:.2f} {getattr(model, 'unit', '')}".rstrip(), refresh=False)
             if clip_norm is not None:
                 scale = xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0)
                 gradient = gradient * scale.astype(gradient.dtype)
-            for p, g in zip(optimizer.parameters, split(gradient, optimizer.parameters)):
+            run.whole = False
+            if looked:
+                run.add_loss(loss)
+            crew.change_buffers(changes)
+            for p, g in zip(learned, split(gradient, learned)):
                 p.grad = Tensor(g.astype(p.dtype, copy=False))
             optimizer.step()
             if run.average is not None:
                 run.average.step()
             run.step += 1
             run.seconds += time.perf_counter() - begun
+            run.whole = True
+            if seconds < math.inf:
+                run.seconds = of_first_rank(run.seconds)
             bar.update(len(chosen))
             if crew.comm is None:
                 stop = interrupted.is_set()
             if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
                 _check_parameters(model, run.step)
-                run.save(checkpoint)
+                _save(run, checkpoint)
                 saved = time.monotonic()
     _check_parameters(model, run.step)
-    if checkpoint is not None:
-        run.save(checkpoint)
+    kept = checkpoint is not None and _save(run, checkpoint)
     if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: the end of one ends all
-        kept = f"{checkpoint} is saved, and the same call goes on from it" if checkpoint else "nothing was saved"
-        if first_rank():
-            print(f"\ninterrupted after step {run.step} of {steps}: {kept}", file=sys.stderr)
-        raise KeyboardInterrupt if hasattr(sys, "ps1") else SystemExit(130)  # a prompt stays, a script ends
-    if run.average is not None:
+        kept = f"{checkpoint} is saved, and the same call goes on from it" if kept else "nothing was saved"
+        raise KeyboardInterrupt(f"interrupted after step {run.step} of {steps}: {kept}")
+    if run.best is not None:
+        model.load_state_dict(run.best)
+    elif run.average is not None:
         run.average.swap()
     return run.record
 
@@ -175,28 +210,51 @@ def evaluate(
     Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
     data = _set("images", images, "labels", labels)
-    with start_workers(model, prepare, workers, 0, len(images), data) as crew:
-        return _evaluate(model, data, [of_first_rank(int(rng.integers(2**63)))], crew)
+    with start_workers(model, model.parameters(), prepare, workers, data, 0, len(images)) as crew:
+        return _evaluate(model, data, [of_first_rank(int(check.generator(rng).integers(2**63)))], {}, crew)
 
 
 # -- the parts of a step
 
 
-def _set(name, images, name_of_labels, labels) -> tuple:
-    """(images,) or (images, labels). Raises ValueError where there are none, or not one label an image."""
-    if len(images) == 0:
-        raise ValueError(f"{name}: the set is empty")
-    if labels is not None and np.shape(labels) != (len(images),):
-        raise ValueError(f"{name_of_labels}: has shape {np.shape(labels)}, needs ({len(images)},), one an image")
-    return (images,) if labels is None else (images, np.asarray(labels))
+def _set(name, images, name_of_labels, labels) -> tuple | None:
+    """(images,) or (images, labels), or None. Raises ValueError where there are none, or not one label an image."""
+    if images is None and labels is None:
+        return None
+    if not isinstance(images, np.ndarray) or not np.shape(images)[:1] > (0,) or images.dtype.kind not in "fiub":
+        got = f"{images.shape} {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"{name}: got {got}, needs a NumPy array (N, ...) of numbers, N at least 1")
+    if labels is None:
+        return (images,)
+    labels = np.asarray(labels)
+    if labels.shape[:1] != (len(images),) or labels.dtype.kind not in "fiub":
+        got = f"{labels.shape} {labels.dtype}"
+        raise ValueError(f"{name_of_labels}: got {got}, needs ({len(images)}, ...) numbers, a label for each image")
+    return images, labels
 
 
-def _evaluate(model, data, seeds, crew) -> float:
+def _learned(model, optimizer) -> list:
+    """The parameters of the model that the optimizer holds and that require grad."""
+    if not isinstance(model, Module) or not hasattr(model, "loss"):
+        raise ValueError(f"model: got {type(model).__name__}, needs a Module with loss(x, rng)")
+    held, own = {id(p) for p in optimizer.parameters}, model.parameters()
+    learned = [p for p in own if id(p) in held and p.requires_grad]
+    if not learned or not held <= {id(p) for p in own}:
+        raise ValueError("optimizer: needs parameters of the model alone, and one that requires grad at least")
+    return learned
+
+
+def _probed(name, function) -> str:
+    """What tells one schedule from another: its values, which have to be finite numbers."""
+    return digest(np.array([check.number(f"schedule of {name}", function(i / 32), "(-inf, inf)") for i in range(33)]))
+
+
+def _evaluate(model, data, seeds, settings, crew) -> float:
     """In parts where the images have a device to fit on."""
     n = len(data[0])
     size = n if model.device == "cpu" else 256
     parts = [tuple(array[start : start + size] for array in data) for start in range(0, n, size)]
-    losses = [crew.mean(part, [*seeds, i], gradients=False)[0] for i, part in enumerate(parts)]
+    losses = [crew.mean(part, [*seeds, i], settings, gradients=False)[0] for i, part in enumerate(parts)]
     return sum(float(loss) * (len(part[0]) / n) for loss, part in zip(losses, parts))
 
 
@@ -216,26 +274,40 @@ def _batch(n, batch_size, seed, step):
 
 @contextlib.contextmanager
 def _saved_on_error(run, checkpoint):
-    """What was reached before an exception, in a callback say, is kept; not where numbers went wrong."""
+    """What was reached before an exception, in a callback say, is kept; not where numbers went wrong, nor within a
+    step: then the file stays as it was."""
     try:
         yield
     except FloatingPointError:
         raise
     except Exception:
-        if checkpoint is not None:
-            run.save(checkpoint)
+        if checkpoint is not None and run.whole:
+            _save(run, checkpoint)
         raise
 
 
+def _save(run, checkpoint) -> bool:
+    """Whether it could be saved; if not, training is worth more than its checkpoint."""
+    try:
+        run.save(checkpoint)
+    except OSError as error:
+        warnings.warn(f"{error}; training goes on, and the file is as it was at the last save", stacklevel=3)
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def _restored(optimizer):
-    """However training ends, the optimizer has its full rate again and no gradients are left."""
+def _restored(optimizer, model, own):
+    """However training ends, the optimizer has its full rate again and the model its own attributes; no gradients are
+    left."""
     full_rate = optimizer.lr
     try:
         yield
     finally:
         optimizer.lr = full_rate
         optimizer.zero_grad()
+        for name, value in own.items():
+            setattr(model, name, value)
 
 
 @contextlib.contextmanager
@@ -258,40 +330,55 @@ def _interrupts():
         signal.signal(signal.SIGINT, before)
 
 
-def _bar(model, steps, batch_size, run, progress):
+class _Log:
+    """Where a progress bar is written to a file: a line now and then instead of one that is drawn over itself."""
+
+    def write(self, text):
+        if text := text.strip("\r\n "):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self):
+        pass
+
+
+def _bar(model, total, initial, progress):
     from tqdm import tqdm
 
+    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules  # on a terminal, or in a notebook
     return tqdm(
-        total=steps * batch_size,
-        initial=run.step * batch_size,
+        total=total if total < math.inf else None,
+        initial=initial,
         desc=type(model).__name__,
         unit=" img",
         unit_scale=True,
-        disable=None if progress else True,  # None: shown on a terminal only
+        disable=not progress,
+        **{} if drawn else {"file": _Log(), "mininterval": LOG_SECONDS},
     )
 
 
-def _explain(model, shards, prepare, step):
+def _explain(model, learned, shards, prepare, step):
     """Raise FloatingPointError with the parameter or operation where a number first stopped being finite."""
     if model.device != "cpu":
         step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # nobody has looked since
     _check_parameters(model, step)
+    largest = max(abs(part[0]).max() for part, _ in shards)
+    hint = f", or smaller numbers in the images: some are {largest:g}" if largest > 50 and prepare is None else ""
     for part, seeds in shards:
         with keep_values():
             loss = shard_loss(model, part, prepare, seeds)
             finite = _finite(loss.data)
-            gradients = grad(loss, model.parameters(), create_graph=True) if finite else ()
+            gradients = grad(loss, learned, create_graph=True) if finite else ()
         results = {"the loss": loss}
         if finite:
-            names = [f"the gradient of {name}" for name, _ in model.named_parameters()]
-            results = dict(zip(names, gradients))
+            names = {id(p): name for name, p in model.named_parameters()}
+            results = {f"the gradient of {names[id(p)]}": g for p, g in zip(learned, gradients)}
         for what, tensor in results.items():
             if not _finite(tensor.data):
                 raise FloatingPointError(
                     f"step {step}: {what} is not finite, first in {_origin(tensor, model)}; "
-                    "a smaller learning rate or clip_norm may help"
+                    f"a smaller learning rate or clip_norm may help{hint}"
                 )
-    raise FloatingPointError(f"step {step}: the norm of the gradient is not finite")
+    raise FloatingPointError(f"step {step}: the norm of the gradient is not finite{hint}")
 
 
 def _origin(tensor, model) -> str:

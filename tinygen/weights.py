@@ -1,16 +1,16 @@
 """The trained models that ship with tinygen, and the files they are in.
 
-A file is NumPy's npz: every parameter by its name, in half precision, and ``about``, a JSON text: the class of the
-model, the settings it is built with, and how it was trained. Nothing is unpickled.
+A file is NumPy's npz: every parameter and buffer by its name, and ``about``, a JSON text: the class of the model, the
+settings it is built with, and how it was trained. Nothing is unpickled.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from tinygen import models
+from tinygen.files import read_arrays, written
 from tinygen.nn import Module
 
 FOLDER = Path(__file__).parent / "assets" / "weights"
@@ -27,42 +27,61 @@ def pretrained(name: str) -> Module:
     return load(FOLDER / f"{name}.npz")[0]
 
 
-def load(path) -> tuple[Module, dict]:
+def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
     """The model in a file of ``save``, and what the file says about it.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is something else.
+    ``model``: takes the values; for a class of your own, which only you can build. Those of ``tinygen.models`` are
+    built as the file says. Raises OSError for a file that cannot be read, ValueError for one that is something else.
     """
+    arrays = read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         about = json.loads(str(arrays.pop("about")))
-        model = getattr(models, about["model"])(**about["settings"], rng=np.random.default_rng(0))
-        model.load_state_dict(arrays)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file may fail anywhere in zipfile, numpy or json
+        model = _built(about, arrays) if model is None else model
+    except Exception as error:  # whatever json and the model's constructor have to say
         raise ValueError(f"{path}: damaged, or no model that was saved here ({error})") from error
+    try:
+        model.load_state_dict(arrays)
+    except ValueError as error:
+        raise ValueError(f"{path}: is of another model ({error})") from error
     return model, about
 
 
-def save(path, model: Module, about: dict) -> None:
-    """Write the parameters and what is said about them: at any moment the file is whole, the old one or the new one.
+class _Limited(np.random.Generator):
+    """Draws as many numbers as it is told to, and then raises: before there is memory for them."""
 
-    ``about``: ``"settings"``, the arguments the model was built with, without ``rng``, and whatever else JSON can hold.
-    Raises ValueError for parameters that half precision cannot hold or that are not of these settings.
+    def __init__(self, numbers):
+        super().__init__(np.random.PCG64(0))
+        self.left = numbers
+
+    def standard_normal(self, size, dtype):
+        self.left -= int(np.prod([int(n) for n in size], dtype=object))
+        if self.left < 0:
+            raise ValueError("its settings are of a larger model than its arrays")
+        return super().standard_normal(size, dtype)
+
+
+def _built(about, arrays):
+    kind = getattr(models, about["model"]) if about["model"] in models.__all__ else None
+    if kind is None:
+        raise ValueError(f"a {about['model']} is none of tinygen.models: build it and give it to load as ``model``")
+    return kind(**about["settings"], rng=_Limited(sum(a.size for a in arrays.values())))
+
+
+def save(path: str | Path, model: Module, about: dict | None = None, half: bool = True) -> None:
+    """Write parameters and buffers, and what is said about them: at any moment the file is whole, the old or the new.
+
+    ``about``: whatever JSON can hold; for a model of ``tinygen.models`` with ``"settings"``, the arguments that it was
+    built with, without ``rng``. ``half``: in half precision; otherwise as they are, to the last bit.
+    Raises ValueError for values that half precision cannot hold or that are not of these settings.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {**about, "model": type(model).__name__}
-    with np.errstate(over="ignore"):
-        arrays = {name: value.astype(np.float16) for name, value in model.state_dict().items()}
-    if too_large := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
-        raise ValueError(f"{path}: {', '.join(too_large)} do not fit into half precision, or are not finite")
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
-        load(temporary)  # raises where settings and parameters are not of one model
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    about, arrays = {**(about or {}), "model": type(model).__name__}, model.state_dict()
+    if half:
+        with np.errstate(over="ignore"):
+            arrays = {name: a.astype(np.float16) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        if too_large := [name for name, a in arrays.items() if not np.isfinite(a).all()]:
+            raise ValueError(f"{path}: {', '.join(too_large)} do not fit into half precision, or are not finite")
+    with written(path) as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        file.flush()
+        if type(model) in vars(models).values():
+            load(file.name)  # raises where settings and parameters are not of one model

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
-from tinygen import backend, ops
+from tinygen import backend, check, ops
+from tinygen.files import read_arrays
 from tinygen.tensor import Tensor
 
 
@@ -55,6 +57,13 @@ class Module:
             else:
                 yield prefix + name, child
 
+    def named_modules(self, name: str = "") -> Iterator[tuple[str, "Module"]]:
+        """Itself, as ``("", self)``, and all modules below, as ``("blocks.0.conv", module)``."""
+        yield name, self
+        for below, child in self.children():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{name}.{below}" if name else below)
+
     def parameters(self) -> list[Parameter]:
         """All parameters below, in definition order."""
         return [parameter for _, parameter in self.named_parameters()]
@@ -86,11 +95,16 @@ class Module:
         """A copy of every parameter and buffer on the host, by name."""
         return {name: np.array(tensor.numpy()) for name, tensor in self._named_tensors()}
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, state: dict[str, np.ndarray] | str | Path) -> None:
         """Take over the values of ``state_dict()``, on the device and in the dtype that the module has now.
 
-        Raises ValueError, and changes nothing, where entries are missing, unexpected or of another shape.
+        ``state``: the dict, or the path of a file that ``tinygen.weights.save`` wrote. Raises ValueError, and changes
+        nothing, where entries are missing, unexpected, of another shape or no real numbers.
         """
+        if isinstance(state, str | Path):
+            state = {name: array for name, array in read_arrays(state).items() if name != "about"}
+        if not isinstance(state, dict):
+            raise ValueError(f"load_state_dict: got {type(state).__name__}, needs a dict of arrays or a file's path")
         own = dict(self._named_tensors())
         problems = [f"missing {name} {p.shape}" for name, p in own.items() if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
@@ -98,6 +112,11 @@ class Module:
             f"{name} has shape {np.shape(state[name])}, needs {p.shape}"
             for name, p in own.items()
             if name in state and np.shape(state[name]) != p.shape
+        ]
+        problems += [
+            f"{name} has dtype {np.asarray(value).dtype}, needs real numbers"
+            for name, value in state.items()
+            if np.asarray(value).dtype.kind not in "fiub"
         ]
         if problems:
             raise ValueError(f"load_state_dict into {type(self).__name__}: " + "; ".join(problems))
@@ -137,9 +156,7 @@ class Dropout(Module):
     """Zeroes each value with probability ``p`` where an ``rng`` is given; without one (evaluation) does nothing."""
 
     def __init__(self, p: float):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p is {p}, needs 0 <= p < 1")
-        self.p = float(p)
+        self.p = check.number("Dropout: p", p, "[0, 1)")
 
     def forward(self, x, rng: np.random.Generator | None = None):
         return ops.dropout(x, self.p, rng) if rng is not None and self.p else x

@@ -1,0 +1,56 @@
+"""Files that are whole at any moment, and arrays out of files that somebody else may have made."""
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def written(path):
+    """``with written(path) as file:`` gives a binary file to write to, which gets the name ``path`` once it is whole.
+
+    Whatever happens, ``path`` is the old file or the new one. Folders are made, a link is followed, the mode is kept.
+    Raises OSError with the path where the file cannot be written, also for a folder or a device.
+    """
+    target = Path(os.path.realpath(path))
+    # Its own name for each writer, so that two of them do not rename each other's half of a file
+    temporary = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "it is a folder or a device, needs a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, f"cannot be written ({reason})", str(path)) from error
+
+
+def read_arrays(path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name. Nothing is unpickled, and a small file does not take much memory.
+
+    Raises OSError for a file that cannot be read, ValueError for one that is damaged, no npz, or unpacks to more than
+    64 MiB and 20 times its size.
+    """
+    with open(path, "rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                size, unpacked = os.fstat(opened.fileno()).st_size, sum(m.file_size for m in file.zip.infolist())
+                if unpacked > (64 << 20) + 20 * size:
+                    raise ValueError(f"its {size:,} bytes unpack to {unpacked:,}")
+                return {name: file[name] for name in file.files}
+        except Exception as error:  # a damaged file may fail anywhere in zipfile and numpy
+            raise ValueError(f"{path}: damaged, or no npz file ({error})") from error
