@@ -89,14 +89,15 @@ class _OneBlasThread:
     """
 
     def __init__(self):
-        self.lock, self.inside, self.limits = threading.Lock(), 0, None
+        self.lock, self.inside = threading.Lock(), 0
 
     def __enter__(self):
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import ThreadpoolController
 
         with self.lock:
             if self.inside == 0:
-                self.limits = threadpool_limits(1, user_api="blas")
+                self.controller = ThreadpoolController()
+                self.limits = self.controller.limit(limits=1, user_api="blas")
             self.inside += 1
 
     def __exit__(self, *exception):
@@ -104,6 +105,9 @@ class _OneBlasThread:
             self.inside -= 1
             if self.inside == 0:
                 self.limits.restore_original_limits()
+            for library in self.controller.lib_controllers:
+                if hasattr(library, "clear_controlling_thread"):  # threadpoolctl 3.8 obeys one thread until it leaves
+                    library.clear_controlling_thread()
 
 
 one_blas_thread = _OneBlasThread()

@@ -105,6 +105,8 @@ def fit(
     if clip_norm is not None:
         check.number("clip_norm", clip_norm, "(0, inf]")
     learned, anneal = _learned(model, optimizer), anneal or {}
+    if missing := [name for name in anneal if not hasattr(model, name)]:
+        raise ValueError(f"anneal: {type(model).__name__} has no attribute {', '.join(missing)}")
     own = {name: getattr(model, name) for name in anneal}
     settings = {"batch_size": batch_size, "clip_norm": clip_norm, "validate_every": validate_every}
     settings |= {f"images[{i}]": digest(array) for i, array in enumerate(data)}
