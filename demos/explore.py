@@ -1,14 +1,16 @@
 """A page to play with: walk through a VAE's codes, and draw what a Gated PixelCNN then finishes. Ends with Ctrl-C.
 
-It opens in the browser, served to this machine alone by matplotlib's WebAgg (extra ``web``); with ``--window`` in a
-window of the desktop. On the left a plane of z: press or drag, and the digit there is decoded; the strip leads there
-from the point pressed before. Below, sliders for eight of the 32 dimensions of a larger VAE. On the right draw with
-the left button and erase with the right one, choose a class, and press *paint*: what is drawn down to its last row is
-given, the model draws the rows below, one pixel after the other. Its probabilities for the first image are beside it.
-On two cores a press is answered within 0.1 s and six images are painted in less than 2 s.
+It opens in the browser, served by matplotlib's WebAgg (extra ``web``) to this machine alone, under the names
+127.0.0.1 and localhost; with ``--window`` in a window of the desktop. On the left a plane of z: press or drag, and
+the digit there is decoded; the strip leads there from the point pressed before. Below, sliders for eight of the 32
+dimensions of a larger VAE. On the right draw with the left button and erase with the right one, choose a class, and
+press *paint*: what is drawn down to its last row is given, the model draws the rows below, one pixel after the other.
+Its probabilities for the first image are beside it. On two cores a press is answered within 0.1 s and six images are
+painted in less than 2 s.
 """
 
 import argparse
+import webbrowser
 
 import numpy as np
 from common import run
@@ -227,12 +229,18 @@ def main():
             parser.error("the page needs tornado: pip install 'tinygen[web]', or --window for a window of the desktop")
         plt.rcParams.update({"webagg.port": options.port, "webagg.port_retries": 1, "webagg.address": "127.0.0.1"})
     panels = build()  # noqa: F841
-    if not options.window:
-        print(f"http://127.0.0.1:{options.port}/")
-    try:
+    if options.window:
         plt.show()
+        return
+    from server import Server  # needs tornado
+
+    try:
+        Server.initialize()
     except SystemExit:
         parser.error(f"--port: {options.port} is taken, needs another")
+    print(f"http://127.0.0.1:{options.port}/")
+    webbrowser.open(f"http://127.0.0.1:{options.port}/")
+    Server.start()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_read_idx_refuses_every_truncation_and_any_extra_byte(tmp_path, rng, pac
     whole = idx(rng.integers(0, 256, (2, 3, 2), dtype=np.uint8))
     for wrong in [whole[:n] for n in range(len(whole))] + [whole + b"\0"]:
         (tmp_path / "file").write_bytes(pack(wrong))
-        with pytest.raises(ValueError, match=rf"file: (has {len(wrong)} bytes, needs|starts with)"):
+        found = f"more than {len(whole)}" if len(wrong) > len(whole) else len(wrong)
+        with pytest.raises(ValueError, match=rf"file: (has {found} bytes, needs|starts with)"):
             data.read_idx(tmp_path / "file")
 
 
@@ -112,10 +114,41 @@ def test_read_idx_refuses_a_corrupt_or_truncated_gzip(tmp_path, rng):
     whole = gzip.compress(idx(rng.integers(0, 4, (20, 5), dtype=np.uint8)))
     # Bytes 0 to 9 are gzip's header (date, system: without meaning here), then come compressed data, check sum, size.
     flipped = [whole[:n] + bytes([whole[n] ^ 0x55]) + whole[n + 1 :] for n in range(10, len(whole))]
-    for wrong in [*flipped, *(whole[:n] for n in range(2, len(whole))), whole + b"junk"]:
+    cut = [*(whole[:n] for n in range(2, len(whole))), whole + b"junk"]
+    # A flipped byte may also unpack to more bytes or another header; the check sum at the end is not read then.
+    for wrong, also in [*((wrong, "|has more than|starts with") for wrong in flipped), *((wrong, "") for wrong in cut)]:
         (tmp_path / "file.gz").write_bytes(wrong)
-        with pytest.raises(ValueError, match=r"file\.gz: got a corrupt or truncated gzip"):
+        with pytest.raises(ValueError, match=rf"file\.gz: (got a corrupt or truncated gzip{also})"):
             data.read_idx(tmp_path / "file.gz")
+
+
+@pytest.fixture
+def peak():
+    """A function that returns the most bytes that were in use at one time since the test began."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (2**31, 2**31)])
+def test_a_gzip_that_unpacks_to_far_more_than_an_array_takes_no_memory(tmp_path, peak, shape):
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    with gzip.open(tmp_path / "bomb.gz", "wb", compresslevel=1) as file:
+        file.write(header)
+        for _ in range(100):
+            file.write(bytes(2**20))
+    with pytest.raises(ValueError, match=r"bomb\.gz: (has more than 28 bytes|shape .* has 4611686018427387916 bytes)"):
+        data.read_idx(tmp_path / "bomb.gz")
+    assert peak() < 10 * 2**20
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_read_idx_reads_as_many_bytes_as_are_allowed(tmp_path, rng, pack):
+    array = rng.integers(0, 256, (2, 3, 2), dtype=np.uint8)
+    (tmp_path / "file").write_bytes(pack(idx(array)))
+    np.testing.assert_array_equal(data.read_idx(tmp_path / "file", largest=28), array)
+    with pytest.raises(ValueError, match=r"file: shape \(2, 3, 2\) has 28 bytes, needs at most 27"):
+        data.read_idx(tmp_path / "file", largest=27)
 
 
 # --- MNIST: lookup, verification ----------------------------------------------------------------------------------
@@ -172,6 +205,16 @@ def test_one_changed_byte_in_any_mnist_file_is_refused(cache, small_mnist, name)
     found, needed = hashlib.sha256(idx(wrong)).hexdigest(), data._MNIST[name]
     with pytest.raises(ValueError, match=rf"{name}\.gz: sha256 of the content is {found}, needs {needed}"):
         data.mnist()
+
+
+def test_more_images_than_mnist_has_are_not_read(cache, peak):
+    header = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (60001, 28, 28))
+    (cache / "mnist").mkdir(parents=True)
+    (cache / "mnist/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(60001 * 28 * 28), 1))
+    tracemalloc.reset_peak()
+    with pytest.raises(ValueError, match=r"shape \(60001, 28, 28\) has 47040800 bytes, needs at most 47040016"):
+        data.mnist()
+    assert peak() < 2**20
 
 
 @pytest.mark.skipif(not HAS_MNIST, reason="TINYGEN_DATA names no folder with mnist/")

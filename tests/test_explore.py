@@ -1,13 +1,18 @@
-"""The page of demos/explore.py: what its panels compute; and, with the extra web-test and Chromium (pytest -m browser),
-the page in a real browser."""
+"""The page of demos/explore.py: what its panels compute, what its server refuses; and, with the extra web-test and
+Chromium (pytest -m browser), the page in a real browser."""
 
+import asyncio
+import contextlib
+import http.client
 import importlib
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -145,6 +150,103 @@ def test_painting_is_sampling_with_what_was_drawn(panels, choice):
     np.testing.assert_allclose(canvas.probabilities.get_array(), 1 / (1 + np.exp(-logits / 0.6)), rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def served():
+    """The port of the demo, which runs, and the lines that it prints."""
+    pytest.importorskip("tornado")
+    port, lines = free_port(), []
+    server = start("--port", str(port))
+    for line in server.stdout:  # the page is there once it says how to stop it
+        if "Ctrl+C" in line:
+            break
+    reader = threading.Thread(target=lines.extend, args=(server.stdout,))
+    reader.start()
+    yield port, lines
+    server.terminate()
+    server.wait()
+    reader.join()
+
+
+def ask(port, path, **headers):
+    """The status of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers=headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade"}
+UPGRADE |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "x" * 16}
+
+
+@pytest.mark.parametrize("path", ["/", "/1", "/js/mpl.js", "/_static/css/page.css", "/1/download.png", "/no", "/1/ws"])
+def test_no_other_name_is_answered(served, path):
+    port, _ = served
+    headers = UPGRADE if path == "/1/ws" else {}
+    usual = {"/no": 404, "/1/ws": 101}.get(path, 200)
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", "localhost", "LOCALHOST:1"):
+        assert ask(port, path, Host=host, **headers) == usual
+    for host in ("example.com", f"example.com:{port}", "127.0.0.1.example.com", "xlocalhost", "127.0.0.2", ""):
+        assert ask(port, path, Host=host, **headers) == 403
+
+
+def test_no_other_page_opens_a_websocket(served):
+    port, _ = served
+    own = f"127.0.0.1:{port}"
+    assert ask(port, "/1/ws", Host=own, Origin=f"http://{own}", **UPGRADE) == 101
+    for origin in ("http://example.com", f"http://127.0.0.1:{port + 1}", f"http://localhost:{port}", "null"):
+        assert ask(port, "/1/ws", Host=own, Origin=origin, **UPGRADE) == 403
+
+
+CLICK = {"type": "button_press", "x": 300, "y": 200, "button": 0, "buttons": 1, "modifiers": []}
+BAD = [
+    *("", "no JSON", b"\xff\x00", "[" * 10**5, "5", "null", '["type"]', "{}", '{"type": ["draw"]}'),
+    *({"type": kind} for kind in ("unknown", "x\ny", "event", "unknown_event", "", None, 5)),
+    *({"type": kind} for kind in ("button_press", "motion_notify", "toolbar_button")),
+    *({**CLICK, name: value} for name in ("x", "y", "button", "buttons") for value in (None, "1", [], {})),
+    *({**CLICK, name: value} for name in ("x", "y") for value in (float("nan"), float("inf"), 1e300)),
+    {**CLICK, "modifiers": 5},
+    {"type": "supports_binary", "value": False},
+    {"type": "toolbar_button", "name": "download"},
+    *({"type": "set_device_pixel_ratio", "device_pixel_ratio": ratio} for ratio in ("2", 0, -1, 1e6, float("nan"))),
+    *({"type": "resize", "width": width, "height": 680} for width in ("500", 0, -500, 1e6, 10**400, float("nan"))),
+    {"type": "resize", "width": 6000, "height": 6000, "device_pixel_ratio": 10},
+    {"type": "the last"},
+]
+
+
+def test_a_bad_message_is_one_line_and_harms_nobody(served):
+    port, lines = served
+    websocket = pytest.importorskip("tornado.websocket")
+
+    async def receive(client, what):
+        """The client's next message of this type: bytes for a picture, None for the end."""
+        while not isinstance(message := await client.read_message(), what):
+            pass
+        return message
+
+    async def talk():
+        bad, good, huge = [await websocket.websocket_connect(f"ws://127.0.0.1:{port}/1/ws") for _ in range(3)]
+        for message in BAD:
+            binary = isinstance(message, bytes)
+            await bad.write_message(message if binary or isinstance(message, str) else json.dumps(message), binary)
+        await bad.write_message('{"type": "key_press", "key": "kq"}')  # on matplotlib's own page it closes the figure
+        with contextlib.suppress(websocket.WebSocketClosedError):
+            await huge.write_message("1" * 11 * 2**20)
+        await receive(huge, type(None))  # is no longer connected
+        await bad.write_message('{"type": "draw"}')
+        return [await receive(client, bytes) for client in (bad, good)]
+
+    for picture in asyncio.run(asyncio.wait_for(talk(), 60)):
+        assert imread(io.BytesIO(picture), format="png").shape[:2] == (680, 1280)
+    end = time.monotonic() + 60
+    while not any("the last" in line for line in lines) and time.monotonic() < end:
+        time.sleep(0.02)
+    ignored = [line for line in lines if line.startswith("ignored a message: ")]
+    assert len(ignored) == len(BAD) and max(map(len, ignored)) < 250
+
+
 @pytest.fixture
 def page():
     from playwright.sync_api import sync_playwright
@@ -172,7 +274,8 @@ def page():
         assert not said and hosts == {f"127.0.0.1:{port}"}
     finally:
         server.terminate()
-        server.wait()
+        output, _ = server.communicate()
+    assert "ignored a message" not in output
 
 
 @pytest.mark.browser

@@ -1,5 +1,8 @@
 """Pictures: what lands where."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,13 @@ def test_figure_has_a_panel_for_each_grid(rng, tmp_path):
     assert [text.get_position()[1] for text in drawn.axes[0].texts] == [2.5, 10.5]
     drawn.savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_figure_can_be_copied():
+    drawn = figure({"one": (np.eye(8)[None, None], 1)})
+    for other in (copy.deepcopy(drawn), pickle.loads(pickle.dumps(drawn))):
+        other.axes[0].set_title("another")
+        assert other._repr_png_() != drawn._repr_png_()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ _MNIST = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+_MNIST_LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images, unzipped
 _MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -65,7 +66,7 @@ def mnist() -> Dataset:
     arrays = []
     for name, sha256 in _MNIST.items():
         places = [f"mnist/{name}.gz", f"mnist/{name}", f"{name}.gz", name]
-        arrays.append(_load(places, _MNIST_MIRRORS, partial(read_idx, sha256=sha256)))
+        arrays.append(_load(places, _MNIST_MIRRORS, partial(read_idx, sha256=sha256, largest=_MNIST_LARGEST)))
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(train_images[:, None], train_labels, test_images[:, None], test_labels)
 
@@ -82,28 +83,41 @@ def cifar10() -> Dataset:
     return Dataset(np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5])
 
 
-def read_idx(path, sha256: str | None = None) -> np.ndarray:
+def read_idx(path, sha256: str | None = None, largest: int = 2**30) -> np.ndarray:
     """The uint8 array, of any shape, in an IDX file of unsigned bytes, gzip or not.
 
     Layout: bytes 0, 0, 8 (the type), number of dimensions, each dimension as a big-endian uint32, then the values.
-    Raises ValueError for a corrupt gzip, another ``sha256`` (unzipped), another magic number, missing or extra bytes.
+    The shape says how many bytes there are, and no more are read, since a gzip file of 3 MB can unpack to 3 GB. Where
+    it says more than ``largest`` bytes, by default 1 GiB (MNIST's largest file has 47 million), nothing is read.
+    Raises ValueError for a corrupt gzip, another ``sha256`` (unzipped), another magic number, missing or extra bytes,
+    or more than ``largest``.
     """
-    content = Path(path).read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: got a corrupt or truncated gzip file ({error}), needs a whole one") from None
-    if sha256:
-        _check_hash(content, "sha256", sha256, path)
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            return _read_idx(gzip.GzipFile(fileobj=file) if zipped else file, path, sha256, largest)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: got a corrupt or truncated gzip file ({error}), needs a whole one") from None
+
+
+def _read_idx(file, path, sha256, largest):
+    content = bytearray(file.read(4))  # bytes that can be written to
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path}: starts with bytes {content[:4].hex(' ')}, needs 00 00 08 (IDX of unsigned bytes)")
+        raise ValueError(f"{path}: starts with bytes {content.hex(' ')}, needs 00 00 08 (IDX of unsigned bytes)")
     header = 4 + 4 * content[3]
+    content += file.read(header - 4)
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
     size = header + math.prod(shape)
+    if size > largest:
+        raise ValueError(f"{path}: shape {shape} has {size} bytes, needs at most {largest} (largest)")
+    content += file.read(size + 1 - len(content))  # one more than there are, to see that nothing follows
     if len(content) != size:
-        raise ValueError(f"{path}: has {len(content)} bytes, needs {size} for shape {shape}")
-    return np.frombuffer(content, np.uint8)[header:].reshape(shape).copy()  # a copy can be written to
+        found = len(content) if len(content) < size else f"more than {size}"
+        raise ValueError(f"{path}: has {found} bytes, needs {size} for shape {shape}")
+    if sha256:
+        _check_hash(content, "sha256", sha256, path)
+    return np.frombuffer(content, np.uint8)[header:].reshape(shape)
 
 
 def binarize_static(images, seed: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Grids of images and latent manifolds. Only here is matplotlib needed, and only by the functions that draw."""
 
+import io
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -51,7 +53,14 @@ def figure(panels: dict):
     drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
     for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         draw_images(ax, images, columns, title, *rows)
+    drawn._repr_png_ = partial(_png, drawn)  # a notebook asks for it: without pyplot it cannot draw a Figure itself
     return drawn
+
+
+def _png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 @no_grad()
