@@ -12,6 +12,14 @@ import numpy as np
 from tinygen.plotting import figure
 figure({"two": (np.eye(8).reshape(1, 1, 8, 8).repeat(2, 0), 2)})
 """,
+    "training": """
+from tinygen.models import Autoencoder
+from tinygen.optim import Adam
+from tinygen.training import fit
+rng = np.random.default_rng(0)
+model = Autoencoder((1, 4, 4), code=2, channels=(2,), rng=rng)
+record = fit(model, rng.random((64, 1, 4, 4)), steps=5, optimizer=Adam(model.parameters(), 0.01), rng=rng)
+""",
     "a figure with pyplot": """
 %matplotlib inline
 figure({"two": (np.eye(8).reshape(1, 1, 8, 8).repeat(2, 0), 2)})
@@ -37,3 +45,9 @@ def test_a_figure_is_an_image(shown, name):
     (output,) = shown[name]
     picture = imread(io.BytesIO(base64.b64decode(output.data["image/png"])), format="png")
     assert picture.shape[1] > 300 and picture.std() > 0.1
+
+
+def test_training_shows_a_bar(shown):
+    text = "".join(output.text for output in shown["training"] if output.name == "stderr")
+    last = text.split("\r")[-1]
+    assert "Autoencoder: 100%" in last and "squared error per image" in last

@@ -1,6 +1,5 @@
 """The README says what is: its code runs, its files and pictures exist."""
 
-import math
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ def test_code_runs(tmp_path, monkeypatch):
     names = []
     for block in blocks:  # each runs by itself
         names.append({})
-        few = block.replace("steps=100", "steps=2").replace("range(2000)", "range(2)")
+        few = block.replace("steps=100", "steps=2").replace("steps=2000", "steps=2")
         exec(compile(few, "README.md", "exec"), names[-1])
     first, higher, own, training, vae, shipped = names
     assert first["h"].numpy().tolist() == [6, 12, 18] and first["x"].grad.numpy().tolist() == [3, 12, 27]
@@ -27,7 +26,7 @@ def test_code_runs(tmp_path, monkeypatch):
     assert own["softsign"](-1.0).item() == -0.5
     assert training["images"].shape == (16, 1, 28, 28) and (tmp_path / "out" / "pixelcnn.npz").exists()
     assert (tmp_path / "halves.png").exists() and (shipped["halves"] == shipped["digits"])[:, :, :14].all()
-    assert vae["samples"].shape == (16, 1, 28, 28) and math.isfinite(vae["loss"].item())
+    assert vae["samples"].shape == (16, 1, 28, 28) and np.isfinite(vae["samples"]).all()
 
 
 def test_files_of_the_gallery_exist():
