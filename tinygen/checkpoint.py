@@ -13,7 +13,7 @@ from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
 # Of a run, beside its arrays, with their types
-FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list}
+FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list, "ended": bool}
 
 
 def is_plain(value) -> bool:
@@ -46,6 +46,7 @@ class Run:
         self.settings = json.loads(json.dumps(settings, default=lambda number: number.item()))
         self.average = None if averaging is None else Average(learned, averaging)
         self.step, self.seconds, self.losses, self.record, self.best = 0, 0.0, [0.0, 0], [], None
+        self.ended = False  # by a callback
         self.whole = False  # whether it may be saved: not before the first step is sure to begin, nor within a step
 
     @property

@@ -87,6 +87,8 @@ def fit(
     ValueError for arguments that do not fit, or a file that is not a checkpoint of this run; KeyboardInterrupt, when
     the checkpoint is saved, after Ctrl-C. A checkpoint that cannot be written later than at the start is a warning.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer: got {type(optimizer).__name__}, needs one of tinygen.optim")
     data = _set("images", images, "labels", labels)
     held_out = _set("validation", validation, "validation_labels", validation_labels)
     if data is None:
@@ -98,13 +100,14 @@ def fit(
     steps = math.inf if steps is None else check.count("steps", steps, 0)
     seconds = math.inf if seconds is None else check.number("seconds", seconds, "(0, inf)")
     patience = math.inf if patience is None else check.count("patience", patience)
-    batch_size, validate_every = (
-        min(check.count("batch_size", batch_size), len(images)),
-        check.count("validate_every", validate_every),
-    )
+    batch_size = min(check.count("batch_size", batch_size), len(images))
+    validate_every = check.count("validate_every", validate_every)
     if clip_norm is not None:
         check.number("clip_norm", clip_norm, "(0, inf]")
-    learned, anneal = _learned(model, optimizer), anneal or {}
+    learned, anneal = _learned(model, optimizer), dict(anneal or {})
+    for name, f in {"prepare": prepare, "schedule": schedule, "callback": callback, **anneal}.items():
+        if f is not None and not callable(f):
+            raise ValueError(f"{name}: got {f!r}, needs a function")
     if missing := [name for name in anneal if not hasattr(model, name)]:
         raise ValueError(f"anneal: {type(model).__name__} has no attribute {', '.join(missing)}")
     own = {name: getattr(model, name) for name in anneal}
@@ -122,7 +125,7 @@ def fit(
             raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
         print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
     run.broadcast()
-    on_cpu, full_rate, looked, stop, ended = model.device == "cpu", optimizer.lr, True, False, False
+    on_cpu, full_rate, looked, stop = model.device == "cpu", optimizer.lr, True, False
     saved = time.monotonic()
 
     with (
@@ -145,8 +148,8 @@ def fit(
                     run.note(figure)
                     if patience < math.inf and run.since_best == 0:
                         run.best = model.state_dict()
-                    ended = of_first_rank(bool(callback and first_rank() and callback(run.record[-1])))
-            if over or ended or run.since_best >= patience or (looked and stop):  # what is saved has been looked at
+                    run.ended = of_first_rank(bool(callback and first_rank() and callback(run.record[-1])))
+            if over or run.ended or run.since_best >= patience or (looked and stop):  # what is saved has been looked at
                 break
             begun = time.perf_counter()
             chosen, seeds = _batch(len(images), batch_size, run.seed, run.step), [run.seed, 1, run.step]
@@ -212,8 +215,9 @@ def evaluate(
     Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
     data = _set("images", images, "labels", labels)
-    with start_workers(model, model.parameters(), prepare, workers, data, 0, len(images)) as crew:
-        return _evaluate(model, data, [of_first_rank(int(check.generator(rng).integers(2**63)))], {}, crew)
+    seed = of_first_rank(int(check.generator(rng).integers(2**63)))
+    with start_workers(model, _learned(model), prepare, workers, data, 0, len(images)) as crew:
+        return _evaluate(model, data, [seed], {}, crew)
 
 
 # -- the parts of a step
@@ -235,10 +239,12 @@ def _set(name, images, name_of_labels, labels) -> tuple | None:
     return images, labels
 
 
-def _learned(model, optimizer) -> list:
-    """The parameters of the model that the optimizer holds and that require grad."""
+def _learned(model, optimizer=None) -> list:
+    """The parameters of the model that the optimizer holds and that require grad; without one all of them."""
     if not isinstance(model, Module) or not hasattr(model, "loss"):
         raise ValueError(f"model: got {type(model).__name__}, needs a Module with loss(x, rng)")
+    if optimizer is None:
+        return model.parameters()
     held, own = {id(p) for p in optimizer.parameters}, model.parameters()
     learned = [p for p in own if id(p) in held and p.requires_grad]
     if not learned or not held <= {id(p) for p in own}:
