@@ -1,11 +1,12 @@
 """Where results go: sections of ``RESULTS.md``, and the plot."""
 
-import os
 import re
 from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from tinygen.files import written
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -18,9 +19,8 @@ def write_section(title, text):
     new = f"## {title}\n\n{text}"
     i = next((i for i, section in enumerate(sections) if section.startswith(f"## {title}\n")), len(sections))
     sections[i : i + 1] = [new]
-    temporary = RESULTS.with_name(RESULTS.name + ".part")
-    temporary.write_text("\n\n".join(part.strip() for part in [head, *sections]) + "\n")
-    os.replace(temporary, RESULTS)
+    with written(RESULTS) as file:
+        file.write(("\n\n".join(part.strip() for part in [head, *sections]) + "\n").encode())
 
 
 def table(columns, rows):

@@ -16,6 +16,7 @@ import inspect
 import math
 import mmap
 import multiprocessing
+import operator
 import os
 import select
 import signal
@@ -140,6 +141,8 @@ class Workers:
         self.values = self.parameters + self.buffers  # what travels
         self.size, dtypes = sum(p.size for p in self.values), {p.dtype for p in self.values}
         self.dtype, self.one_dtype = np.result_type(*dtypes), len(dtypes) == 1
+        self.modules = list(model.named_modules("model"))
+        self.tensors = [*model.named_parameters(), *model.named_buffers()]
         self.slots = [None] * slots  # for a shard's gradient, and its change of the buffers
         for p in self.values:  # BLAS rounds differently in another memory order, and workers have them in this one
             p.data = xp(p.data).ascontiguousarray(p.data).reshape(p.shape)
@@ -157,28 +160,26 @@ class Workers:
             process.start()
             self.processes.append(process)
             theirs.close()
-        self.copied = self._copied()
+        self._look()
 
-    def _copied(self):
-        """What of the model the workers have a copy of, which no longer follows it: all but the values that travel."""
+    def _look(self):
+        """Remember what of the model the workers have a copy of: all attributes, and tensors that do not travel."""
         travelling = {id(tensor) for tensor in self.values}
-        found = {
-            f"{module}.{name}": repr(value) if isinstance(value, int | float | str) else id(value)
-            for module, m in self.model.named_modules("model")
-            for name, value in vars(m).items()
-        }
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return found | {f"{name}.data": id(t.data) for name, t in tensors if id(t) not in travelling}
+        self.attributes = [(name, module, dict(vars(module))) for name, module in self.modules]
+        self.others = [(name, tensor, tensor.data) for name, tensor in self.tensors if id(tensor) not in travelling]
 
-    def _check_copied(self):
-        """Raises RuntimeError where somebody has changed in this process alone what the others have copies of."""
-        now = self._copied()
-        for name in {**now, **self.copied}:
-            if now.get(name) != self.copied.get(name):
-                raise RuntimeError(
-                    f"{name} was changed during training, in one of {len(self.pipes) + 1} processes: give "
-                    "fit anneal={name: function} for what follows the training, or workers=1"
-                )
+    def _check_unchanged(self):
+        """Raises RuntimeError where somebody has changed that since, in this process alone."""
+        changed = [name for name, tensor, data in self.others if tensor.data is not data]
+        for name, module, before in self.attributes:
+            now = vars(module)
+            if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):  # mostly the same
+                changed += [f"{name}.{key}" for key in {**before, **now} if not _same(before.get(key), now.get(key))]
+        if changed:
+            raise RuntimeError(
+                f"{', '.join(changed)} was changed during training, in one of {len(self.pipes) + 1} processes: use "
+                "anneal={name: function} for what follows the training, or workers=1"
+            )
 
     def close(self):
         """End the workers, whatever they are at."""
@@ -206,7 +207,7 @@ class Workers:
         tasks = [(slot, len(part[0]) / len(batch[0]), part, seed) for slot, (part, seed) in mine]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
-            self._check_copied()
+            self._check_unchanged()
             self.weights[...] = flatten([p.data for p in self.values])
         with _workers_alive():
             for pipe, share in zip(self.pipes, shares[1:]):
@@ -219,7 +220,7 @@ class Workers:
                 theirs = self._run(share, settings, gradients)
             losses |= theirs
         if self.pipes:
-            self.copied = self._copied()
+            self._look()
         loss, stopping, m = sum(losses[k] for k in sorted(losses)), stop(), xp(self.parameters[0].data)
         flat = m.zeros(self.size if gradients else 0, self.dtype)
         if gradients and tasks:
@@ -348,6 +349,10 @@ def shard_loss(model, part, prepare, seeds) -> Tensor:
     if not isinstance(loss, Tensor) or loss.size != 1:
         raise ValueError(f"{type(model).__name__}.loss: gave {loss!r}, needs a Tensor of one number, the mean")
     return loss
+
+
+def _same(a, b):
+    return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
 
 
 def _shared(shape, dtype):
