@@ -535,3 +535,57 @@ def test_binarizing_anything_but_uint8_is_refused(binarize, images):
     found = getattr(images, "dtype", "list")
     with pytest.raises(TypeError, match=rf"binarize_\w+: images is {found}, needs a uint8 array"):
         binarize(images)
+
+
+# -- other sets
+
+
+def test_emoji():
+    emoji = data.emoji()
+    assert emoji.images.shape == (1911, 3, 32, 32) and emoji.images.dtype == np.uint8
+    last_first = np.ascontiguousarray(emoji.images.transpose(0, 2, 3, 1))
+    assert hashlib.sha256(last_first.tobytes()).hexdigest().startswith("d8aae92219490a38")
+    assert len(emoji.names) == len(emoji.category) == 1911 and emoji.category.max() < len(emoji.categories)
+    assert emoji.categories[emoji.category[emoji.names.tolist().index("grinning")]] == "Smileys & Emotion"
+
+
+@pytest.mark.parametrize("kind", ["amat", "npz"])
+def test_binarized_mnist_in_both_forms(kind, tmp_path, monkeypatch, rng):
+    monkeypatch.setenv("TINYGEN_DATA", str(tmp_path))
+    parts = {part: rng.integers(0, 2, (n, 784), np.uint8) for part, n in (("train", 5), ("valid", 3), ("test", 2))}
+    monkeypatch.setattr(
+        data, "_BINARIZED_MNIST", {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in parts.items()}
+    )
+    if kind == "npz":
+        np.savez(tmp_path / "binarized_mnist.npz", **{k: np.packbits(v, axis=1) for k, v in parts.items()})
+    for part, pixels in parts.items() if kind == "amat" else ():
+        lines = [" ".join(map(str, row)) + "\n" for row in pixels]
+        (tmp_path / f"binarized_mnist_{part}.amat").write_text("".join(lines))
+    for found, expected in zip(data.binarized_mnist(), parts.values(), strict=True):
+        assert found.shape == (len(expected), 1, 28, 28) and (found.reshape(-1, 784) == expected).all()
+    monkeypatch.setitem(data._BINARIZED_MNIST, "test", "0" * 64)
+    with pytest.raises(ValueError, match=r"sha256 of the content is .*, needs 000"):
+        data.binarized_mnist()
+
+
+def test_the_published_sets_where_they_are():
+    given = Path(os.environ.get("TINYGEN_DATA", ""))
+    if not (given / "binarized_mnist.npz").exists():
+        pytest.skip("the published binarization is not there")
+    train, valid, test = data.binarized_mnist()
+    assert [len(part) for part in (train, valid, test)] == [50_000, 10_000, 10_000] and train.max() == 1
+    if (given / "frey_faces.npz").exists():
+        assert data.frey_faces().shape == (1965, 1, 28, 20)
+    if (given / "lfwcrop_32.npz").exists():
+        assert data.lfw().shape == (13233, 3, 32, 32)
+
+
+def test_sets_without_a_public_address_say_where_they_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYGEN_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for load, name in ((data.frey_faces, "frey_faces.npz"), (data.lfw, "lfwcrop_32.npz")):
+        with pytest.raises(FileNotFoundError, match=f"{name} is neither in .* no public address .*TINYGEN_DATA"):
+            load()
+        np.savez(tmp_path / name, images=np.zeros((3, 4), np.uint8))
+        with pytest.raises(ValueError, match=r"images is \(3, 4\) uint8, needs"):
+            load()

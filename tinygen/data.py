@@ -1,7 +1,8 @@
-"""Real images as uint8 arrays: the embedded digits, MNIST, CIFAR-10; and three ways to make grey pixels binary.
+"""Real images as uint8 arrays (N, C, H, W), and three ways to make grey pixels binary.
 
-MNIST and CIFAR-10 are looked for in the folder that the environment variable TINYGEN_DATA names, then in the cache
-(``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``), else downloaded into it (needs ``pip install 'tinygen[data]'``).
+Digits and emoji ship with the package. The other sets are looked for in the folder that the environment variable
+TINYGEN_DATA names, then in the cache (``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``); those that have a public
+address are downloaded into it otherwise (needs ``pip install 'tinygen[data]'``).
 """
 
 import gzip
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from tinygen.files import read_arrays
 
 # sha256 of the uncompressed content: the gzip wrappers differ from mirror to mirror, the content does not.
 _MNIST = {
@@ -37,6 +40,15 @@ _CIFAR_RECORDS = 10_000  # a batch; a record is 1 byte of label, then 3 * 32 * 3
 _CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 
 
+# sha256 of the pixels, one byte each. The sizes are those of Larochelle and Murray (2011).
+_BINARIZED_MNIST = {
+    "train": "43490d4d6ac9002727af4426d8748609fdb7e4094fa65ad8d681ea60082a7a5a",
+    "valid": "069b4f0beb389b776478c3e872b4df71c95ac4be64d7cbe6d32e24ebac8e6d5e",
+    "test": "ca0294c3b8d984c7a1dc891015a8eea6f37bae59a34e35ea0fc8c47110a8dd86",
+}
+_BINARIZED_MNIST_MIRRORS = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",)
+
+
 class Dataset(NamedTuple):
     """Images uint8 (N, C, H, W), values 0..255; labels uint8 (N,), values 0..9."""
 
@@ -47,6 +59,23 @@ class Dataset(NamedTuple):
 
     def __repr__(self):
         return "Dataset(" + ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in self._asdict().items()) + ")"
+
+
+class BinarizedMNIST(NamedTuple):
+    """Images uint8 (N, 1, 28, 28), values 0 and 1: 50,000, 10,000 and 10,000."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+class Emoji(NamedTuple):
+    """Images uint8 (1911, 3, 32, 32) on white; their names; the category of each, a number; the categories' names."""
+
+    images: np.ndarray
+    names: np.ndarray
+    category: np.ndarray
+    categories: np.ndarray
 
 
 def digits() -> Dataset:
@@ -81,6 +110,45 @@ def cifar10() -> Dataset:
     places = ["cifar-10-binary.tar.gz", "cifar-10-batches-bin/data_batch_1.bin", "data_batch_1.bin"]
     images, labels = zip(*_load(places, _CIFAR_MIRRORS, _read_cifar))
     return Dataset(np.concatenate(images[:5]), np.concatenate(labels[:5]), images[5], labels[5])
+
+
+def binarized_mnist() -> BinarizedMNIST:
+    """The published static binarization of MNIST, on which the likelihoods of the literature are measured.
+
+    Source: Larochelle and Murray 2011, after Salakhutdinov and Murray 2008. The order of the images is not MNIST's.
+    Reads ``binarized_mnist.npz`` (each image packed into 98 bytes) or the published text files
+    ``binarized_mnist_train.amat`` and so on. Raises FileNotFoundError where they are neither found nor downloaded,
+    ValueError where the pixels are other ones.
+    """
+    parts = []
+    for part in _BINARIZED_MNIST:
+        places = [f"binarized_mnist_{part}.amat", "binarized_mnist.npz"]
+        parts.append(_load(places, _BINARIZED_MNIST_MIRRORS, partial(_read_binarized, part=part)))
+    return BinarizedMNIST(*parts)
+
+
+def emoji() -> Emoji:
+    """1,911 colour images of Google's Noto Emoji that ship with tinygen (Apache-2.0, see assets/EMOJI.md)."""
+    with np.load(Path(__file__).parent / "assets" / "emoji.npz") as arrays:
+        images, *others = (arrays[field] for field in Emoji._fields)
+    return Emoji(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), *others)
+
+
+def frey_faces() -> np.ndarray:
+    """(1965, 1, 28, 20): the frames of a film of one face (Roweis), in their order: neighbours are alike.
+
+    From ``frey_faces.npz``, which has to be there. Raises FileNotFoundError where it is not.
+    """
+    return _load(["frey_faces.npz"], (), partial(_read_images, shape=(1965, 28, 20)))[:, None]
+
+
+def lfw() -> np.ndarray:
+    """(13233, 3, 32, 32): faces of Labeled Faces in the Wild (Huang et al. 2007), cropped (Sanderson and Lovell 2009).
+
+    From ``lfwcrop_32.npz``, which has to be there. Raises FileNotFoundError where it is not.
+    """
+    images = _load(["lfwcrop_32.npz"], (), partial(_read_images, shape=(13233, 32, 32, 3)))
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def read_idx(path, sha256: str | None = None, largest: int = 2**30) -> np.ndarray:
@@ -168,10 +236,12 @@ def _load(places, mirrors, read):
         if path.is_file():
             return read(path)
     target, failures = cache / places[0], []
+    if not mirrors:
+        failures = ["it has no public address that is known here"]
     try:
         import pooch
     except ImportError:
-        mirrors, failures = (), ["pooch is missing: pip install 'tinygen[data]'"]
+        mirrors, failures = (), ["pooch is missing: pip install 'tinygen[data]'"] if mirrors else failures
     for mirror in mirrors:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +257,23 @@ def _load(places, mirrors, read):
         f"{target.name} is neither in {' nor in '.join(map(str, folders))}, nor could it be downloaded "
         f"({'; '.join(failures)}): put it at {target}, or in the folder that TINYGEN_DATA names"
     )
+
+
+def _read_images(path, shape):
+    images = read_arrays(path)["images"]
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"{path}: images is {images.shape} {images.dtype}, needs {shape} uint8")
+    return images
+
+
+def _read_binarized(path, part):
+    if path.suffix == ".npz":
+        pixels = np.unpackbits(read_arrays(path)[part], axis=1)
+    else:  # 784 numbers 0 or 1 a line, with spaces between them
+        text = np.frombuffer(path.read_bytes(), np.uint8)
+        pixels = text[(text == ord("0")) | (text == ord("1"))] - ord("0")
+    _check_hash(pixels.tobytes(), "sha256", _BINARIZED_MNIST[part], path)
+    return pixels.reshape(-1, 1, 28, 28)
 
 
 def _check_hash(content, algorithm, expected, path):
