@@ -106,7 +106,7 @@ def test_pca_is_the_best_linear_reconstruction(rng):
     np.testing.assert_allclose(pca.directions @ pca.directions.T, np.eye(5), atol=1e-12)
     with pytest.raises(ValueError, match="code: got 13, needs at most the 12 numbers of an image"):
         PCA(images, 13)
-    with pytest.raises(ValueError, match="images: got shape"):
+    with pytest.raises(ValueError, match="images has shape"):
         pca.encode(images.reshape(200, 1, 4, 3))
     with pytest.raises(ValueError, match="at least two images"):
         PCA(images[:1], 2)

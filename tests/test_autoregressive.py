@@ -443,7 +443,7 @@ def test_sample_takes_any_number_as_a_temperature(temperature, rng):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, 1e-31, 1e31, 10**400, float("nan"), float("inf"), "hot", None])
 def test_sample_refuses_a_temperature(temperature, rng):
-    with pytest.raises(ValueError, match=r"temperature: got .*, needs a number from 1e-30 to 1e30"):
+    with pytest.raises(ValueError, match=r"temperature: got .*, needs a number in \[1e-30, 1e30\]"):
         build("cnn", (1, 3, 2), 2).sample(1, rng, temperature=temperature)
 
 
@@ -543,7 +543,7 @@ def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
         (2, np.zeros((2, 1, 2, 3)), None, "given and mask go together: got given alone"),
         (2, None, np.ones((2, 3), bool), "given and mask go together: got mask alone"),
         (2, np.zeros((3, 1, 2, 3)), True, r"given: has shape \(3, 1, 2, 3\), needs \(2, 1, 2, 3\)"),
-        (2, np.zeros((2, 1, 3, 2)), True, r"images: got shape \(2, 1, 3, 2\), needs \(N, 1, 2, 3\)"),
+        (2, np.zeros((2, 1, 3, 2)), True, r"images has shape \(2, 1, 3, 2\), needs \(N, 1, 2, 3\)"),
         (
             2,
             np.zeros((2, 1, 2, 3)),
@@ -668,14 +668,14 @@ def test_sampler_with_classes_draws_from_the_logits(shape, levels, monkeypatch):
 @pytest.mark.parametrize(
     "labels,message",
     [
-        (None, r"labels: got none, needs \(2,\) whole numbers, the class of each image"),
-        ([1], r"labels: got shape \(1,\), dtype int64, needs \(2,\) whole numbers"),
-        (1, r"labels: got shape \(\), dtype int64, needs \(2,\)"),
-        ([0.0, 1.0], r"labels: got shape \(2,\), dtype float64, needs \(2,\) whole numbers"),
-        ([0, 3], "labels: from 0 to 3, needs 0 .. 2"),
+        (None, r"labels: got none, needs whole numbers 0 .. 2, of shape \(2,\)"),
+        ([1], r"labels: got shape \(1,\), dtype int64, needs whole numbers 0 .. 2, of shape \(2,\)"),
+        (1, r"labels: got shape \(\), dtype int64, needs whole numbers 0 .. 2, of shape \(2,\)"),
+        ([0.0, 1.0], r"labels: got shape \(2,\), dtype float32, needs whole numbers"),
+        ([0, 3], "labels: got 0 to 3, needs whole numbers 0 .. 2"),
         ([True, False], r"labels: got shape \(2,\), dtype bool, needs"),
-        ((-1, 1), "labels: from -1 to 1, needs 0 .. 2"),
-        (np.array([-1, 2]), "labels: from -1 to 2, needs 0 .. 2"),
+        ((-1, 1), "labels: got -1 to 1, needs whole numbers 0 .. 2"),
+        (np.array([-1, 2]), "labels: got -1 to 2, needs whole numbers 0 .. 2"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message, rng):

@@ -46,9 +46,9 @@ def test_defaults(model, rng):
 @pytest.mark.parametrize(
     "model, settings, message",
     [
-        (Autoencoder, {"channels": ()}, "channels: is empty, needs a number for each convolution"),
-        (VAE, {"channels": (4, 2.5)}, "channels: got 2.5, needs a whole number of at least 1"),
-        (VAE, {"beta": -1}, "beta: got -1, needs a finite number that is not negative"),
+        (Autoencoder, {"channels": ()}, r"channels: got \(\), needs whole numbers, each at least 1"),
+        (VAE, {"channels": (4, 2.5)}, r"channels: got \(4, 2.5\), needs whole numbers, each at least 1"),
+        (VAE, {"beta": -1}, r"beta: got -1, needs a number in \[0, inf\)"),
         (VAE, {"likelihood": "poisson"}, "likelihood: got 'poisson', needs 'bernoulli' or 'gaussian'"),
         (PixelCNN, {"first": 2.5}, "first: got 2.5, needs an odd number of at least 1"),
         (PixelCNN, {"kernel": "3"}, "kernel: got '3', needs an odd number of at least 1"),
@@ -126,9 +126,9 @@ def test_learning_makes_the_loss_smaller(name, rng):
 @pytest.mark.parametrize(
     "shape,message",
     [
-        ((2, 1, 3, 4), r"images: got shape \(2, 1, 3, 4\), needs \(N, 1, 4, 3\)"),
-        ((2, 3, 4, 3), r"images: got shape \(2, 3, 4, 3\), needs \(N, 1, 4, 3\)"),
-        ((4, 3), r"images: got shape \(4, 3\), needs \(N, 1, 4, 3\)"),
+        ((2, 1, 3, 4), r"images has shape \(2, 1, 3, 4\), needs \(N, 1, 4, 3\)"),
+        ((2, 3, 4, 3), r"images has shape \(2, 3, 4, 3\), needs \(N, 1, 4, 3\)"),
+        ((4, 3), r"images has shape \(4, 3\), needs \(N, 1, 4, 3\)"),
         ((0, 1, 4, 3), "images: the batch is empty"),
     ],
 )

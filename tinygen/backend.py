@@ -40,7 +40,7 @@ def to_device(array, device: str):
 
     Raises ValueError for another device name, RuntimeError where CuPy or a CUDA device is missing.
     """
-    if device not in ("cpu", "cuda"):
+    if not isinstance(device, str) or device not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, needs 'cpu' or 'cuda'")
     if device == "cpu":
         return to_host(array)

@@ -1,9 +1,14 @@
-"""What arguments must be, one function for each kind. Each raises ValueError with a sentence that names the argument,
-what it got and what it needs."""
+"""What arguments must be, one function for each kind. Each gives the argument in the form that the code works with, or
+raises ValueError (TypeError for an array of no real numbers) with a sentence that says what it got and what it needs.
+
+Values of arrays are looked at on the host only: on a device that would make every step wait.
+"""
 
 import operator
 
 import numpy as np
+
+from tinygen.tensor import Tensor, as_array, as_tensor
 
 
 def count(name: str, value, smallest: int = 1, odd: bool = False) -> int:
@@ -15,6 +20,28 @@ def count(name: str, value, smallest: int = 1, odd: bool = False) -> int:
     if n < smallest or isinstance(value, bool | np.bool_) or (odd and n % 2 == 0):
         raise ValueError(f"{name}: got {value!r}, needs {'an odd' if odd else 'a whole'} number of at least {smallest}")
     return n
+
+
+def counts(
+    name: str, values, needs: str = "whole numbers", size: int | None = None, smallest: int = 1, odd: bool = False
+) -> tuple[int, ...]:
+    """``values`` as a tuple of such numbers, ``size`` of them, or at least one; ``needs`` is what they are called."""
+    several = values if isinstance(values, tuple | list | np.ndarray) else ()
+    try:
+        numbers = tuple([count(name, v, smallest, odd) for v in several])
+    except (TypeError, ValueError):  # one of them is wrong: the sentence below shows all
+        numbers = ()
+    if not numbers or len(numbers) != (size or len(numbers)):
+        raise ValueError(f"{name}: got {values!r}, needs {needs}, each {'odd and ' if odd else ''}at least {smallest}")
+    return numbers
+
+
+def pair(name: str, value, smallest: int = 1, odd: bool = False) -> tuple[int, int]:
+    """(vertical, horizontal) of one whole number or two."""
+    several = isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim)
+    return counts(
+        name, value if several else (value, value), "a whole number or (vertical, horizontal)", 2, smallest, odd
+    )
 
 
 def number(name: str, value, interval: str) -> float:
@@ -29,8 +56,78 @@ def number(name: str, value, interval: str) -> float:
     return x
 
 
-def generator(rng) -> np.random.Generator:
+def choice(name: str, value, *options: str) -> str:
+    """``value``, one of the ``options``."""
+    if not isinstance(value, str) or value not in options:
+        needs = " or ".join([", ".join(map(repr, options[:-1])), repr(options[-1])])
+        raise ValueError(f"{name}: got {value!r}, needs {needs}")
+    return value
+
+
+def generator(rng, or_none: bool = False) -> np.random.Generator | None:
     """``rng`` itself, where random numbers can be drawn from it."""
-    if not isinstance(rng, np.random.Generator):
+    if not (or_none and rng is None) and not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng: got {rng!r}, needs a generator such as np.random.default_rng(0)")
     return rng
+
+
+def axis(name: str, value, ndim: int) -> int:
+    """``value`` counted from the front: one of ``ndim`` axes."""
+    try:
+        i = operator.index(value)
+    except TypeError:
+        i = ndim
+    if not -ndim <= i < ndim:
+        raise ValueError(f"{name}: axis {value!r}, but there are {ndim} axes")
+    return i % ndim
+
+
+def tensor(name: str, x, *shape) -> Tensor:
+    """``x`` as a Tensor of ``shape``: for each axis its size, or a name where any will do; ``...`` for further axes."""
+    x = as_tensor(x, name)
+    front, back = (shape[:1] == (...,)), shape[-1:] == (...,)
+    wanted = shape[front : len(shape) - back]
+    found = x.shape[x.ndim - len(wanted) :] if front else x.shape[: len(wanted)] if back else x.shape
+    if len(found) != len(wanted) or any([n != size for n, size in zip(found, wanted) if not isinstance(size, str)]):
+        needs = ", ".join("..." if size is ... else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {x.shape}, needs ({needs}{',' * (len(shape) == 1)})")
+    return x
+
+
+def whole(name: str, x, levels: int) -> None:
+    """Raises unless the array ``x`` has whole numbers 0 .. levels - 1, in any dtype."""
+    if isinstance(x, np.ndarray | np.generic) and x.size:
+        low, high = x.min(), x.max()
+        if not (low >= 0 and high < levels) or (x.dtype.kind == "f" and (x != np.floor(x)).any()):
+            hint = "; tinygen.data has functions that binarize" if levels == 2 else ""
+            if 2 < levels <= high < 256:
+                hint = f"; images // {-(-256 // levels)} makes such of grey values 0 .. 255"
+            found = f"values from {low} to {high}" if np.isfinite(low + high * 1.0) else "some values are not finite"
+            raise ValueError(f"{name}: {found}, needs whole numbers 0 .. {levels - 1}{hint}")
+
+
+def no_nan(name: str, x) -> None:
+    """Raises where a number of the array ``x`` is nan: what is drawn by it would be zero."""
+    if isinstance(x, np.ndarray | np.generic) and x.size and np.isnan(x.min()):
+        raise ValueError(f"{name}: some are nan, needs numbers that something can be drawn by")
+
+
+def labels(name: str, values, classes: int, shape: tuple[int, ...] | None = None):
+    """``values`` as an array of whole numbers 0 .. classes - 1, of ``shape`` where that is given."""
+    x = as_array(() if values is None else values, name)
+    x = x.astype(int) if not x.size and isinstance(values, list | tuple) else x
+    fits, low, high = x.dtype.kind in "iu" and shape in (None, x.shape), 0, -1
+    if fits and x.size and isinstance(x, np.ndarray | np.generic):
+        low, high = x.min(), x.max()
+    if not fits or low < 0 or high >= classes:
+        found = f"{low} to {high}" if fits else "none" if values is None else f"shape {x.shape}, dtype {x.dtype}"
+        needs = f"whole numbers 0 .. {classes - 1}" + ("" if shape is None else f", of shape {shape}")
+        raise ValueError(f"{name}: got {found}, needs {needs}")
+    return x
+
+
+def classes(values, classes: int, n: int):
+    """``values`` as the labels (n,) of a layer or model with so many ``classes``; None where there are none."""
+    if values is not None and not classes:
+        raise ValueError("labels: the model was built without classes")
+    return labels("labels", values, classes, (n,)) if classes else None

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinygen import check
 from tinygen.files import read_arrays
 
 # sha256 of the uncompressed content: the gzip wrappers differ from mirror to mirror, the content does not.
@@ -193,10 +194,9 @@ def binarize_static(images, seed: int) -> np.ndarray:
 
     The same seed and images give the same pixels. The protocol of Larochelle & Murray (2011), after Salakhutdinov &
     Murray (2008); the file they published is another draw, so likelihoods are comparable with theirs, not equal.
-    Raises TypeError where ``images`` is not uint8 or ``seed`` not an integer.
+    Raises TypeError where ``images`` is not uint8, ValueError where ``seed`` is not a whole number of at least 0.
     """
-    if not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"binarize_static: seed is {seed!r}, needs an integer, or the pixels would not be fixed")
+    seed = check.count("binarize_static: seed", seed, 0)  # without one the pixels would not be fixed
     return _draw(_grey(images, "binarize_static"), np.random.default_rng(seed))
 
 
@@ -210,13 +210,12 @@ def binarize_threshold(images, threshold: float = 0.5) -> np.ndarray:
 
     Raises TypeError where ``images`` is not uint8, ValueError for a threshold outside 0..1.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"binarize_threshold: threshold is {threshold}, needs 0..1 (a fraction of full grey 255)")
+    threshold = check.number("binarize_threshold: threshold", threshold, "[0, 1]")  # a fraction of full grey 255
     return (np.arange(256) / 255 > threshold).astype(np.uint8)[_grey(images, "binarize_threshold")]
 
 
 def _grey(images, function):
-    found = getattr(images, "dtype", type(images).__name__)
+    found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
     if found != np.uint8:
         raise TypeError(f"{function}: images is {found}, needs a uint8 array of grey values 0..255")
     return images
@@ -224,7 +223,7 @@ def _grey(images, function):
 
 def _draw(images, rng):
     # An integer uniform on 0..254 lies below a grey value v with probability v / 255 exactly, 0 and 255 included.
-    return (rng.integers(0, 255, size=images.shape, dtype=np.uint8) < images).astype(np.uint8)
+    return (check.generator(rng).integers(0, 255, size=images.shape, dtype=np.uint8) < images).astype(np.uint8)
 
 
 def _load(places, mirrors, read):

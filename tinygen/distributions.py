@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.backend import to_device, xp
-from tinygen.tensor import Tensor
+from tinygen.tensor import Tensor, as_array, as_tensor
 
 LOG_VAR_LIMIT = 40.0  # log-variances are limited to +-40: standard deviations from 2e-9 to 5e8
 
@@ -23,8 +23,9 @@ class Gaussian:
     log_var: Tensor
 
     def __post_init__(self):
-        self.mean, self.log_var = (t if isinstance(t, Tensor) else Tensor(t) for t in (self.mean, self.log_var))
-        self.log_var = ops.clip(self.log_var, -LOG_VAR_LIMIT, LOG_VAR_LIMIT)
+        given = as_tensor(self.mean, "mean"), as_tensor(self.log_var, "log_var")
+        self.mean, log_var = (t if t.dtype.kind == "f" else t.astype(np.float32) for t in given)
+        self.log_var = ops.clip(log_var, -LOG_VAR_LIMIT, LOG_VAR_LIMIT)
 
     def rsample(self, rng: np.random.Generator) -> Tensor:
         """A draw that gradients pass through: mean + exp(log_var / 2) eps with eps standard normal.
@@ -34,7 +35,7 @@ class Gaussian:
         """
         shape = np.broadcast_shapes(self.mean.shape, self.log_var.shape)
         dtype = self.mean.dtype
-        eps = to_device(rng.standard_normal(shape, dtype), self.mean.device)
+        eps = to_device(check.generator(rng).standard_normal(shape, dtype), self.mean.device)
         return self.mean + (self.log_var * 0.5).exp() * Tensor(eps)
 
     def log_prob(self, x) -> Tensor:
@@ -48,6 +49,8 @@ class Gaussian:
         """
         if other is None:
             return 0.5 * (self.mean**2 + self.log_var.exp() - 1 - self.log_var)
+        if not isinstance(other, Gaussian):
+            raise TypeError(f"other: got {other!r}, needs a Gaussian")
         difference = self.log_var - other.log_var
         squares = (self.mean - other.mean) ** 2 * (-other.log_var).exp()
         return 0.5 * (squares + difference.exp() - 1 - difference)
@@ -59,6 +62,9 @@ class Bernoulli:
 
     logits: Tensor
 
+    def __post_init__(self):
+        self.logits = as_tensor(self.logits, "logits")
+
     @property
     def mean(self) -> Tensor:
         """The probability of 1."""
@@ -66,15 +72,18 @@ class Bernoulli:
 
     def log_prob(self, x) -> Tensor:
         """log probability of each element of x, 0 or 1, in nats; finite at any finite logit."""
+        x = as_tensor(x, "x")
+        check.whole("x", x.data, 2)
         return -ops.bce_with_logits(self.logits, x)
 
     def sample(self, rng: np.random.Generator):
-        """A draw, 0 or 1, as an array of the logits' dtype."""
-        return self.at(to_device(rng.random(self.logits.shape), self.logits.device))
+        """A draw, 0 or 1, as an array of the logits' dtype. Raises ValueError where (on the host) a logit is nan."""
+        check.no_nan("logits", self.logits.data)
+        return self.at(to_device(check.generator(rng).random(self.logits.shape), self.logits.device))
 
     def at(self, u):
         """The draw that belongs to uniform numbers ``u``: 1 where u < sigmoid(logits)."""
-        return (u < ops.sigmoid(self.logits.detach()).data).astype(self.logits.dtype)
+        return (as_array(u, "u") < ops.sigmoid(self.logits.detach()).data).astype(self.logits.dtype)
 
 
 @dataclass
@@ -84,19 +93,24 @@ class Categorical:
     logits: Tensor
     axis: int = 1
 
+    def __post_init__(self):
+        self.logits = as_tensor(self.logits, "logits")
+        self.axis = check.axis("Categorical", self.axis, self.logits.ndim)
+
     def log_prob(self, x) -> Tensor:
         """log probability of classes x (integers; the logits' shape without ``axis``), in nats."""
         return -ops.softmax_cross_entropy(self.logits, x, self.axis)
 
     def sample(self, rng: np.random.Generator):
-        """Drawn classes as an int64 array."""
+        """Drawn classes as an int64 array. Raises ValueError where (on the host) probabilities are nan."""
+        check.no_nan("probabilities", ops.softmax(self.logits.detach(), self.axis).data)
         shape = list(self.logits.shape)
         del shape[self.axis]
-        return self.at(to_device(rng.random(shape), self.logits.device))
+        return self.at(to_device(check.generator(rng).random(shape), self.logits.device))
 
     def at(self, u):
         """The classes that belong to uniform numbers ``u`` < 1: where u falls among the cumulated probabilities."""
-        p = ops.softmax(self.logits.detach(), self.axis).data
+        p, u = ops.softmax(self.logits.detach(), self.axis).data, as_array(u, "u")
         cumulated = xp(p).cumsum(p, axis=self.axis)
         total = cumulated.max(axis=self.axis, keepdims=True)  # rounded: without it u near 1 falls beyond the last class
         return (cumulated <= xp(p).expand_dims(u, self.axis) * total).sum(axis=self.axis)

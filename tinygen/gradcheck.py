@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tinygen.tensor import Tensor, grad
+from tinygen import check
+from tinygen.tensor import Tensor, as_array, as_list, grad
 
 STEPS = 1e-4, 1e-5, 1e-6, 1e-7, 1e-8  # tried in this order, until fn is finite and smooth enough at that step
 WAYS = {True: "as recorded (create_graph=True)", False: "as training runs it (create_graph=False)"}
@@ -23,14 +24,18 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
     Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error), ValueError where
     ``order`` is not at least 1, or ``fn`` depends on no input, changes from call to call, or is not finite near x.
     """
-    if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 1:
-        raise ValueError(f"gradcheck: order is {order!r}, needs a whole number of at least 1")
-    rng = np.random.default_rng(0) if rng is None else rng
+    if not callable(fn):
+        raise TypeError(f"gradcheck: fn is {fn!r}, needs a function or a Module")
+    order = check.count("gradcheck: order", order)
+    rng = check.generator(np.random.default_rng(0) if rng is None else rng)
+    rtol, atol = check.number("gradcheck: rtol", rtol, "(0, inf)"), check.number("gradcheck: atol", atol, "[0, inf)")
     inputs = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
     named = {id(p): (name, p) for source in (fn, parameters) for name, p in _named(source, "named_parameters")}
     buffers = [b for source in (fn, parameters) for _, b in _named(source, "named_buffers")]
     parameters = [p for _, p in named.values()]
     own = [(t, t.data) for t in [*parameters, *buffers]]
+    for x in inputs:
+        as_array(x, "gradcheck: an input")
     arrays = [x.numpy() if isinstance(x, Tensor) else x for x in [*inputs, *parameters]]
     values = [np.array(x, np.float64) for x in arrays]
     names = [*map(str, range(len(inputs))), *(name for name, _ in named.values())]
@@ -57,7 +62,7 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
 def _named(source, what):
     if hasattr(source, what):
         return getattr(source, what)()
-    tensors = [source] if isinstance(source, Tensor) else () if callable(source) or what == "named_buffers" else source
+    tensors = [] if callable(source) or what == "named_buffers" else as_list(source, "gradcheck: parameters")
     return [(f"parameters[{i}]", p) for i, p in enumerate(tensors)]
 
 

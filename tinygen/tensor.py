@@ -105,13 +105,9 @@ class Tensor:
     def __init__(self, data, requires_grad: bool = False):
         if isinstance(data, Tensor):
             raise TypeError("Tensor: data is a Tensor already; use it, or its .detach()")
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            if data.dtype == np.float64:
-                data = data.astype(np.float32)
-        if data.dtype.kind not in "fiub":
-            raise TypeError(f"Tensor: data has dtype {data.dtype}, needs real numbers")
-        if requires_grad and data.dtype.kind != "f":
+        if not isinstance(data, np.ndarray) or data.dtype.kind not in "fiub":
+            data = as_array(data, "Tensor: data")
+        if as_flag(requires_grad, "Tensor: requires_grad") and data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs a floating dtype, data has {data.dtype}")
         self._data = data
         self._op, self._index, self._version = None, 0, [0]
@@ -125,7 +121,7 @@ class Tensor:
     def data(self, array):
         if self._op is not None:
             raise TypeError("data: only a leaf's values can be assigned; this Tensor was computed, use its .detach()")
-        self._data = array
+        self._data = as_array(array, "data")
         self._version[0] += 1  # x.data -= step comes here too, and has changed the array that recorded steps may need
 
     @property
@@ -193,22 +189,24 @@ class Tensor:
         return bool(self.data)
 
     def __len__(self):
+        if not self.ndim:
+            raise TypeError("a Tensor of one number, of shape (), is no sequence: use x.item()")
         return len(self.data)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
 
     def __lt__(self, other):
-        return self.data < _array(other)
+        return self.data < _ordered(other)
 
     def __le__(self, other):
-        return self.data <= _array(other)
+        return self.data <= _ordered(other)
 
     def __gt__(self, other):
-        return self.data > _array(other)
+        return self.data > _ordered(other)
 
     def __ge__(self, other):
-        return self.data >= _array(other)
+        return self.data >= _ordered(other)
 
     def __eq__(self, other):
         return self.data == _array(other)
@@ -250,6 +248,52 @@ def _array(other):
     return other.data if isinstance(other, Tensor) else other
 
 
+def _ordered(other):
+    """What a Tensor is compared with, where one can be larger than the other."""
+    return other if isinstance(other, int | float) else as_array(other, "comparison")
+
+
+def as_array(value, name: str):
+    """The array of a Tensor; a NumPy or CuPy array as it is; a number or nested list as an array, floats in float32.
+
+    Raises TypeError, which calls it ``name``, unless it has real numbers.
+    """
+    value = _array(value)
+    array = value
+    if not hasattr(value, "dtype"):
+        with contextlib.suppress(ValueError, RuntimeError):  # such as NumPy's, of lists that differ in length
+            array = np.asarray(value)
+            array = array.astype(np.float32) if array.dtype == np.float64 else array
+    if getattr(getattr(array, "dtype", None), "kind", "?") not in "fiub":
+        dtype = f" of dtype {array.dtype}" if hasattr(array, "dtype") else ""
+        found = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+        raise TypeError(
+            f"{name} is {found}{dtype}, needs real numbers: a NumPy or CuPy array, a number, or a list whose parts "
+            "have one length (for a torch tensor t: t.detach().cpu().numpy())"
+        )
+    return array
+
+
+def as_flag(value, name: str) -> bool:
+    """``value``, which is True or False. Raises TypeError for another, whose truth was hardly meant."""
+    if value is not True and value is not False and not isinstance(value, np.bool_):
+        raise TypeError(f"{name}: got {value!r}, needs True or False")
+    return value
+
+
+def as_tensor(value, name: str) -> Tensor:
+    """``value`` itself where it is a Tensor, else one of ``as_array``."""
+    return value if isinstance(value, Tensor) else Tensor(as_array(value, name))
+
+
+def as_list(tensors, name: str) -> list[Tensor]:
+    """A list of one Tensor or several; TypeError for anything else."""
+    several = [tensors] if isinstance(tensors, Tensor) or not hasattr(tensors, "__iter__") else list(tensors)
+    if not all([isinstance(x, Tensor) for x in several]):
+        raise TypeError(f"{name}: got {tensors!r}, needs a Tensor or a sequence of them")
+    return several
+
+
 class Op:
     """One step of a computation. A subclass defines
 
@@ -266,7 +310,7 @@ class Op:
 
     def __call__(self, *inputs):
         if not all([isinstance(x, Tensor) and x.dtype.kind == "f" for x in inputs]):
-            inputs = _as_tensors(inputs)
+            inputs = _as_tensors(type(self).__name__, inputs)
         op = self
         if record := not _recording.paused and any([x.requires_grad for x in inputs]):
             op = object.__new__(type(self))  # each use is a step of its own
@@ -300,7 +344,14 @@ class Op:
         backend.xp(*(x.data for x in inputs))  # some on the host, some on the device: says so
         given = ", ".join(f"{x.shape} {x.dtype}" for x in inputs)
         kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
-        return kind(f"{type(self).__name__}: {str(error).strip()} (given {given})")
+        text = str(error).strip()
+        for name in {"shape", "axis", "keepdims"} & vars(self).keys():  # of these Python's own words do not speak
+            value = vars(self)[name]
+            several = value if isinstance(value, tuple) else () if name == "axis" and value is None else (value,)
+            several = (value,) if name == "keepdims" else several
+            if not all(isinstance(n, int | np.integer) for n in several):
+                text = f"{name}: got {value!r}, needs whole numbers"
+        return kind(f"{type(self).__name__}: {text} (given {given})")
 
     @property
     def output(self) -> Tensor:
@@ -368,30 +419,33 @@ def _place(x):
     return place
 
 
-def _as_tensors(inputs):
+def _as_tensors(op, inputs):
     """Inputs of an Op as Tensors: whole numbers that meet floating ones take their dtype."""
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     like = next((x for x in tensors if x.dtype.kind == "f"), tensors[0] if tensors else None)
     return tuple(
-        x if isinstance(x, Tensor) and (x.dtype.kind == "f" or like.dtype.kind != "f") else _constant(_array(x), like)
+        x
+        if isinstance(x, Tensor) and (x.dtype.kind == "f" or like.dtype.kind != "f")
+        else _constant(_array(x), like, op)
         for x in inputs
     )
 
 
-def _constant(value, like: Tensor | None) -> Tensor:
+def _constant(value, like: Tensor | None, name: str) -> Tensor:
     """``value`` as a Tensor beside ``like``. A number becomes a NumPy scalar in its dtype: these suit either device."""
-    if like is not None and not hasattr(value, "get") and np.ndim(value) == 0:
+    if like is not None and not hasattr(value, "get") and not isinstance(value, list | tuple) and np.ndim(value) == 0:
         number = np.asarray(value)
         if number.dtype.kind in "fiub":
             takes = like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int))
             other = np.dtype(np.float32) if isinstance(value, float) else number.dtype
             return Tensor((like.dtype if takes else other).type(value))
-    if like is not None and like.dtype.kind == "f" and getattr(value, "dtype", like.dtype).kind in "iub":
-        return Tensor(value.astype(like.dtype))  # whole numbers do not turn float32 into float64
+    array = as_array(value, f"{name}: an input")
+    if like is not None and like.dtype.kind == "f" and array is value and array.dtype.kind in "iub":
+        return Tensor(array.astype(like.dtype))  # whole numbers do not turn float32 into float64
     if like is not None and isinstance(value, list | tuple):
         dtype = like.dtype if like.dtype.kind == "f" else None
         return Tensor(backend.to_device(np.asarray(value, dtype), like.device))
-    return Tensor(value)
+    return Tensor(array)
 
 
 # -- reverse mode
@@ -413,8 +467,8 @@ def grad(
     Raises ValueError where there is no derivative, or shapes do not fit; RuntimeError where a leaf has got new values
     since the outputs were computed.
     """
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    outputs, inputs = as_list(outputs, "grad: outputs"), as_list(inputs, "grad: inputs")
+    as_flag(create_graph, "grad: create_graph"), as_flag(materialize_grads, "grad: materialize_grads")
     wanted = {_key(x) for x in inputs}
     steps, on_path = _steps_between(outputs, wanted)
     sums = {}  # for each value, by key: its gradient so far
@@ -472,7 +526,7 @@ def _cotangents(outputs, grad_outputs, materialize_grads):
             if y.size != 1:
                 raise ValueError(f"outputs[{i}] has shape {y.shape}: give grad_outputs, or reduce it to one number")
             gy = Tensor(backend.xp(y.data).ones_like(y.data))
-        gy = gy if isinstance(gy, Tensor) else _constant(gy, y)
+        gy = gy if isinstance(gy, Tensor) else _constant(gy, y, f"grad_outputs[{i}]")
         if gy.shape != y.shape:
             raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
         backend.xp(gy.data, y.data)  # both on one device, or it says so

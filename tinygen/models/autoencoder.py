@@ -39,10 +39,6 @@ class Encoder(Module):
     (N, C, H, W) -> (N, outputs)."""
 
     def __init__(self, image_shape, outputs, channels=CHANNELS, blocks=0, *, rng):
-        if not channels:
-            raise ValueError("channels: is empty, needs a number for each convolution")
-        for n in channels:
-            check.count("channels", n)
         steps = zip((image_shape[0], *channels), channels)
         self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
         self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels]
@@ -70,7 +66,7 @@ class Decoder(Module):
         self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels[::-1]]
 
     def forward(self, z):
-        z = z if isinstance(z, Tensor) else Tensor(z)
+        z = check.tensor("code", z, "N", self.into.weight.shape[1])
         h = self.into(z if z.dtype == self.dtype else z.astype(self.dtype)).reshape(z.shape[0], *self.smallest)
         for blocks, up, size in zip(self.blocks, self.ups, reversed(self.sizes[:-1])):
             for block in blocks:
@@ -90,7 +86,7 @@ class Autoencoder(Module):
 
     def __init__(self, image_shape=(1, 28, 28), code: int = 32, channels=CHANNELS, *, rng: np.random.Generator):
         self.image_shape = check_shape(image_shape)
-        check.count("code", code)
+        code, channels = check.count("code", code), check.counts("channels", channels)
         self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
         self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
 
@@ -99,7 +95,7 @@ class Autoencoder(Module):
 
     def encode(self, x) -> Tensor:
         """(N, C, H, W) -> (N, code)"""
-        return self.encoder(check_images(x, self.image_shape).astype(self.dtype))
+        return self.encoder(self._checked(x))
 
     def decode(self, code) -> Tensor:
         """(N, code), array or Tensor on the model's device -> (N, C, H, W)"""
@@ -111,5 +107,9 @@ class Autoencoder(Module):
 
     def loss(self, x, rng=None) -> Tensor:
         """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
-        x = check_images(x, self.image_shape).astype(self.dtype)
+        x = self._checked(x)
         return ((self.reconstruct(x) - x) ** 2).sum() / x.shape[0]
+
+    def _checked(self, x):
+        """A Tensor in the parameters' dtype."""
+        return check_images(x, self.image_shape, grey=True).astype(self.dtype)

@@ -13,10 +13,10 @@ import numpy as np
 from tinygen import check
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
-from tinygen.models.images import as_array, check_images, check_shape
+from tinygen.models.images import check_images, check_shape
 from tinygen.models.pixel_cache import PixelCache
 from tinygen.nn import Dropout, Module
-from tinygen.tensor import Tensor, no_grad, recording
+from tinygen.tensor import Tensor, as_array, no_grad, recording
 
 
 class Autoregressive(Module):
@@ -27,7 +27,8 @@ class Autoregressive(Module):
 
     def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
-        if check.count("width", width) % self.image_shape[0]:
+        self.width = check.count("width", width)
+        if self.width % self.image_shape[0]:
             raise ValueError(f"width: got {width}, needs a multiple of the {self.image_shape[0]} colours")
         self.levels = check.count("levels", levels, 2)
         self.outputs = 1 if levels == 2 else levels  # logits for each value: of a Bernoulli, or of a Categorical
@@ -50,6 +51,7 @@ class Autoregressive(Module):
         def apply(layer, h, **given):
             return layer(h, rng) if isinstance(layer, Dropout) else layer(h, **given)
 
+        check.generator(rng, or_none=True)
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
         y = self.network(self._scaled(x), apply, **self._condition(labels, n))
@@ -78,19 +80,8 @@ class Autoregressive(Module):
 
     def _condition(self, labels, n) -> dict:
         """What ``network`` is given beside the image: nothing, or labels (n,) on the model's device."""
-        if not self.classes and labels is None:
-            return {}
-        if not self.classes:
-            raise ValueError("labels: the model was built without classes")
-        needs = f"needs ({n},) whole numbers, the class of each image"
-        if labels is None:
-            raise ValueError(f"labels: got none, {needs}")
-        labels = as_array(labels)
-        if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            raise ValueError(f"labels: got shape {labels.shape}, dtype {labels.dtype}, {needs}")
-        if isinstance(labels, np.ndarray) and not (0 <= labels.min() and labels.max() < self.classes):
-            raise ValueError(f"labels: from {labels.min()} to {labels.max()}, needs 0 .. {self.classes - 1}")
-        return {"labels": to_device(labels, self.device)}
+        labels = check.classes(labels, self.classes, n)
+        return {} if labels is None else {"labels": to_device(labels, self.device)}
 
     def _distribution(self, logits, axis):
         """Of the values, given logits with the K outputs along ``axis``."""
@@ -106,7 +97,7 @@ class Autoregressive(Module):
         ``labels`` (n,): the classes to draw from, for a model with classes. ``temperature``: divides the logits; below
         1 likely values become likelier, and the draws are no longer the model's own.
         Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, where only one of ``given`` and
-        ``mask`` is there, or where something does not fit.
+        ``mask`` is there, something does not fit, or (on the host) parameters are nan.
         """
         *_, images = self.paint(n, rng, given, mask, labels, temperature)
         return images
@@ -116,25 +107,19 @@ class Autoregressive(Module):
 
         As in any generator, nothing is checked before the first row is asked for.
         """
-        check.count("n", n)
+        n, scale = check.count("n", n), check.number("temperature", temperature, "[1e-30, 1e30]")  # beyond it overflows
         if (given is None) != (mask is None):
             got = "mask" if given is None else "given"
             raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")
-        try:
-            scale = float(temperature)
-        except (TypeError, ValueError, OverflowError):
-            scale = 0.0
-        if not 1e-30 <= scale <= 1e30:  # what lies beyond overflows
-            raise ValueError(f"temperature: got {temperature!r}, needs a number from 1e-30 to 1e30")
         shape, device = (n, *self.image_shape), self.device
-        u = to_device(rng.random(shape), device)  # all at once: nothing crosses to the device later
+        u = to_device(check.generator(rng).random(shape), device)  # all at once: nothing crosses to the device later
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)
         keep = None
         if given is not None:
             given = check_images(given, self.image_shape, self.levels).data
             if given.shape != shape:
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
-            mask = to_device(as_array(mask), device)
+            mask = to_device(as_array(mask, "mask"), device)
             if mask.dtype != bool:
                 raise ValueError(f"mask: has dtype {mask.dtype}, needs booleans")
             try:
@@ -157,4 +142,5 @@ class Autoregressive(Module):
                             drawn = xp(u).where(keep[:, colour, row, column], x[:, colour, row, column], drawn)
                         x[:, colour, row, column] = drawn
                     cache.input(self._scaled(x[:, :, row, column]).T)
+                check.no_nan("logits", logits.data)
             yield x

@@ -34,11 +34,11 @@ class GatedPixelCNN(Autoregressive):
         rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
-        check.count("first", first, 3, odd=True)  # a smaller one sees no row above
-        check.count("kernel", kernel, odd=True)
-        groups, self.classes = self.image_shape[0], check.count("classes", classes, 0)
-        depth = check.count("layers", layers, 0) + 1
-        self.vertical = VerticalStack(groups, width, depth, first, kernel, classes, rng=rng)
+        first = check.count("first", first, 3, odd=True)  # a smaller one sees no row above
+        kernel, layers = check.count("kernel", kernel, odd=True), check.count("layers", layers, 0)
+        groups, width, classes = self.image_shape[0], self.width, check.count("classes", classes, 0)
+        self.classes = classes
+        self.vertical = VerticalStack(groups, width, layers + 1, first, kernel, classes, rng=rng)
         self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
         self.layers = [HorizontalLayer("B", width, width, kernel, groups, classes, rng=rng) for _ in range(layers)]
         self.hidden = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=2.0)

@@ -4,52 +4,39 @@ import math
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import xp
-from tinygen.tensor import Tensor
+from tinygen.tensor import Tensor, as_array
 
 
 def check_shape(image_shape) -> tuple[int, int, int]:
     """(C, H, W) as a tuple. Raises ValueError unless these are three numbers of at least 1."""
-    shape = tuple(image_shape) if isinstance(image_shape, tuple | list) else ()
-    if len(shape) != 3 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
-        raise ValueError(f"image_shape: got {image_shape!r}, needs (channels, height, width), each at least 1")
-    return shape
+    return check.counts("image_shape", image_shape, "(channels, height, width)", 3)
 
 
-def as_array(x):
-    """The array of a Tensor, an array of either kind, or nested lists."""
-    x = x.data if isinstance(x, Tensor) else x
-    return x if hasattr(x, "dtype") else np.asarray(x)
-
-
-def check_images(x, image_shape, levels: int | None = None) -> Tensor:
+def check_images(x, image_shape=("C", "H", "W"), levels: int | None = None, grey: bool = False) -> Tensor:
     """A batch x of images (N, C, H, W) as a Tensor; x itself where it is one, so that gradients pass.
 
-    With ``levels`` its values must be whole numbers 0 .. levels - 1. Values are looked at on the host only: on a
-    device that would make every step wait. Raises ValueError for another shape, an empty batch, or other values.
+    With ``levels`` its values must be whole numbers 0 .. levels - 1; with ``grey`` they are real numbers, and whole
+    ones beyond 1 are a mistake. Values are looked at on the host only: on a device that would make every step wait.
+    Raises ValueError for another shape, an empty batch, or other values, TypeError for no numbers at all.
     """
-    tensor = x if isinstance(x, Tensor) else Tensor(_real(as_array(x)))
+    tensor = check.tensor("images", x, "N", *image_shape)
     x = tensor.data
-    if x.ndim != 4 or x.shape[1:] != image_shape:
-        raise ValueError(f"images: got shape {x.shape}, needs (N, {', '.join(map(str, image_shape))})")
-    if x.shape[0] == 0:
+    if not x.size:
         raise ValueError("images: the batch is empty")
-    if xp(x) is np:
-        low, high = x.min(), x.max()
-        if not np.isfinite(low + high * 1.0):
+    if levels is not None:
+        check.whole("images", x, levels)
+    elif xp(x) is np:
+        if not np.isfinite(x.min() + x.max() * 1.0):
             raise ValueError("images: some values are not finite")
-        if levels is not None and (low < 0 or high > levels - 1 or (x.dtype.kind == "f" and (x != np.floor(x)).any())):
-            hint = "; tinygen.data has functions that binarize" if levels == 2 else ""
-            raise ValueError(f"images: values from {low} to {high}, needs whole numbers 0 .. {levels - 1}{hint}")
+        if grey and x.dtype.kind in "iu" and x.max() > 1:
+            raise ValueError(f"images: {x.dtype} up to {x.max()}, needs real numbers from 0 to 1: divide by 255")
     return tensor
-
-
-def _real(x):
-    if x.dtype.kind not in "fiub":
-        raise ValueError(f"images: got dtype {x.dtype}, needs real numbers")
-    return x
 
 
 def bits_per_dim(nats, image_shape):
     """nats per image -> bits per dimension (colour value of a pixel): nats / (C H W ln 2)."""
-    return nats / (math.prod(image_shape) * math.log(2))
+    if not isinstance(nats, Tensor):
+        nats = as_array(nats, "nats") if hasattr(nats, "dtype") else check.number("nats", nats, "[-inf, inf]")
+    return nats / (math.prod(check_shape(image_shape)) * math.log(2))

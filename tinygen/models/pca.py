@@ -14,12 +14,13 @@ class PCA:
     """
 
     def __init__(self, images: np.ndarray, code: int):
-        images = np.asarray(images)
-        if images.ndim != 4 or len(images) < 2:
-            raise ValueError(f"images: got shape {images.shape}, needs (N, C, H, W) with at least two images")
+        images = check_images(images).numpy()
+        if len(images) < 2:
+            raise ValueError(f"images: got shape {images.shape}, needs at least two images")
         self.image_shape = images.shape[1:]
         x = images.reshape(len(images), -1)
-        if check.count("code", code) > x.shape[1]:
+        code = check.count("code", code)
+        if code > x.shape[1]:
             raise ValueError(f"code: got {code}, needs at most the {x.shape[1]} numbers of an image")
         self.mean = x.mean(0)
         variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(x.T)))  # ascending
@@ -27,10 +28,12 @@ class PCA:
 
     def encode(self, x) -> np.ndarray:
         """(N, C, H, W) -> (N, code)"""
-        return (check_images(x, self.image_shape).numpy().reshape(len(x), -1) - self.mean) @ self.directions.T
+        x = check_images(x, self.image_shape).numpy()
+        return (x.reshape(len(x), -1) - self.mean) @ self.directions.T
 
     def decode(self, code) -> np.ndarray:
         """(N, code) -> (N, C, H, W)"""
+        code = check.tensor("code", code, "N", len(self.directions)).numpy()
         return (code @ self.directions + self.mean).reshape(len(code), *self.image_shape)
 
     def reconstruct(self, x) -> np.ndarray:

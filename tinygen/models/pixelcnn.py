@@ -37,10 +37,9 @@ class PixelCNN(Autoregressive):
         rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
-        groups = self.image_shape[0]
+        groups, width = self.image_shape[0], self.width
         stream = 2 * width
-        check.count("first", first, odd=True)
-        check.count("kernel", kernel, odd=True)
+        first, kernel = check.count("first", first, odd=True), check.count("kernel", kernel, odd=True)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.blocks = [
             ResidualBlock(width, kernel, groups, dropout, rng=rng) for _ in range(check.count("blocks", blocks, 0))

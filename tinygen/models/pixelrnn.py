@@ -37,11 +37,10 @@ class PixelRNN(Autoregressive):
         rng: np.random.Generator,
     ):
         super().__init__(image_shape, levels, width)
-        if kind not in KINDS:
-            raise ValueError(f"kind: got {kind!r}, needs 'row' or 'diagonal'")
-        groups = self.image_shape[0]
+        check.choice("kind", kind, *KINDS)
+        groups, width = self.image_shape[0], self.width
         stream = 2 * width
-        check.count("first", first, odd=True)
+        first = check.count("first", first, odd=True)
         self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
         self.layers = [
             ResidualLSTM(KINDS[kind], width, groups, dropout, rng=rng) for _ in range(check.count("layers", layers, 0))

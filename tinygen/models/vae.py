@@ -46,14 +46,12 @@ class VAE(Module):
         *,
         rng: np.random.Generator,
     ):
-        if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"likelihood: got {likelihood!r}, needs 'bernoulli' or 'gaussian'")
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta: got {beta!r}, needs a finite number that is not negative")
-        self.image_shape, self.latent, self.beta = check_shape(image_shape), check.count("latent", latent), float(beta)
-        check.count("blocks", blocks, 0)
-        self.encoder = Encoder(self.image_shape, 2 * latent, channels, blocks, rng=rng)
-        self.decoder = Decoder(self.image_shape, latent, channels, blocks, rng=rng)
+        check.choice("likelihood", likelihood, "bernoulli", "gaussian")
+        self.image_shape, self.beta = check_shape(image_shape), check.number("beta", beta, "[0, inf)")
+        self.latent, channels = check.count("latent", latent), check.counts("channels", channels)
+        blocks = check.count("blocks", blocks, 0)
+        self.encoder = Encoder(self.image_shape, 2 * self.latent, channels, blocks, rng=rng)
+        self.decoder = Decoder(self.image_shape, self.latent, channels, blocks, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
 
     def describe(self):
@@ -97,7 +95,7 @@ class VAE(Module):
         A lower bound on log p(x) in expectation, tighter with every sample. Streamed: memory does not grow with K or N.
         Source: Burda et al. 2016, equation 8.
         """
-        check.count("samples", samples)
+        samples = check.count("samples", samples)
         x = self._checked(x).data
         m, prior = xp(x), Gaussian(Tensor(x.dtype.type(0)), Tensor(x.dtype.type(0)))
         parts = []
@@ -120,10 +118,10 @@ class VAE(Module):
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
         """(n, C, H, W) array on the model's device: the means, not draws, of p(x|z) for n draws of z from the prior."""
-        check.count("n", n)
-        z = rng.standard_normal((n, self.latent), self.dtype)
+        n = check.count("n", n)
+        z = check.generator(rng).standard_normal((n, self.latent), self.dtype)
         return self.decode(to_device(z, self.device)).data
 
     def _checked(self, x):
         """A Tensor in the parameters' dtype; values 0 and 1 only where the likelihood is a Bernoulli."""
-        return check_images(x, self.image_shape, 2 if self.log_var is None else None).astype(self.dtype)
+        return check_images(x, self.image_shape, 2 if self.log_var is None else None, grey=True).astype(self.dtype)

@@ -2,15 +2,11 @@
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.backend import to_device
 from tinygen.nn import init
 from tinygen.nn.module import Module
 from tinygen.tensor import Tensor
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, int | np.integer) else tuple(value)
 
 
 class Conv2d(Module):
@@ -20,8 +16,9 @@ class Conv2d(Module):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
-        kernel_size = _pair(kernel_size)
-        self.stride, self.padding = stride, padding
+        in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
+        kernel_size = check.pair("kernel_size", kernel_size)
+        self.stride, self.padding = check.pair("stride", stride), check.pair("padding", padding, 0)
         fan_in = in_channels * kernel_size[0] * kernel_size[1]
         self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, scale)
         self.bias = init.zeros(out_channels)
@@ -41,19 +38,20 @@ class UpConv2d(Conv2d):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
-        self.stride, self.padding = stride, padding
-        (kh, kw), (sh, sw) = _pair(kernel_size), _pair(stride)
+        in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
+        self.stride, self.padding = check.pair("stride", stride), check.pair("padding", padding, 0)
+        (kh, kw), (sh, sw) = check.pair("kernel_size", kernel_size), self.stride
         # Of the kernel's taps an output pixel meets one in sh * sw.
-        self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw, scale * sh * sw)
+        self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw / (sh * sw), scale)
         self.bias = init.zeros(out_channels)
 
     def forward(self, x, size=None):
+        x = check.tensor("UpConv2d: x", x, *"NCHW")
         smallest = [
-            (n - 1) * s - 2 * p + k
-            for n, s, p, k in zip(x.shape[2:], _pair(self.stride), _pair(self.padding), self.weight.shape[2:])
+            (n - 1) * s - 2 * p + k for n, s, p, k in zip(x.shape[2:], self.stride, self.padding, self.weight.shape[2:])
         ]
-        extra = (0, 0) if size is None else tuple(n - m for n, m in zip(size, smallest))
-        if any(not 0 <= e < s for e, s in zip(extra, _pair(self.stride))):
+        extra = (0, 0) if size is None else tuple(n - m for n, m in zip(check.pair("size", size), smallest))
+        if any(not 0 <= e < s for e, s in zip(extra, self.stride)):
             raise ValueError(
                 f"UpConv2d: from x {x.shape} it reaches {tuple(smallest)} and up to stride - 1 more, not {size}"
             )
@@ -73,17 +71,20 @@ class MaskedConv2d(Module):
     """
 
     def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, scale: float = 1.0):
-        kh, kw = kernel_size = _pair(kernel_size)
-        if mask not in ("A", "B", "above", "rows"):
-            raise ValueError(f"MaskedConv2d: mask is {mask!r}, needs 'A', 'B', 'above' or 'rows'")
-        if kh % 2 == 0 or kw % 2 == 0:
-            raise ValueError(f"MaskedConv2d: kernel_size is {kernel_size}, needs odd numbers")
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        check.choice("MaskedConv2d: mask", mask, "A", "B", "above", "rows")
+        kh, kw = check.pair("MaskedConv2d: kernel_size", kernel_size, odd=True)
+        in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
+        groups = check.count("MaskedConv2d: groups", groups)
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
             )
         self.kind, self.padding = mask, (kh // 2, kw // 2)
-        kept = np.zeros((out_channels, in_channels, kh, kw), bool)
+        # What the last group sees, which sees most. The weights are drawn before there is a mask of their size.
+        above, left, own = in_channels * (kh // 2) * kw, in_channels * (kw // 2), in_channels // groups
+        seen = {"A": left + in_channels - own, "B": left + in_channels, "above": 0, "rows": in_channels * kw}
+        self.weight = init.he(rng, (out_channels, in_channels, kh, kw), above + seen[mask], scale)
+        kept = np.zeros(self.weight.shape, bool)
         kept[:, :, : kh // 2] = True  # rows above
         if mask in ("A", "B"):
             kept[:, :, kh // 2, : kw // 2] = True  # left in the same row
@@ -95,7 +96,6 @@ class MaskedConv2d(Module):
         self.mask = kept.any((0, 1))  # (kh, kw): taps that the convolution visits
         # Only with several groups does a visited tap have forbidden weights.
         self.channel_mask = None if (kept == self.mask).all() else kept.astype(np.float32)
-        self.weight = init.he(rng, kept.shape, kept[-1].sum(), scale)  # the last group sees most
         self.weight.data *= kept
         self.bias = init.zeros(out_channels)
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 
+from tinygen import check
 from tinygen.nn import init
 from tinygen.nn.module import Module
-from tinygen.ops.shape import integers
-from tinygen.tensor import Tensor
 
 
 class Embedding(Module):
@@ -15,15 +14,8 @@ class Embedding(Module):
     """
 
     def __init__(self, count: int, size: int, *, rng: np.random.Generator):
+        count, size = check.count("count", count), check.count("size", size)
         self.weight = init.he(rng, (count, size), fan_in=1, scale=1.0)
 
     def forward(self, indices):
-        indices = indices.data if isinstance(indices, Tensor) else indices
-        indices = integers(indices) if isinstance(indices, int | list | tuple) else indices
-        if indices.dtype.kind not in "iu":
-            raise ValueError(f"Embedding: indices have dtype {indices.dtype}, need integers")
-        if isinstance(indices, np.ndarray | np.generic) and indices.size:
-            low, high, last = indices.min(), indices.max(), self.weight.shape[0] - 1
-            if low < 0 or high > last:
-                raise ValueError(f"Embedding: indices {low}..{high}, need 0..{last}")
-        return self.weight[indices]
+        return self.weight[check.labels("Embedding: indices", indices, self.weight.shape[0])]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.backend import xp
 from tinygen.nn import init
 from tinygen.nn.conv import Conv2d, MaskedConv2d
@@ -16,15 +16,21 @@ class Gate(Module):
     """tanh(f + V_f h) sigmoid(g + V_g h): (N, 2 channels, H, W) -> (N, channels, H, W).
 
     f and g are the halves of x's channels (of each colour group's), h the one-hot class, given as ``labels`` (N,);
-    without ``classes`` there is no h. Source: van den Oord et al. 2016b, equations 2 and 4.
+    without ``classes`` there is no h. Raises ValueError for labels that are missing, or no classes.
+    Source: van den Oord et al. 2016b, equations 2 and 4.
     """
 
     def __init__(self, channels: int, groups: int = 1, classes: int = 0):
-        self.groups = groups
-        self.weight = init.zeros((classes, 2 * channels)) if classes else None
+        self.channels, self.groups = check.count("channels", channels), check.count("groups", groups)
+        if self.channels % self.groups:
+            raise ValueError(f"Gate: {channels} channels, groups must divide them, got {groups}")
+        self.classes = check.count("classes", classes, 0)
+        self.weight = init.zeros((self.classes, 2 * self.channels)) if self.classes else None
 
     def forward(self, x, labels=None):
+        x = check.tensor("Gate: x", x, "N", 2 * self.channels, "H", "W")
         n, _, height, width = x.shape
+        labels = check.classes(labels, self.classes, n)
         if labels is not None:
             x = x + self.weight[labels].reshape(n, -1, 1, 1)
         f, g = ops.split(x.reshape(n * self.groups, -1, height, width), 2, axis=1)
@@ -46,6 +52,7 @@ class VerticalStack(Module):
     """
 
     def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
+        width, layers = check.count("width", width), check.count("layers", layers)
         self.convs = [MaskedConv2d("above", channels, 2 * width, first, rng=rng)]
         self.convs += [
             MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / GATE_VARIANCE) for _ in range(layers - 1)
@@ -55,6 +62,7 @@ class VerticalStack(Module):
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
     def forward(self, x, labels=None):
+        x = check.tensor("VerticalStack: x", x, *"NCHW")
         position, to_horizontal = self.position_bias(*x.shape[2:]), []
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
             y = conv(x) + position[i]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.nn.module import Module, Parameter
 from tinygen.tensor import Tensor
 
@@ -17,16 +17,13 @@ class Norm(Module):
     axis = 1
 
     def __init__(self, channels: int):
-        if channels < 1:
-            raise ValueError(f"{type(self).__name__}: got {channels} channels, needs at least 1")
+        channels = check.count(f"{type(self).__name__}: channels", channels)
         self.weight = Parameter(np.ones(channels, np.float32))
         self.bias = Parameter(np.zeros(channels, np.float32))
 
     def along_axis(self, x, *vectors):
-        """Vectors (channels,) reshaped to broadcast along ``axis`` of x; ValueError where x has other channels."""
+        """Vectors (channels,) reshaped to broadcast along ``axis`` of x."""
         channels = self.weight.shape[0]
-        if x.shape[self.axis :][:1] != (channels,):
-            raise ValueError(f"{type(self).__name__}: x {x.shape} needs {channels} channels along axis {self.axis}")
         after = 0 if self.axis == -1 else x.ndim - 2
         return [v.reshape(channels, *[1] * after) for v in vectors]
 
@@ -45,6 +42,7 @@ class LayerNorm(Norm):
     axis = -1
 
     def forward(self, x):
+        x = check.tensor("LayerNorm: x", x, ..., self.weight.size)
         weight, bias = self.along_axis(x, self.weight, self.bias)
         return normalized(x, -1) * weight + bias
 
@@ -56,12 +54,13 @@ class GroupNorm(Norm):
     """
 
     def __init__(self, groups: int, channels: int):
-        if groups < 1 or channels % groups:
-            raise ValueError(f"GroupNorm: {groups} groups must divide {channels} channels")
         super().__init__(channels)
-        self.groups = groups
+        self.groups = check.count("GroupNorm: groups", groups)
+        if channels % self.groups:
+            raise ValueError(f"GroupNorm: {groups} groups must divide {channels} channels")
 
     def forward(self, x):
+        x = check.tensor("GroupNorm: x", x, "N", self.weight.size, ...)
         weight, bias = self.along_axis(x, self.weight, self.bias)
         y = normalized(x.reshape(x.shape[0], self.groups, math.prod(x.shape[1:]) // self.groups), -1)
         return y.reshape(x.shape) * weight + bias
@@ -88,6 +87,7 @@ class BatchNorm(Norm):
         self.running_var = Tensor(np.ones(channels, np.float32))
 
     def forward(self, x, training: bool = False):
+        x = check.tensor("BatchNorm: x", x, "N", self.weight.size, ...)
         (bias,) = self.along_axis(x, self.bias)
         mean, var = self.running_mean, self.running_var
         if training:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygen import ops
+from tinygen import check, ops
 from tinygen.backend import xp
 from tinygen.nn import init
 from tinygen.nn.conv import MaskedConv2d
@@ -18,6 +18,7 @@ class LSTM(Module):
     """
 
     def __init__(self, in_features: int, hidden: int, *, rng: np.random.Generator):
+        in_features, hidden = check.count("in_features", in_features), check.count("hidden", hidden)
         self.weight_input = init.he(rng, (4 * hidden, in_features), in_features, scale=1.0)
         self.weight_state = init.he(rng, (4 * hidden, hidden), hidden, scale=1.0)
         self.bias = init.zeros(4 * hidden)
@@ -25,11 +26,15 @@ class LSTM(Module):
 
     def forward(self, x, state: tuple[Tensor, Tensor] | None = None):
         """``state``: (h, c), each (N, hidden), zero where not given. Returns (outputs, (h, c) after the last step)."""
-        if x.ndim != 3 or x.shape[2] != self.weight_input.shape[1]:
-            raise ValueError(f"LSTM: x has shape {x.shape}, needs (N, T, {self.weight_input.shape[1]})")
+        x = check.tensor("LSTM: x", x, "N", "T", self.weight_input.shape[1])
         (images, steps, _), hidden = x.shape, self.weight_state.shape[1]
         gates = self.weight_input @ x.transpose(1, 2, 0) + self.bias.reshape(-1, 1)  # (T, 4h, N)
-        h0, c0 = (s.T.reshape(hidden, 1, images) for s in state) if state else (_zeros(hidden, 1, images, gates),) * 2
+        h0 = c0 = _zeros(hidden, 1, images, gates)
+        if state is not None:
+            if not isinstance(state, tuple | list) or len(state) != 2:
+                raise TypeError(f"LSTM: state is {state!r}, needs (h, c)")
+            state = [check.tensor("LSTM: h or c of the state", s, images, hidden) for s in state]
+            h0, c0 = (s.T.reshape(hidden, 1, images) for s in state)
         weight = self.weight_state.reshape(4 * hidden, hidden, 1)
         h, c = ops.lstm_scan(gates.reshape(steps, 4 * hidden, 1, images), weight, h0, c0)
         return h.reshape(steps, hidden, images).transpose(2, 0, 1), tuple(
@@ -48,6 +53,7 @@ class RowLSTM(Module):
     taps = (-1, 0, 1)
 
     def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
+        hidden = check.count("hidden", hidden)
         self.input = MaskedConv2d("B", channels, 4 * hidden, (1, 3), groups, rng=rng)
         self.groups = groups
         self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, scale=1.0)
@@ -56,6 +62,7 @@ class RowLSTM(Module):
     def forward(self, x):
         hidden = self.h0.size
         weight, bias = input_weights(self)
+        x = check.tensor("RowLSTM: x", x, "N", weight.shape[1], "H", "W")
         images, channels, height, width = x.shape
         x = x.transpose(2, 1, 3, 0).reshape(height, channels, width * images)  # rows become the steps
         left = ops.pad(x[:, :, :-images], ((0, 0), (0, 0), (images, 0)))
@@ -84,6 +91,7 @@ class DiagonalBiLSTM(Module):
         self.right = DiagonalLSTM(channels, hidden, groups, rng=rng)
 
     def forward(self, x):
+        x = check.tensor("DiagonalBiLSTM: x", x, "N", self.left.input.weight.shape[1], "H", "W")
         x = x.transpose(2, 1, 3, 0)  # (H, C, W, N)
         right = ops.flip(self.right(ops.flip(x, 2)), 2)
         h = self.left(x) + ops.pad(right[:-1], ((1, 0), (0, 0), (0, 0), (0, 0)))
@@ -96,6 +104,7 @@ class DiagonalLSTM(Module):
     taps = (-1, 0)
 
     def __init__(self, channels: int, hidden: int, groups: int = 1, *, rng: np.random.Generator):
+        hidden = check.count("hidden", hidden)
         self.input = MaskedConv2d("B", channels, 4 * hidden, 1, groups, rng=rng)
         self.groups = groups
         self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, scale=1.0)

@@ -1,5 +1,7 @@
 """Every differentiable operation, one family a file, and the operators and methods of Tensor."""
 
+import functools
+
 from tinygen.ops.conv import conv2d, conv_filter_grad, conv_transpose2d
 from tinygen.ops.elementwise import (
     abs,
@@ -54,6 +56,7 @@ from tinygen.ops.shape import (
     unskew,
 )
 from tinygen.tensor import Tensor
+from tinygen.tensor import as_tensor as _as_tensor
 
 Tensor.__add__ = add
 Tensor.__radd__ = lambda x, y: add(y, x)
@@ -71,6 +74,19 @@ Tensor.__neg__ = neg
 Tensor.__abs__ = abs
 Tensor.__getitem__ = getitem
 Tensor.T = property(transpose)
+
+
+def _of_anything(operation):
+    """``operation`` for users: an array, number or nested list as x becomes a Tensor."""
+
+    @functools.wraps(operation)
+    def call(x, *args, **kwargs):
+        return operation(x if isinstance(x, Tensor) else _as_tensor(x, f"{operation.__name__}: x"), *args, **kwargs)
+
+    call.__module__ = __name__  # where pickle finds it
+    return call
+
+
 for _op in (  # what takes one Tensor is a method of it, too
     *(
         abs,
@@ -96,3 +112,4 @@ for _op in (  # what takes one Tensor is a method of it, too
     *(broadcast_to, expand_dims, flip, pad, repeat, reshape, skew, split, squeeze, sum_to, to, transpose, unskew),
 ):
     setattr(Tensor, _op.__name__, _op)
+    globals()[_op.__name__] = _of_anything(_op)

@@ -24,9 +24,10 @@ import itertools
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import device_of, xp
-from tinygen.ops.shape import broadcast_to, pair
-from tinygen.tensor import Op, Tensor, recording
+from tinygen.ops.shape import broadcast_to
+from tinygen.tensor import Op, Tensor, as_array, recording
 
 # Numbers in a block of columns: 1 MB of float32 fits the core's cache; a GPU needs few, large products.
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -223,11 +224,13 @@ class ChannelSums(Op):
 
 # -- the public functions
 
+AXES = {"x": "NCHW", "gy": "NCPQ", "w": ("out", "in", "kh", "kw")}
+
 
 def _mask(mask, kernel_size):
     if mask is None:
         return ((True,) * kernel_size[1],) * kernel_size[0]
-    mask = np.asarray(mask, bool)
+    mask = np.asarray(as_array(mask, "mask"), bool)
     if mask.shape != tuple(kernel_size) or not mask.any():
         raise ValueError(f"mask: {mask.shape} keeps {mask.sum()} taps, needs at least one of {tuple(kernel_size)}")
     return tuple(map(tuple, mask.tolist()))
@@ -235,11 +238,10 @@ def _mask(mask, kernel_size):
 
 def _tensors(op, **arrays):
     """Images and filters as Tensors. Raises unless they have four axes each and one floating dtype."""
-    tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in arrays.values()]
-    needs = [ValueError, "four axes each"] if any(x.ndim != 4 for x in tensors) else [TypeError, "one floating dtype"]
-    if needs[0] is ValueError or tensors[0].dtype != tensors[1].dtype or tensors[0].dtype.kind != "f":
+    tensors = [check.tensor(f"{op}: {name}", x, *AXES[name]) for name, x in arrays.items()]
+    if tensors[0].dtype != tensors[1].dtype or tensors[0].dtype.kind != "f":
         given = " and ".join(f"{name} {x.shape} {x.dtype}" for name, x in zip(arrays, tensors))
-        raise needs[0](f"{op}: {given} need {needs[1]}")
+        raise TypeError(f"{op}: {given} need one floating dtype")
     return tensors
 
 
@@ -248,9 +250,12 @@ def _bias(op, x, w, b, axis):
     channels, out = w.shape[axis], w.shape[1 - axis]
     if x.shape[1] != channels:
         raise ValueError(f"{op}: x has {x.shape[1]} channels, w expects {channels} (x {x.shape}, w {w.shape})")
-    if b is not None and (b.shape != (out,) or b.dtype != w.dtype):
+    if b is None:
+        return []
+    b = check.tensor(f"{op}: b", b, out)
+    if b.dtype != w.dtype:
         raise ValueError(f"{op}: b is {b.shape} {b.dtype}, needs ({out},) {w.dtype} (w {w.shape})")
-    return [] if b is None else [b]
+    return [b]
 
 
 def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
@@ -262,7 +267,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
     Raises ValueError where shapes, or b's dtype, do not fit, TypeError where the dtypes of x and w differ.
     """
     x, w = _tensors("conv2d", x=x, w=w)
-    b, stride, padding = _bias("conv2d", x, w, b, 1), pair("stride", stride, 1), pair("padding", padding, 0)
+    b, stride, padding = _bias("conv2d", x, w, b, 1), check.pair("stride", stride), check.pair("padding", padding, 0)
     geo = geometry(x.shape[2:], w.shape[2:], stride, padding, _mask(mask, w.shape[2:]))
     return Conv2d(geo)(x, w, *b)
 
@@ -275,8 +280,8 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Ten
     """
     x, w = _tensors("conv_transpose2d", x=x, w=w)
     b = _bias("conv_transpose2d", x, w, b, 0)
-    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    extra = pair("output_padding", output_padding, 0)
+    stride, padding = check.pair("stride", stride), check.pair("padding", padding, 0)
+    extra = check.pair("output_padding", output_padding, 0)
     if any(e >= s for e, s in zip(extra, stride)):
         raise ValueError(f"conv_transpose2d: output_padding {extra} must be smaller than stride {stride}")
     size = tuple((n - 1) * s - 2 * p + k + e for n, s, p, k, e in zip(x.shape[2:], stride, padding, w.shape[2:], extra))
@@ -292,8 +297,8 @@ def conv_filter_grad(x, gy, kernel_size, stride=1, padding=0, mask=None) -> Tens
     Result: (out, in, kh, kw), zero where ``mask`` forbids. Raises ValueError where x and gy do not belong together.
     """
     x, gy = _tensors("conv_filter_grad", x=x, gy=gy)
-    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    kernel_size = pair("kernel_size", kernel_size, 1)
+    stride, padding = check.pair("stride", stride), check.pair("padding", padding, 0)
+    kernel_size = check.pair("kernel_size", kernel_size)
     geo = geometry(x.shape[2:], kernel_size, stride, padding, _mask(mask, kernel_size))
     if gy.shape != (x.shape[0], gy.shape[1], *geo.out_size):
         raise ValueError(f"conv_filter_grad: gy is {gy.shape}, needs {(*x.shape[:1], 'out', *geo.out_size)}")

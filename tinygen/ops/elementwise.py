@@ -1,13 +1,14 @@
 """Elementwise operations, with NumPy's broadcasting. Derivatives at kinks follow PyTorch (relu'(0) = 0, and so on)."""
 
+import contextlib
 import math
 
 import numpy as np
 
-from tinygen import backend
+from tinygen import backend, check
 from tinygen.backend import to_device, xp
 from tinygen.ops.shape import sum_to
-from tinygen.tensor import Op, Tensor
+from tinygen.tensor import Op, Tensor, as_array
 
 
 class Binary(Op):
@@ -173,7 +174,9 @@ def where(condition, x, y) -> Tensor:
     """x where ``condition`` (a boolean array) holds, y elsewhere."""
     condition = condition.data if isinstance(condition, Tensor) else condition
     if not hasattr(condition, "dtype"):
-        condition = np.asarray(condition)[()]
+        condition = as_array(condition, "where: condition")[()]
+    if condition.dtype != bool:
+        raise TypeError(f"where: condition has dtype {condition.dtype}, needs booleans")
     if not isinstance(x, Tensor) and not isinstance(y, Tensor):
         if isinstance(x, int | float):  # as a NumPy scalar it goes with either device
             x = np.asarray(x, np.float32 if isinstance(x, float) else None)[()]
@@ -354,7 +357,8 @@ class Sigmoid(Op):
 
     def forward(self, x):
         # exp overflows above 11, 88, 709 (float16, float32, float64), where the sigmoid is 0 or denormal anyway
-        return 1 / (1 + xp(x).exp(xp(x).minimum(-x, {2: 11, 4: 88}.get(x.dtype.itemsize, 709))))
+        x = 0.0 - x  # where -x of unsigned whole numbers would be positive
+        return 1 / (1 + xp(x).exp(xp(x).minimum(x, {2: 11, 4: 88}.get(x.dtype.itemsize, 709))))
 
     def backward(self, gy):
         y = self.output
@@ -372,7 +376,7 @@ class Softplus(Op):
     saves = ("inputs",)
 
     def forward(self, x):
-        return xp(x).maximum(x, 0) + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
+        return xp(x).maximum(x, 0) + xp(x).log1p(xp(x).exp(0.0 - xp(x).abs(x)))
 
     def backward(self, gy):
         return gy * sigmoid(self.inputs[0])
@@ -413,7 +417,7 @@ class LeakyRelu(Op):
 
 def leaky_relu(x, slope: float = 0.01) -> Tensor:
     """x where positive, slope * x elsewhere"""
-    return LeakyRelu(float(slope))(x)  # a NumPy float64 would turn float32 into float64
+    return LeakyRelu(check.number("leaky_relu: slope", slope, "(-inf, inf)"))(x)
 
 
 class Elu(Op):
@@ -447,7 +451,8 @@ class Clip(Op):
 
 def clip(x, low: float, high: float) -> Tensor:
     """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside"""
-    return Clip(float(low), float(high))(x)
+    low = check.number("clip: low", low, "[-inf, inf]")
+    return Clip(low, check.number("clip: high", high, f"[{low}, inf]"))(x)
 
 
 class Astype(Op):
@@ -465,8 +470,10 @@ class Astype(Op):
 
 def astype(x, dtype) -> Tensor:
     """x in another floating dtype; TypeError for one that is not, since it would have no derivative"""
-    if np.dtype(dtype).kind != "f":
-        raise TypeError(f"astype: dtype is {np.dtype(dtype)}, needs a floating one")
+    with contextlib.suppress(TypeError, ValueError):
+        dtype = dtype if dtype is None else np.dtype(dtype)
+    if getattr(dtype, "kind", "?") != "f":
+        raise TypeError(f"astype: dtype is {dtype}, needs a floating one")
     return x if x.dtype == dtype else Astype(dtype)(x)
 
 
@@ -475,10 +482,9 @@ def dropout(x, p: float, rng) -> Tensor:
 
     Raises ValueError for another p than 0 <= p < 1, TypeError for whole numbers.
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p is {p}, needs 0 <= p < 1")
+    p = check.number("dropout: p", p, "[0, 1)")
     if x.dtype.kind != "f":
         raise TypeError(f"dropout: x has dtype {x.dtype}, needs a floating one")
     kept = xp(x.data).empty_like(x.data)  # lies in memory as x does: products are five times faster
-    kept[...] = to_device(rng.random(x.shape, np.float32) >= p, x.device)
+    kept[...] = to_device(check.generator(rng).random(x.shape, np.float32) >= p, x.device)
     return x * Tensor(kept / x.dtype.type(1 - p))

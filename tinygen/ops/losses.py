@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import xp
 from tinygen.ops.elementwise import Binary, sigmoid
 from tinygen.ops.reduce import largest, softmax
-from tinygen.ops.shape import axis_of, integers
-from tinygen.tensor import Op, Tensor
+from tinygen.tensor import Op, Tensor, as_tensor
 
 
 class BceWithLogits(Binary):
@@ -18,7 +18,7 @@ class BceWithLogits(Binary):
                 f"logits {x.shape} and targets {t.shape} would give losses of shape {shape}, not of one of these"
             )
         # In this order: max(x, 0) - x t may cancel exactly, and the small rest is not lost.
-        return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(-xp(x).abs(x)))
+        return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(0.0 - xp(x).abs(x)))
 
     def dx(self, gy, x, t):
         return gy * (sigmoid(x) - t)
@@ -61,16 +61,8 @@ def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
 
     Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host (a device is not waited for).
     """
-    labels = labels.data if isinstance(labels, Tensor) else integers(labels) if isinstance(labels, list) else labels
-    axis = axis_of("softmax_cross_entropy", axis, logits.ndim)
+    logits = as_tensor(logits, "softmax_cross_entropy: logits")
+    axis = check.axis("softmax_cross_entropy", axis, logits.ndim)
     expected = logits.shape[:axis] + logits.shape[axis + 1 :]
-    if labels.shape != expected or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"softmax_cross_entropy: labels {labels.shape} {labels.dtype}, needs integers {expected} "
-            f"for logits {logits.shape} with classes along axis {axis}"
-        )
-    if xp(labels).__name__ == "numpy" and labels.size:
-        low, high, last = labels.min(), labels.max(), logits.shape[axis] - 1
-        if low < 0 or high > last:
-            raise ValueError(f"softmax_cross_entropy: labels {low}..{high}, needs 0..{last}")
+    labels = check.labels("softmax_cross_entropy: labels", labels, logits.shape[axis], expected)
     return SoftmaxCrossEntropy(labels.astype("int64"), axis)(logits)

@@ -16,12 +16,11 @@ Arrays are laid out (step, channel, line, image): each step is then one matrix p
 
 import math
 
-import numpy as np
-
+from tinygen import check
 from tinygen.backend import xp
 from tinygen.ops.elementwise import sigmoid, tanh
 from tinygen.ops.shape import pad, stack
-from tinygen.tensor import Op, Tensor, grad, recording
+from tinygen.tensor import Op, Tensor, as_array, as_tensor, grad, recording
 
 
 class LstmScan(Op):
@@ -145,6 +144,9 @@ def _overlap(tap, line, span):
 
 def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
     """What ``lstm_scan`` computes, as the textbook writes it: its oracle, and its derivatives beyond the first."""
+    taps = check.counts("lstm_loop: taps", taps, smallest=-(10**6))
+    gates, w, c0 = (as_tensor(x, "lstm_loop: an input") for x in (gates, w, c0))
+    h0 = check.tensor("lstm_loop: h0", h0, "h", "line", "N")
     n, line, images = h0.shape
     reach = max(abs(tap) for tap in taps)
     h, c, hs, cs = h0, c0, [], []
@@ -177,15 +179,11 @@ def lstm_scan(
     Raises ValueError where shapes or spans do not fit, TypeError where dtypes differ.
     Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
     """
-    if h0.ndim != 3 or not taps:
-        raise ValueError(
-            f"lstm_scan: h0 has shape {h0.shape} and taps are {taps}, needs (h, line, N) and at least one tap"
-        )
+    taps = check.counts("lstm_scan: taps", taps, smallest=-(10**6))
+    h0 = check.tensor("lstm_scan: h0", h0, "h", "line", "N")
     n = h0.shape[0]
-    expected = {"gates": (*gates.shape[:1], 4 * n, *h0.shape[1:]), "w": (4 * n, n, len(taps)), "c0": h0.shape}
-    for name, x in (("gates", gates), ("w", w), ("c0", c0)):
-        if x.shape != expected[name]:
-            raise ValueError(f"lstm_scan: {name} has shape {x.shape}, needs {expected[name]} for h0 {h0.shape}")
+    gates = check.tensor("lstm_scan: gates", gates, "T", 4 * n, *h0.shape[1:])
+    w, c0 = check.tensor("lstm_scan: w", w, 4 * n, n, len(taps)), check.tensor("lstm_scan: c0", c0, *h0.shape)
     if len({x.dtype for x in (gates, w, h0, c0)}) > 1:
         raise TypeError(
             f"lstm_scan: gates, w, h0, c0 are {gates.dtype}, {w.dtype}, {h0.dtype}, {c0.dtype}: needs one dtype"
@@ -193,8 +191,8 @@ def lstm_scan(
     if gates.shape[0] == 0:
         raise ValueError("lstm_scan: gates has no steps")
     steps, line = gates.shape[0], h0.shape[1]
-    ends = np.asarray([(0, line)] * steps if spans is None else spans)
+    ends = as_array([(0, line)] * steps if spans is None else spans, "lstm_scan: spans")
     whole = ends.shape == (steps, 2) and ends.dtype.kind in "iu"
     if not whole or not all(0 <= start <= stop <= line for start, stop in ends):
         raise ValueError(f"lstm_scan: spans {spans}, needs {steps} (start, stop) within the line of {line}")
-    return LstmScan(tuple(taps), ends.tolist())(gates, w, h0, c0)
+    return LstmScan(taps, ends.tolist())(gates, w, h0, c0)

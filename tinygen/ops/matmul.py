@@ -6,7 +6,7 @@ import numpy as np
 
 from tinygen.backend import xp
 from tinygen.ops.shape import broadcast_to, reshape, sum_to
-from tinygen.tensor import Op, Tensor
+from tinygen.tensor import Op, Tensor, as_tensor
 
 
 class Matmul(Op):
@@ -32,7 +32,7 @@ def matmul(x, y) -> Tensor:
 
     A vector is a row on the left, a column on the right. Raises ValueError where the inner sizes differ.
     """
-    x, y = (t if isinstance(t, Tensor) else Tensor(t) for t in (x, y))
+    x, y = as_tensor(x, "matmul: x"), as_tensor(y, "matmul: y")
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[max(y.ndim - 2, 0)]:
         raise ValueError(f"matmul: x {x.shape} and y {y.shape} need (..., n, k) and (..., k, m)")
     if x.dtype == y.dtype == np.float16:  # sums of float16 are computed in float32
@@ -75,8 +75,8 @@ def einsum(subscripts: str, *operands) -> Tensor:
     An index that the result lacks is summed. Without ``->`` the result has ``...`` and each index that occurs once, in
     the order of the alphabet. Raises ValueError where a term does not have one letter for each axis, all different.
     """
-    operands = [x if isinstance(x, Tensor) else Tensor(x) for x in operands]
-    terms, arrow, result = subscripts.replace(" ", "").partition("->")
+    operands = [as_tensor(x, "einsum: an operand") for x in operands]
+    terms, arrow, result = str(subscripts).replace(" ", "").partition("->")
     if not arrow:
         result = "..." + "".join(sorted(c for c in terms if c.isalpha() and terms.count(c) == 1))
     terms = terms.split(",")

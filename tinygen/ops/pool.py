@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import xp
 from tinygen.ops.matmul import matmul
 from tinygen.ops.reduce import max, mean
-from tinygen.ops.shape import pad, pair
+from tinygen.ops.shape import pad
 from tinygen.tensor import Op, Tensor
 
 
@@ -50,8 +51,8 @@ def _places(x, size, stride):
 
 def _windows(op, x, kernel_size, stride, padding, value):
     """Of x between ``padding`` rows and columns of ``value``."""
-    size, padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
-    stride = pair("stride", size if stride is None else stride, 1)
+    size, padding = check.pair("kernel_size", kernel_size), check.pair("padding", padding, 0)
+    stride = check.pair("stride", size if stride is None else stride)
     if x.ndim < 2 or any(2 * p > k or n + 2 * p < k for n, k, p in zip(x.shape[-2:], size, padding)):
         raise ValueError(
             f"{op}: x {x.shape} with padding {padding} needs (..., H, W) of at least kernel_size {size}, "
@@ -83,11 +84,10 @@ def interpolate(x, size, mode: str = "nearest") -> Tensor:
     ``mode``: ``"nearest"``, or ``"bilinear"`` between the centres of pixels, PyTorch's ``align_corners=False``.
     Raises ValueError for another mode, a size below 1, or an x without height and width.
     """
-    if mode not in ("nearest", "bilinear"):
-        raise ValueError(f"interpolate: mode is {mode!r}, needs 'nearest' or 'bilinear'")
+    check.choice("interpolate: mode", mode, "nearest", "bilinear")
     if x.ndim < 2:
         raise ValueError(f"interpolate: x has shape {x.shape}, needs (..., H, W)")
-    height, width = pair("size", size, 1)
+    height, width = check.pair("size", size)
     rows, columns = (_resizing(x, axis, n, mode) for axis, n in ((-2, height), (-1, width)))
     return matmul(matmul(rows, x), columns.T)
 

@@ -5,9 +5,10 @@ Sums and products of float16 are computed in float32.
 
 import math
 
+from tinygen import check
 from tinygen.backend import xp
 from tinygen.ops.elementwise import sqrt, where
-from tinygen.ops.shape import axis_of, broadcast_to, concatenate, flip, in_float32, pad, reshape, transpose
+from tinygen.ops.shape import broadcast_to, concatenate, flip, in_float32, pad, reshape, transpose
 from tinygen.tensor import Op, Tensor
 
 
@@ -103,7 +104,8 @@ class Cumsum(Op):
 
 def largest(x, axis):
     """``x.max(axis, keepdims=True)``; of an empty array, which has no largest value, zeros of that shape."""
-    return x.max(axis=axis, keepdims=True) if x.size else x.sum(axis=axis, keepdims=True)
+    top = x.max(axis=axis, keepdims=True) if x.size else x.sum(axis=axis, keepdims=True)
+    return top if x.dtype.kind == "f" else top * 1.0  # unsigned whole numbers minus a larger one would be positive
 
 
 def _axes(axis, ndim) -> tuple[int, ...]:
@@ -142,7 +144,7 @@ def prod(x, axis=None, keepdims: bool = False) -> Tensor:
     """Product over ``axis``. Halves are multiplied with each other, so that a zero leaves every derivative right."""
     if x.dtype.kind != "f":
         return Tensor(x.data.prod(axis=axis, keepdims=keepdims))
-    axes = [axis_of("prod", a, x.ndim) for a in _axes(axis, x.ndim)]
+    axes = [check.axis("prod", a, x.ndim) for a in _axes(axis, x.ndim)]
     others = [i for i in range(x.ndim) if i not in axes]
     y = reshape(transpose(x, *axes, *others), math.prod(x.shape[i] for i in axes), *[x.shape[i] for i in others])
     if not len(y):
@@ -156,7 +158,7 @@ def prod(x, axis=None, keepdims: bool = False) -> Tensor:
 @in_float32
 def cumsum(x, axis: int | None = None) -> Tensor:
     """Sums of the first 1, 2, ... entries along ``axis``; along x in one row where that is None."""
-    return Cumsum(0)(reshape(x, -1)) if axis is None else Cumsum(axis_of("cumsum", axis, x.ndim))(x)
+    return Cumsum(0)(reshape(x, -1)) if axis is None else Cumsum(check.axis("cumsum", axis, x.ndim))(x)
 
 
 def max(x, axis=None, keepdims: bool = False) -> Tensor:

@@ -1,11 +1,13 @@
 """Operations that move values without changing them. Each one's derivative moves them back (and sums where copied)."""
 
 import functools
+import operator
 
 import numpy as np
 
+from tinygen import check
 from tinygen.backend import device_of, to_device, xp
-from tinygen.tensor import Op, Tensor
+from tinygen.tensor import Op, Tensor, as_array, as_tensor
 
 
 class Reshape(Op):
@@ -233,28 +235,12 @@ def _rows(skewed, straight, row, column):
         yield skewed[r, r : r + straight.shape[1]], straight[r]
 
 
-def pair(name, value, smallest) -> tuple[int, int]:
-    """(vertical, horizontal) of one integer or two; ValueError for others, or for one below ``smallest``."""
-    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int | np.integer) and v >= smallest for v in both):
-        raise ValueError(f"{name}: got {value!r}, needs one or two integers >= {smallest}")
-    return both
-
-
-def axis_of(op, axis, ndim) -> int:
-    """``axis`` counted from the front; ValueError where there is none such."""
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{op}: axis {axis}, but there are {ndim} axes")
-    return axis % ndim
-
-
-def integers(values: list) -> np.ndarray:
-    """A list as an array, of integers also where it is empty."""
-    return np.asarray(values, None if np.size(values) else int)
-
-
 def _tuple(index):
     return index if isinstance(index, tuple) else (index,)
+
+
+def _shape(shape):
+    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)  # what has no sizes the operation refuses
 
 
 def _slice(x, axis, start, stop):
@@ -263,14 +249,13 @@ def _slice(x, axis, start, stop):
 
 def reshape(x, *shape) -> Tensor:
     """x with another shape, given as one tuple or as numbers; one entry may be -1."""
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-    return Reshape(tuple(shape))(x)
+    return Reshape(_shape(shape[0]) if len(shape) == 1 else shape)(x)
 
 
 def transpose(x, *axes) -> Tensor:
     """x with its axes in another order (reversed where none is given)."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-    return Transpose(tuple(axis_of("transpose", a, x.ndim) for a in axes or reversed(range(x.ndim))))(x)
+    return Transpose(tuple(check.axis("transpose", a, x.ndim) for a in axes or reversed(range(x.ndim))))(x)
 
 
 def squeeze(x, axis: int | tuple[int, ...] | None = None) -> Tensor:
@@ -280,14 +265,13 @@ def squeeze(x, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 def expand_dims(x, axis: int | tuple[int, ...]) -> Tensor:
     """x with new axes of size 1, which are ``axis`` in the result."""
-    return ExpandDims(axis)(x)
+    return ExpandDims(_shape(axis))(x)
 
 
 def repeat(x, repeats: int, axis: int | None = None) -> Tensor:
     """Each entry ``repeats`` times, one after the other, along ``axis``; along x in one row where that is None."""
-    if not isinstance(repeats, int | np.integer) or repeats < 0:
-        raise ValueError(f"repeat: repeats is {repeats!r}, needs one whole number of at least 0")
-    x, axis = (reshape(x, -1), 0) if axis is None else (x, axis_of("repeat", axis, x.ndim))
+    repeats = check.count("repeat: repeats", repeats, 0)
+    x, axis = (reshape(x, -1), 0) if axis is None else (x, check.axis("repeat", axis, x.ndim))
     before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     copies = broadcast_to(expand_dims(x, axis + 1), (*before, n, repeats, *after))
     return reshape(copies, (*before, n * repeats, *after))
@@ -295,61 +279,77 @@ def repeat(x, repeats: int, axis: int | None = None) -> Tensor:
 
 def broadcast_to(x, shape) -> Tensor:
     """x repeated to ``shape`` by NumPy's rule."""
-    return x if x.shape == tuple(shape) else BroadcastTo(tuple(shape))(x)
+    shape = _shape(shape)
+    return x if x.shape == shape else BroadcastTo(shape)(x)
 
 
 @in_float32
 def sum_to(x, shape) -> Tensor:
     """x summed to ``shape``: the derivative of broadcast_to."""
-    return x if x.shape == tuple(shape) else SumTo(tuple(shape))(x)
+    shape = _shape(shape)
+    return x if x.shape == shape else SumTo(shape)(x)
+
+
+def _list(index):
+    """A list of indices as an array, of whole numbers also where it is empty."""
+    array = as_array(index, "index")
+    return array if array.size else array.astype(int)
 
 
 def getitem(x, index) -> Tensor:
     """``x[index]``: slices, integers, None, ..., boolean or integer arrays (host index arrays go to x's device)."""
-    index = (integers(i) if isinstance(i, list) else i for i in _tuple(index))
+    index = (_list(i) if isinstance(i, list) else i for i in _tuple(index))
     index = (i.data if isinstance(i, Tensor) else i for i in index)
     index = tuple(to_device(i, x.device) if hasattr(i, "dtype") and i.ndim else i for i in index)
     return GetItem(index)(x)
 
 
+def _tensors(op, xs):
+    if not hasattr(xs, "__iter__") or isinstance(xs, dict | bytes) or not (xs := list(xs)):
+        raise ValueError(f"{op}: got {xs!r}, needs at least one Tensor, in a list")
+    return [as_tensor(x, f"{op}: an input") for x in xs]
+
+
 def concatenate(xs, axis: int = 0) -> Tensor:
     """Tensors of equal shape except along ``axis``, one after the other."""
-    xs = list(xs)
-    if not xs:
-        raise ValueError("concatenate: needs at least one Tensor")
-    return Concatenate(axis_of("concatenate", axis, xs[0].ndim))(*xs)
+    xs = _tensors("concatenate", xs)
+    return Concatenate(check.axis("concatenate", axis, xs[0].ndim))(*xs)
 
 
 def stack(xs, axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
-    xs = list(xs)
-    if not xs:
-        raise ValueError("stack: needs at least one Tensor")
-    axis = axis_of("stack", axis, xs[0].ndim + 1)
+    xs = _tensors("stack", xs)
+    axis = check.axis("stack", axis, xs[0].ndim + 1)
     return concatenate([x.reshape(x.shape[:axis] + (1,) + x.shape[axis:]) for x in xs], axis)
 
 
 def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
     """As ``numpy.split``: into ``sections`` equal parts, or cut before each of the indices in a list."""
-    axis = axis_of("split", axis, x.ndim)
+    axis = check.axis("split", axis, x.ndim)
     size = x.shape[axis]
-    if isinstance(sections, int | np.integer):
-        if sections < 1 or size % sections:
-            raise ValueError(f"split: axis {axis} has {size} entries, which {sections} parts do not divide")
+    if isinstance(sections, list | tuple | range) or (isinstance(sections, np.ndarray) and sections.ndim):
+        sections = [check.count("split: an index in sections", i, -size) for i in sections]
+    elif size % check.count("split: sections", sections):
+        raise ValueError(f"split: axis {axis} has {size} entries, which {sections} parts do not divide")
+    else:
         sections = range(size // sections, size, size // sections)
     return [_slice(x, axis, start, stop) for start, stop in zip([0, *sections], [*sections, size])]
 
 
 def pad(x, widths, value: float = 0) -> Tensor:
     """x between zeros, or other numbers of one ``value``; ``widths``: one ``(before, after)`` for each axis."""
-    if len(widths) != x.ndim or any(len(w) != 2 or min(w) < 0 for w in widths):
+    try:
+        pairs = [(operator.index(before), operator.index(after)) for before, after in widths]
+    except (TypeError, ValueError):  # no numbers, or no pairs: the sentence below shows them
+        pairs = [(-1, -1)]
+    if len(pairs) != x.ndim or any(min(pair) < 0 for pair in pairs):
         raise ValueError(f"pad: widths {widths!r} needs one (before, after), not negative, for each of {x.ndim} axes")
-    return Pad([tuple(w) for w in widths], value)(x)
+    return Pad(pairs, check.number("pad: value", value, "[-inf, inf]"))(x)
 
 
 def flip(x, axis: int | tuple[int, ...]) -> Tensor:
     """x backwards along one axis or several."""
-    return Flip(axis)(x)
+    return Flip(axis if axis is None else _shape(axis))(x)
 
 
 def skew(x, row: int = -2, column: int = -1) -> Tensor:
@@ -357,12 +357,12 @@ def skew(x, row: int = -2, column: int = -1) -> Tensor:
 
     ``row`` and ``column`` name the two axes. Source: van den Oord et al. 2016, section 3.2.
     """
-    return Skew(axis_of("skew", row, x.ndim), axis_of("skew", column, x.ndim))(x)
+    return Skew(check.axis("skew", row, x.ndim), check.axis("skew", column, x.ndim))(x)
 
 
 def unskew(x, row: int = -2, column: int = -1) -> Tensor:
     """The inverse of ``skew``; what skewing left empty is dropped."""
-    row, column = axis_of("unskew", row, x.ndim), axis_of("unskew", column, x.ndim)
+    row, column = check.axis("unskew", row, x.ndim), check.axis("unskew", column, x.ndim)
     if x.shape[column] < x.shape[row]:
         raise ValueError(f"unskew: {x.shape[row]} rows skewed need at least as many columns, x has {x.shape[column]}")
     return Unskew(row, column)(x)
