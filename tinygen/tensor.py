@@ -107,7 +107,7 @@ class Tensor:
             raise TypeError("Tensor: data is a Tensor already; use it, or its .detach()")
         if not isinstance(data, np.ndarray) or data.dtype.kind not in "fiub":
             data = as_array(data, "Tensor: data")
-        if as_flag(requires_grad, "Tensor: requires_grad") and data.dtype.kind != "f":
+        if requires_grad is not False and as_flag(requires_grad, "requires_grad") and data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs a floating dtype, data has {data.dtype}")
         self._data = data
         self._op, self._index, self._version = None, 0, [0]
