@@ -352,7 +352,8 @@ class _Log:
 def _bar(model, total, initial, progress):
     from tqdm import tqdm
 
-    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules  # on a terminal, or in a notebook
+    ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    drawn = sys.stderr.isatty() or hasattr(ipython, "kernel")  # on a terminal, or in a notebook
     return tqdm(
         total=total if total < math.inf else None,
         initial=initial,

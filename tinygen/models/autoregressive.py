@@ -31,7 +31,7 @@ class Autoregressive(Module):
         if self.width % self.image_shape[0]:
             raise ValueError(f"width: got {width}, needs a multiple of the {self.image_shape[0]} colours")
         self.levels = check.count("levels", levels, 2)
-        self.outputs = 1 if self.levels == 2 else self.levels  # logits for each value: of a Bernoulli, or of a Categorical
+        self.outputs = 1 if self.levels == 2 else self.levels  # logits of a value: for a Bernoulli or Categorical
 
     def describe(self):
         classes = f", classes={self.classes}" if self.classes else ""
