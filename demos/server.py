@@ -4,8 +4,8 @@ Any site can give a name of its own the address 127.0.0.1, and a browser then le
 (DNS rebinding). So a request for another name than this machine's gets 403. A websocket opened by a page of another
 origin is refused by tornado.
 
-At a message that it does not understand matplotlib would close the connection, and after some that it accepts no page
-would get a picture any more. Here a message that the page does not send is ignored, with a line that says so.
+matplotlib closes the connection at a message that it does not understand, and some messages that it accepts stop the
+pictures for every page. So messages that the page never sends are ignored, and a line says so.
 """
 
 import json
@@ -17,7 +17,7 @@ NAMES = ("127.0.0.1", "localhost")
 MOUSE = "button_press button_release dblclick scroll motion_notify figure_enter figure_leave"
 KINDS = f"supports_binary send_image_mode set_device_pixel_ratio refresh resize draw toolbar_button {MOUSE}".split()
 UNUSED = ("ack", "key_press", "key_release")  # matplotlib's keys would close the figure for everybody (q), or change it
-RANGES = {  # what is wrong in other fields raises by itself; these are kept for the next picture
+RANGES = {  # kept for the next picture, so checked first; any other wrong field raises at once
     "x": (-1e5, 1e5),
     "y": (-1e5, 1e5),
     "width": (100, 6000),
@@ -28,7 +28,7 @@ RANGES = {  # what is wrong in other fields raises by itself; these are kept for
 PIXELS = 2**26  # at most; a screen of 7680 x 4320 has half as many
 
 
-def check(content: dict, canvas) -> None:
+def refuse_strange(content: dict, canvas) -> None:
     """Raises ValueError for a message that is not the page's."""
     if content["type"] not in KINDS:
         raise ValueError(f"type {content['type']!r}")
@@ -42,6 +42,8 @@ def check(content: dict, canvas) -> None:
 
 
 class Server(WebAggApplication):
+    """The application, with another look at each request and each message."""
+
     def find_handler(self, request, **kwargs):
         if request.host_name not in NAMES:
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
@@ -52,7 +54,7 @@ class Server(WebAggApplication):
             try:
                 content = json.loads(message)
                 if content["type"] not in UNUSED:
-                    check(content, self.manager.canvas)
+                    refuse_strange(content, self.manager.canvas)
                     super().on_message(message)
             except Exception as error:  # tornado would close the connection
                 print(f"ignored a message: {error!r:.200}", flush=True)

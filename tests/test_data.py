@@ -586,5 +586,5 @@ def test_sets_without_a_public_address_say_where_they_are_looked_for(tmp_path, m
         with pytest.raises(FileNotFoundError, match=f"{name} is neither in .* no public address .*TINYGEN_DATA"):
             load()
         np.savez(tmp_path / name, images=np.zeros((3, 4), np.uint8))
-        with pytest.raises(ValueError, match=r"images is \(3, 4\) uint8, needs"):
+        with pytest.raises(ValueError, match=r"images has shape \(3, 4\), needs"):
             load()

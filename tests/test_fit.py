@@ -103,10 +103,10 @@ class Labelled(SmallVAE):
         (SmallVAE(), {"validation_labels": np.zeros(3)}, r"validation: got NoneType, needs a NumPy array"),
         (SmallVAE(), {"workers": 1.5}, r"workers: got 1.5, needs a whole number"),
         (SmallVAE(), {"workers": 0}, r"workers: got 0, needs a whole number"),
-        (SmallVAE(), {"schedule": lambda done: np.nan}, r"schedule of lr: got nan, needs a number"),
-        (SmallVAE(), {"schedule": lambda done: None}, r"schedule of lr: got None, needs a number"),
+        (SmallVAE(), {"schedule": lambda done: np.nan}, r"schedule: got nan, needs a number"),
+        (SmallVAE(), {"schedule": lambda done: None}, r"schedule: got None, needs a number"),
         (SmallVAE(), {"anneal": {"betta": cosine}}, r"anneal: SmallVAE has no attribute betta"),
-        (SmallVAE(), {"anneal": {"beta": lambda done: "1"}}, r"schedule of beta: got '1', needs a number"),
+        (SmallVAE(), {"anneal": {"beta": lambda done: "1"}}, r"anneal beta: got '1', needs a number"),
         (SmallVAE(), {"rng": 0}, r"rng: got 0, needs a generator such as np.random.default_rng"),
         (SmallVAE(), {"steps": None}, r"steps: got None, needs a number of steps, or seconds"),
         (SmallVAE(), {"seconds": -1}, r"seconds: got -1, needs a number in \(0, inf\)"),
@@ -114,7 +114,7 @@ class Labelled(SmallVAE):
         (SmallVAE(), {"patience": 0, "validation": np.zeros((20, 12))}, r"patience: got 0, needs a whole number"),
         (SmallVAE(), {"images": Tensor(np.zeros((20, 12)))}, r"images: got Tensor, needs a NumPy array"),
         (SmallVAE(), {"images": [[0.0] * 12]}, r"images: got list, needs a NumPy array"),
-        (SmallVAE(), {"images": None}, r"images: got None"),
+        (SmallVAE(), {"images": None}, r"images: got NoneType"),
         (SmallVAE(), {"optimizer": "adam"}, r"optimizer: got str, needs one of tinygen.optim"),
         (SmallVAE(), {"prepare": 3}, r"prepare: got 3, needs a function"),
         (SmallVAE(), {"schedule": 0.1}, r"schedule: got 0.1, needs a function"),
@@ -242,7 +242,7 @@ def test_a_model_that_is_changed_in_one_process_is_noticed(where, rows):
 
         def hook(done):
             calls.append(done)
-            if len(calls) > (33 if where == "schedule" else 0):
+            if len(calls) > (training.PROBES if where == "schedule" else 0):
                 change(model)
             return False if where == "callback" else 1.0
 
@@ -339,14 +339,16 @@ def test_a_budget_in_seconds(rows):
     done, model = [], SmallVAE()
 
     def schedule(fraction):
-        time.sleep(0.002 if len(done) >= 33 else 0)
+        time.sleep(0.002 if len(done) >= training.PROBES else 0)
         done.append(fraction)
         return 1.0
 
     begun = time.monotonic()
     record = train(model, rows, None, seconds=0.3, schedule=schedule, workers=1)
     assert 0.3 <= record[-1]["seconds"] < time.monotonic() - begun < 3 and record[-1]["step"] > 3
-    assert sorted(done[33:]) == done[33:] and 0 <= done[33] < 0.5 < done[-1] < 1
+    assert (
+        sorted(done[training.PROBES :]) == done[training.PROBES :] and 0 <= done[training.PROBES] < 0.5 < done[-1] < 1
+    )
     assert train(SmallVAE(), rows, 2, seconds=100.0)[-1]["step"] == 2  # whichever ends first
 
 
@@ -473,9 +475,9 @@ def other_prepare(x, rng):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"schedule": lambda done: 1 - done}, "schedule of lr was .*, is"),
-        ({"schedule": None}, "schedule of lr was .*, is None"),
-        ({"anneal": {"beta": cosine}}, "schedule of beta was .*, is"),
+        ({"schedule": lambda done: 1 - done}, "schedule was .*, is"),
+        ({"schedule": None}, "schedule was .*, is None"),
+        ({"anneal": {"beta": cosine}}, "anneal beta was .*, is"),
         ({"images": lambda x: x[::-1]}, r"images\[0\] was float64 \(64, 12\) \w+, is float64 \(64, 12\) \w+"),
         ({"images": lambda x: x.astype(np.float32)}, r"images\[0\] was float64 .*, is float32"),
         ({"labels": lambda labels: labels + 1}, r"images\[1\] was"),

@@ -177,7 +177,7 @@ def test_schedule_is_asked_for_the_fraction_done(images, rng):
     optimizer = SGD(model.parameters(), 0.5)
     fit(model, images, steps=4, optimizer=optimizer, rng=rng, schedule=lambda done: asked.append(done) or 0.1)
     assert asked[-4:] == [0.125, 0.375, 0.625, 0.875]  # the middle of each step
-    assert len(asked) == 4 + 33  # asked at 33 fractions before, to tell a schedule from another
+    assert len(asked) == 4 + training.PROBES  # asked at some fractions before, to tell a schedule from another
     assert optimizer.lr == 0.5
     assert all(p.grad is None for p in model.parameters())
 
@@ -623,9 +623,9 @@ def test_any_flipped_byte_is_refused_or_harmless(images, tmp_path):
 
 def empty_run(model, optimizer, images, averaging=0.9):
     """With the settings of ``run_until``."""
-    settings = {"batch_size": 20, "clip_norm": 1.0, "validate_every": 5, "patience": "inf"}
+    settings = {"batch_size": 20, "clip_norm": 1.0, "validate_every": 5, "patience": float("inf")}
     settings |= {"images[0]": digest(images), "validation[0]": digest(images)}
-    settings |= {"prepare": "run_until.<locals>.prepare", "schedule of lr": training._probed("lr", cosine)}
+    settings |= {"prepare": "run_until.<locals>.prepare", "schedule": training._probed("lr", cosine)}
     return training.Run(model, optimizer, model.parameters(), averaging, 1, settings)
 
 
@@ -943,7 +943,7 @@ def test_a_changed_call_does_not_go_on_from_the_old_checkpoint(images, tmp_path,
         ({"rate": 0.02}, "lr was 0.01, is 0.02"),
         ({"weight_decay": 0.1}, "weight_decay was 0.0, is 0.1"),
         ({"batch_size": 9}, "batch_size was 8, is 9"),
-        ({"clip_norm": 1.0}, "clip_norm was None, is 1.0"),
+        ({"clip_norm": 1.0}, "clip_norm was inf, is 1.0"),
         ({"images": images[1:]}, r"images\[0\] was float32 \(37, 1, 2, 2\) [0-9a-f]{12}, is float32 \(36, 1, 2, 2\)"),
         ({"steps": 3}, "is at step 4 already, steps is 3"),
         ({"settings": "p=0.2"}, "model.setting was , is p=0.2"),
@@ -983,7 +983,7 @@ def test_a_checkpoint_that_cannot_be_written_is_noticed_at_once(images, tmp_path
             schedule=lambda done: asked.append(done) or 1.0,
             checkpoint=tmp_path / "file" / "run.npz",
         )
-    assert len(asked) == 33  # before training, to tell this schedule from another
+    assert len(asked) == training.PROBES  # before training, to tell this schedule from another
 
 
 def test_images_are_an_array(rng):

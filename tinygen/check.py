@@ -25,7 +25,7 @@ def count(name: str, value, smallest: int = 1, odd: bool = False) -> int:
 def counts(
     name: str, values, needs: str = "whole numbers", size: int | None = None, smallest: int = 1, odd: bool = False
 ) -> tuple[int, ...]:
-    """``values`` as a tuple of such numbers, ``size`` of them, or at least one; ``needs`` is what they are called."""
+    """``values`` as a tuple of numbers that ``count`` accepts: ``size`` of them, or at least one."""
     several = values if isinstance(values, tuple | list | np.ndarray) else ()
     try:
         numbers = tuple([count(name, v, smallest, odd) for v in several])
@@ -107,9 +107,9 @@ def whole(name: str, x, levels: int) -> None:
 
 
 def no_nan(name: str, x) -> None:
-    """Raises where a number of the array ``x`` is nan: what is drawn by it would be zero."""
+    """Raises where a number of the array ``x`` is nan: what is drawn from it would be zero."""
     if isinstance(x, np.ndarray | np.generic) and x.size and np.isnan(x.min()):
-        raise ValueError(f"{name}: some are nan, needs numbers that something can be drawn by")
+        raise ValueError(f"{name}: some are nan, so nothing can be drawn")
 
 
 def labels(name: str, values, classes: int, shape: tuple[int, ...] | None = None):

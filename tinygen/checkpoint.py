@@ -12,7 +12,7 @@ from tinygen.files import read_arrays, written
 from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
-# Of a run, beside its arrays, with their types
+# What a checkpoint holds beside arrays: these attributes of a Run, with their types
 FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list, "ended": bool}
 
 
@@ -26,7 +26,7 @@ def is_plain(value) -> bool:
 def digest(array) -> str:
     """A few letters that differ when the array does."""
     array = np.ascontiguousarray(array)
-    return f"{array.dtype} {array.shape} {hashlib.blake2b(array.tobytes(), digest_size=6).hexdigest()}"
+    return f"{array.dtype} {array.shape} {hashlib.blake2b(array, digest_size=6).hexdigest()}"
 
 
 class Run:
@@ -47,7 +47,7 @@ class Run:
         self.average = None if averaging is None else Average(learned, averaging)
         self.step, self.seconds, self.losses, self.record, self.best = 0, 0.0, [0.0, 0], [], None
         self.ended = False  # by a callback
-        self.whole = False  # whether it may be saved: not before the first step is sure to begin, nor within a step
+        self.whole = True  # False within a step, when what it has changed must not be saved
 
     @property
     def noted(self) -> int:
@@ -108,7 +108,7 @@ class Run:
 
     def _arrays(self) -> dict:
         """All of it, by name."""
-        with self.averaged():
+        with self.averaged():  # a whole state, so that load_state_dict can check it
             averages = {} if self.average is None else self.model.state_dict()
         fields = {name: getattr(self, name) for name in FIELDS}
         return {
@@ -154,6 +154,6 @@ def _fields(arrays) -> dict:
         raise ValueError("a number is out of range")
     for row in fields["record"]:
         step, seconds, train, validation = (row[key] for key in ("step", "seconds", "train", "validation"))
-        if not isinstance(step, int) or not math.isfinite(seconds + train + (validation or 0.0)):
+        if not isinstance(step, int) or not math.isfinite(seconds + train) or not isinstance(validation, float | None):
             raise ValueError(f"the record has {row}")
     return fields

@@ -247,7 +247,7 @@ def _load(places, mirrors, read):
             with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
                 part = Path(temporary) / target.name
                 pooch.HTTPDownloader(progressbar=True)(mirror + target.name, str(part), None)
-                result = read(part)  # raises where the content is wrong, so that only a good file gets its name
+                result = read(part)  # raises where the content is wrong: only a good file is kept
                 os.replace(part, target)
                 return result
         except (OSError, ValueError) as error:
@@ -259,15 +259,22 @@ def _load(places, mirrors, read):
 
 
 def _read_images(path, shape):
-    images = read_arrays(path)["images"]
-    if images.shape != shape or images.dtype != np.uint8:
-        raise ValueError(f"{path}: images is {images.shape} {images.dtype}, needs {shape} uint8")
+    images = _bytes(path, "images")
+    if images.shape != shape:
+        raise ValueError(f"{path}: images has shape {images.shape}, needs {shape}")
     return images
+
+
+def _bytes(path, name):
+    array = read_arrays(path).get(name)
+    if array is None or array.dtype != np.uint8 or array.ndim < 2:
+        raise ValueError(f"{path}: has no array {name} of uint8, two-dimensional at least")
+    return array
 
 
 def _read_binarized(path, part):
     if path.suffix == ".npz":
-        pixels = np.unpackbits(read_arrays(path)[part], axis=1)
+        pixels = np.unpackbits(_bytes(path, part), axis=1)
     else:  # 784 numbers 0 or 1 a line, with spaces between them
         text = np.frombuffer(path.read_bytes(), np.uint8)
         pixels = text[(text == ord("0")) | (text == ord("1"))] - ord("0")

@@ -112,5 +112,7 @@ class Categorical:
         """The classes that belong to uniform numbers ``u`` < 1: where u falls among the cumulated probabilities."""
         p, u = ops.softmax(self.logits.detach(), self.axis).data, as_array(u, "u")
         cumulated = xp(p).cumsum(p, axis=self.axis)
-        total = cumulated.max(axis=self.axis, keepdims=True)  # rounded: without it u near 1 falls beyond the last class
+        total = cumulated.max(
+            axis=self.axis, keepdims=True
+        )  # less than 1 by rounding: without it u near 1 falls beyond the last class
         return (cumulated <= xp(p).expand_dims(u, self.axis) * total).sum(axis=self.axis)

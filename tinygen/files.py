@@ -40,7 +40,7 @@ def written(path):
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name. Nothing is unpickled, and a small file does not take much memory.
+    """The arrays of an npz file by name. Nothing is unpickled, and a small file that unpacks to a huge one is refused.
 
     Raises OSError for a file that cannot be read, ValueError for one that is damaged, no npz, or unpacks to more than
     64 MiB and 20 times its size.

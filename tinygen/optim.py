@@ -18,7 +18,7 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
-    weight_decay = 0.0  # Muon's; here since a step has to apply it
+    weight_decay = 0.0  # only Muon sets it; it is here because step() applies it
 
     def __init__(self, parameters, lr: float):
         parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]

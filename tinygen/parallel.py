@@ -31,9 +31,9 @@ from tinygen import check
 from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
 from tinygen.tensor import Tensor, grad, history, no_grad
 
-SHARD, LARGEST = 16, 128  # images a worker takes at once: few enough for its cache, enough to keep NumPy's calls large
-IDLE_SECONDS = 60  # after which a worker that does not compute is taken for stopped
-NUMBERS = 1 << 20  # a shard is doubled while the network computes fewer numbers for it than these
+SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to keep NumPy's calls large
+IDLE_SECONDS = 60  # without computing, after which a worker counts as stopped
+ACTIVATIONS = 1 << 20  # a shard is doubled while the network computes fewer numbers for it than these
 
 
 def first_rank() -> bool:
@@ -160,9 +160,9 @@ class Workers:
             process.start()
             self.processes.append(process)
             theirs.close()
-        self._look()
+        self._remember()
 
-    def _look(self):
+    def _remember(self):
         """Remember what of the model the workers have a copy of: all attributes, and tensors that do not travel."""
         travelling = {id(tensor) for tensor in self.values}
         self.attributes = [(name, module, dict(vars(module))) for name, module in self.modules]
@@ -197,8 +197,8 @@ class Workers:
         return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
     def mean(self, batch, seeds, settings, gradients: bool = True, stop=lambda: False):
-        """The mean loss over ``batch``, (images,) or (images, labels), its gradient and the buffers' changes as flat
-        arrays, and whether any rank says ``stop()``. On a device nothing of it is waited for.
+        """Returns the mean loss over ``batch``, (images,) or (images, labels), its gradient and the buffers' changes as
+        flat arrays, and whether any rank wants to ``stop()``. On a device it does not wait for them.
 
         ``settings``: attributes that the model gets before, in all processes. Nothing else of it changes here.
         """
@@ -220,7 +220,7 @@ class Workers:
                 theirs = self._run(share, settings, gradients)
             losses |= theirs
         if self.pipes:
-            self._look()
+            self._remember()
         loss, stopping, m = sum(losses[k] for k in sorted(losses)), stop(), xp(self.parameters[0].data)
         flat = m.zeros(self.size if gradients else 0, self.dtype)
         if gradients and tasks:
@@ -243,7 +243,7 @@ class Workers:
         for name, value in settings.items():
             setattr(self.model, name, value)
         for slot, weight, part, seeds in share:
-            with contextlib.nullcontext() if gradients else no_grad(), _kept(self.buffers) as changes:
+            with contextlib.nullcontext() if gradients else no_grad(), _changes_of(self.buffers) as changes:
                 loss = shard_loss(self.model, part, self.prepare, seeds)
                 found = [g.data for g in self._gradients(loss)] if gradients else []
             if gradients:
@@ -282,12 +282,12 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _kept(buffers):
+def _changes_of(buffers):
     """Gives a list for how the buffers have changed at the end, and puts them back."""
     before, changes = [b.data for b in buffers], []
     try:
         yield changes
-        changes += [xp(v).zeros_like(v) if b.data is v else b.data - v for b, v in zip(buffers, before)]  # inf - inf
+        changes += [xp(v).zeros_like(v) if b.data is v else b.data - v for b, v in zip(buffers, before)]
     finally:
         for b, v in zip(buffers, before):
             b.data = v
@@ -300,21 +300,22 @@ def shard_size(model, data, prepare) -> int:
     """
     part = tuple(array[:SHARD] for array in data)
     try:
-        inspect.signature(model.loss).bind(*part, None)
+        inspect.signature(model.loss).bind(*part, None)  # only their number counts; None stands for rng
     except TypeError as error:
         given = "(x, rng)" if len(part) == 1 else "(x, rng, labels)"
         raise ValueError(f"{type(model).__name__}.loss: needs to take {given} ({error})") from error
-    with _kept([b for _, b in model.named_buffers()]):
+    with _changes_of([b for _, b in model.named_buffers()]):
         loss = shard_loss(model, part, prepare, [0])
     sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
     size, numbers = SHARD, sum(sizes.values()) / len(part[0])
-    while size < LARGEST and 2 * size * numbers <= NUMBERS:
+    while size < LARGEST and 2 * size * numbers <= ACTIVATIONS:
         size *= 2
     return size
 
 
 @contextlib.contextmanager
 def _workers_alive():
+    """A pipe that breaks means that a worker was killed."""
     try:
         yield
     except (EOFError, OSError) as error:

@@ -275,7 +275,7 @@ def as_array(value, name: str):
 
 
 def as_flag(value, name: str) -> bool:
-    """``value``, which is True or False. Raises TypeError for another, whose truth was hardly meant."""
+    """``value``. Raises TypeError unless it is True or False."""
     if value is not True and value is not False and not isinstance(value, np.bool_):
         raise TypeError(f"{name}: got {value!r}, needs True or False")
     return value
@@ -345,11 +345,11 @@ class Op:
         given = ", ".join(f"{x.shape} {x.dtype}" for x in inputs)
         kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
         text = str(error).strip()
-        for name in {"shape", "axis", "keepdims"} & vars(self).keys():  # of these Python's own words do not speak
-            value = vars(self)[name]
-            several = value if isinstance(value, tuple) else () if name == "axis" and value is None else (value,)
-            several = (value,) if name == "keepdims" else several
-            if not all(isinstance(n, int | np.integer) for n in several):
+        for name in ("shape", "axis", "keepdims"):  # NumPy's words do not name these
+            value = vars(self).get(name, 0)
+            entries = value if isinstance(value, tuple) and name != "keepdims" else (value,)
+            entries = () if name == "axis" and value is None else entries
+            if not all(isinstance(n, int | np.integer) for n in entries):
                 text = f"{name}: got {value!r}, needs whole numbers"
         return kind(f"{type(self).__name__}: {text} (given {given})")
 

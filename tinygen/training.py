@@ -28,6 +28,7 @@ from tinygen.tensor import Tensor, grad, keep_values
 
 SAVE_SECONDS = 60  # between checkpoints
 LOG_SECONDS = 30  # between lines of progress in a file
+PROBES = 33  # fractions at which a schedule is compared with another run's
 CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
 
 
@@ -57,10 +58,11 @@ def fit(
 ) -> list[dict]:
     """Minimize ``model.loss`` on ``images``, a NumPy array (N, ...), in minibatches of shuffled epochs.
 
-    ``model``: any Module with ``loss(x, rng)``, the mean over x in one Tensor; x is a Tensor of some of the images, in
-    the model's dtype where they are floating-point numbers. ``labels`` (N, ...): cut with the images and handed on as
-    ``model.loss(x, rng, labels)``. What learns is each parameter that the optimizer holds and that requires grad.
-    ``steps``, or ``seconds`` of training, whichever ends first; with ``seconds`` a run is not repeated to the last bit.
+    ``model``: any Module with ``loss(x, rng)``, which gives the mean over x as a Tensor. x is a Tensor of some of the
+    images, converted to the model's dtype if they are floating-point. ``labels`` (N, ...) are cut with the images and
+    passed on, an array, as ``model.loss(x, rng, labels)``. Every parameter that the optimizer holds and that requires
+    grad is trained. ``steps`` or ``seconds`` of training, whichever ends first; a run limited by ``seconds`` is not
+    repeated to the last bit.
     ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``anneal``: attributes of the model that follow it too, {"beta": lambda done: min(1, 4 * done)}; validation takes
@@ -70,13 +72,14 @@ def fit(
     loss is taken every ``validate_every`` steps and at the end, with the same noise each time.
     ``patience``: after so many validations without a new best one training ends; the model then has the best weights.
     ``callback(row)``: called after each row of the record, with the averaged weights in the model; True ends training.
-    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it
-    (for longer, if ``steps`` is larger now); the parameters end bit-identical to those of a run that was not
-    interrupted. One of other settings, images or modules is refused. Not compared is what functions do: the model's
-    methods, ``prepare`` (by its name only) and ``callback``.
+    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it,
+    and the parameters end bit-identical to those of a run that was not interrupted. ``steps`` may be larger now; a
+    schedule then goes on from a smaller fraction. A checkpoint of other settings, images, modules or plain attributes
+    of the modules (so ``loss`` must not count in them) is refused. What functions do is not compared: the model's
+    methods, ``prepare`` (only its name is) and ``callback``.
     ``workers``: processes (default: one for each core, on Linux). A minibatch is cut into shards of a fixed size whose
-    gradients are added in their order, so that the result does not depend on it. All but the first are forked when
-    training begins: what ``prepare`` or the model's ``loss`` change outside their arguments then stays in each.
+    gradients are added in their order, so that the result does not depend on it. The others are forked when training
+    begins. Whatever ``prepare`` or ``loss`` changes outside its arguments stays in the process that changed it.
     Under MPI (``mpiexec -n 2 python -m mpi4py script.py``) all ranks call ``fit`` and share the shards; the parameters
     and the checkpoint of the first one count, and it alone writes.
 
@@ -85,14 +88,11 @@ def fit(
     On a device the loss is looked at every 50 steps only, since each look waits for it.
     Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
     ValueError for arguments that do not fit, or a file that is not a checkpoint of this run; KeyboardInterrupt, when
-    the checkpoint is saved, after Ctrl-C. A checkpoint that cannot be written later than at the start is a warning.
+    the checkpoint is saved, after Ctrl-C. If a later save than the first fails, a warning says so and training goes on.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer: got {type(optimizer).__name__}, needs one of tinygen.optim")
-    data = _set("images", images, "labels", labels)
-    held_out = _set("validation", validation, "validation_labels", validation_labels)
-    if data is None:
-        raise ValueError("images: got None, needs an array (N, ...)")
+    data, held_out = _images_and_labels("images", images, "labels", labels), None
+    if validation is not None or validation_labels is not None:
+        held_out = _images_and_labels("validation", validation, "validation_labels", validation_labels)
     if steps is None and seconds is None:
         raise ValueError("steps: got None, needs a number of steps, or seconds")
     if patience is not None and held_out is None:
@@ -100,10 +100,9 @@ def fit(
     steps = math.inf if steps is None else check.count("steps", steps, 0)
     seconds = math.inf if seconds is None else check.number("seconds", seconds, "(0, inf)")
     patience = math.inf if patience is None else check.count("patience", patience)
+    clip_norm = math.inf if clip_norm is None else check.number("clip_norm", clip_norm, "(0, inf]")
     batch_size = min(check.count("batch_size", batch_size), len(images))
     validate_every = check.count("validate_every", validate_every)
-    if clip_norm is not None:
-        check.number("clip_norm", clip_norm, "(0, inf]")
     learned, anneal = _learned(model, optimizer), dict(anneal or {})
     for name, f in {"prepare": prepare, "schedule": schedule, "callback": callback, **anneal}.items():
         if f is not None and not callable(f):
@@ -111,26 +110,21 @@ def fit(
     if missing := [name for name in anneal if not hasattr(model, name)]:
         raise ValueError(f"anneal: {type(model).__name__} has no attribute {', '.join(missing)}")
     own = {name: getattr(model, name) for name in anneal}
-    settings = {"batch_size": batch_size, "clip_norm": clip_norm, "validate_every": validate_every}
-    settings |= {f"images[{i}]": digest(array) for i, array in enumerate(data)}
-    settings |= {f"validation[{i}]": digest(array) for i, array in enumerate(held_out or ())}
-    settings |= {"patience": str(patience), "prepare": getattr(prepare, "__qualname__", type(prepare).__name__)}
-    settings |= {f"schedule of {name}": _probed(name, f) for name, f in {"lr": schedule, **anneal}.items() if f}
+    settings = {
+        "batch_size": batch_size,
+        "clip_norm": clip_norm,
+        "validate_every": validate_every,
+        "patience": patience,
+    }
+    settings |= _digests(data, held_out, prepare, schedule, anneal)
     run = Run(model, optimizer, learned, averaging, int(check.generator(rng).integers(2**63)), settings)
     if not first_rank():
         checkpoint, progress = None, False
-    elif checkpoint is not None and os.path.exists(checkpoint):
-        run.load(checkpoint)
-        if run.step > steps:
-            raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
-        print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
-    run.broadcast()
-    on_cpu, full_rate, looked, stop = model.device == "cpu", optimizer.lr, True, False
-    saved = time.monotonic()
+    _resume(run, checkpoint, steps)
+    on_cpu, looked, stop, saved = model.device == "cpu", True, False, time.monotonic()
 
     with (
-        _saved_on_error(run, checkpoint),
-        _restored(optimizer, model, own),
+        _restored(optimizer, model, own) as full_rate,
         _interrupts() as interrupted,
         start_workers(model, learned, prepare, workers, data, batch_size, len(held_out[0]) if held_out else 0) as crew,
         _bar(model, steps * batch_size, run.step * batch_size, progress) as bar,
@@ -139,57 +133,42 @@ def fit(
             crew.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
         if checkpoint is not None and not run.step:
             run.save(checkpoint)  # if that is not possible, better now than after an hour
-        run.whole = True
-        while True:
-            over = run.step == steps or run.seconds >= seconds
-            if run.noted < run.step and (run.step % validate_every == 0 or over):
-                with run.averaged():
-                    figure = None if held_out is None else _evaluate(model, held_out, [run.seed, 2], own, crew)
-                    run.note(figure)
-                    if patience < math.inf and run.since_best == 0:
-                        run.best = model.state_dict()
-                    run.ended = of_first_rank(bool(callback and first_rank() and callback(run.record[-1])))
-            if over or run.ended or run.since_best >= patience or (looked and stop):  # what is saved has been looked at
-                break
-            begun = time.perf_counter()
-            chosen, seeds = _batch(len(images), batch_size, run.seed, run.step), [run.seed, 1, run.step]
-            batch = tuple(array[chosen] for array in data)
-            done = max((run.step + 0.5) / steps, run.seconds / seconds)
-            if schedule is not None:
-                optimizer.lr = full_rate * schedule(done)
-            now = {name: f(done) for name, f in anneal.items()}
-            loss, gradient, changes, stop = crew.mean(batch, seeds, now, stop=interrupted.is_set)
-            norm = (gradient * gradient).sum() ** 0.5
-            looked = on_cpu or any((run.step + 1) % every == 0 for every in (CHECK_STEPS, validate_every, steps))
-            if looked:
-                loss = float(loss)
-                if not math.isfinite(loss + float(norm)):
+        with _saved_on_error(run, checkpoint):
+            while True:
+                over = run.step == steps or run.seconds >= seconds
+                if run.noted < run.step and (run.step % validate_every == 0 or over):
+                    with run.averaged():
+                        run.note(None if held_out is None else _evaluate(model, held_out, [run.seed, 2], own, crew))
+                        if patience < math.inf and run.since_best == 0:
+                            run.best = model.state_dict()
+                        run.ended = of_first_rank(bool(callback and first_rank() and callback(run.record[-1])))
+                # On Ctrl-C only after a look at the loss, so that no nan is saved
+                if over or run.ended or run.since_best >= patience or (looked and stop):
+                    break
+                begun = time.perf_counter()
+                done = max((run.step + 0.5) / steps, run.seconds / seconds)
+                optimizer.lr = full_rate * (1.0 if schedule is None else schedule(done))
+                now = {name: f(done) for name, f in anneal.items()}
+                batch, seeds = _batch(data, batch_size, run.seed, run.step), [run.seed, 1, run.step]
+                loss, gradient, changes, stop = crew.mean(batch, seeds, now, stop=interrupted.is_set)
+                norm = (gradient * gradient).sum() ** 0.5
+                looked = on_cpu or any((run.step + 1) % every == 0 for every in (CHECK_STEPS, validate_every, steps))
+                if looked and not math.isfinite(float(loss) + float(norm)):
                     _explain(model, learned, crew.shards(batch, seeds), prepare, run.step)
-                bar.set_postfix_str(f"{loss:.2f} {getattr(model, 'unit', '')}".rstrip(), refresh=False)
-            if clip_norm is not None:
-                scale = xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0)
-                gradient = gradient * scale.astype(gradient.dtype)
-            run.whole = False
-            if looked:
-                run.add_loss(loss)
-            crew.change_buffers(changes)
-            for p, g in zip(learned, split(gradient, learned)):
-                p.grad = Tensor(g.astype(p.dtype, copy=False))
-            optimizer.step()
-            if run.average is not None:
-                run.average.step()
-            run.step += 1
-            run.seconds += time.perf_counter() - begun
-            run.whole = True
-            if seconds < math.inf:
-                run.seconds = of_first_rank(run.seconds)
-            bar.update(len(chosen))
-            if crew.comm is None:
-                stop = interrupted.is_set()
-            if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
-                _check_parameters(model, run.step)
-                _save(run, checkpoint)
-                saved = time.monotonic()
+                if clip_norm < math.inf:
+                    scale = xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0)
+                    gradient = gradient * scale.astype(gradient.dtype)
+                _update(run, crew, gradient, changes, float(loss) if looked else None)
+                run.seconds += time.perf_counter() - begun
+                if seconds < math.inf:
+                    run.seconds = of_first_rank(run.seconds)
+                if looked:
+                    bar.set_postfix_str(f"{float(loss):.2f} {getattr(model, 'unit', '')}".rstrip(), refresh=False)
+                bar.update(batch_size)
+                if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
+                    _check_parameters(model, run.step)
+                    _save(run, checkpoint)
+                    saved = time.monotonic()
     _check_parameters(model, run.step)
     kept = checkpoint is not None and _save(run, checkpoint)
     if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: the end of one ends all
@@ -214,7 +193,7 @@ def evaluate(
 
     Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
-    data = _set("images", images, "labels", labels)
+    data = _images_and_labels("images", images, "labels", labels)
     seed = of_first_rank(int(check.generator(rng).integers(2**63)))
     with start_workers(model, _learned(model), prepare, workers, data, 0, len(images)) as crew:
         return _evaluate(model, data, [seed], {}, crew)
@@ -223,10 +202,8 @@ def evaluate(
 # -- the parts of a step
 
 
-def _set(name, images, name_of_labels, labels) -> tuple | None:
-    """(images,) or (images, labels), or None. Raises ValueError where there are none, or not one label an image."""
-    if images is None and labels is None:
-        return None
+def _images_and_labels(name, images, name_of_labels, labels) -> tuple:
+    """(images,) or (images, labels). Raises ValueError where there are none, or not one label an image."""
     if not isinstance(images, np.ndarray) or not np.shape(images)[:1] > (0,) or images.dtype.kind not in "fiub":
         got = f"{images.shape} {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"{name}: got {got}, needs a NumPy array (N, ...) of numbers, N at least 1")
@@ -245,6 +222,8 @@ def _learned(model, optimizer=None) -> list:
         raise ValueError(f"model: got {type(model).__name__}, needs a Module with loss(x, rng)")
     if optimizer is None:
         return model.parameters()
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer: got {type(optimizer).__name__}, needs one of tinygen.optim")
     held, own = {id(p) for p in optimizer.parameters}, model.parameters()
     learned = [p for p in own if id(p) in held and p.requires_grad]
     if not learned or not held <= {id(p) for p in own}:
@@ -252,13 +231,25 @@ def _learned(model, optimizer=None) -> list:
     return learned
 
 
+def _digests(data, held_out, prepare, schedule, anneal) -> dict:
+    """What tells this run's data and functions from another's."""
+    return {
+        **{f"images[{i}]": digest(array) for i, array in enumerate(data)},
+        **{f"validation[{i}]": digest(array) for i, array in enumerate(held_out or ())},
+        **{f"anneal {name}": _probed(f"anneal {name}", f) for name, f in anneal.items()},
+        "schedule": None if schedule is None else _probed("schedule", schedule),
+        "prepare": getattr(prepare, "__qualname__", type(prepare).__name__),
+    }
+
+
 def _probed(name, function) -> str:
-    """What tells one schedule from another: its values, which have to be finite numbers."""
-    return digest(np.array([check.number(f"schedule of {name}", function(i / 32), "(-inf, inf)") for i in range(33)]))
+    """What tells one function of the fraction done from another: its values, which have to be finite numbers."""
+    fractions = np.linspace(0, 1, PROBES)
+    return digest(np.array([check.number(name, function(float(done)), "(-inf, inf)") for done in fractions]))
 
 
 def _evaluate(model, data, seeds, settings, crew) -> float:
-    """In parts where the images have a device to fit on."""
+    """Mean loss over ``data``; on a device 256 images at a time, so that they fit."""
     n = len(data[0])
     size = n if model.device == "cpu" else 256
     parts = [tuple(array[start : start + size] for array in data) for start in range(0, n, size)]
@@ -271,19 +262,46 @@ def _shuffled(n, seed, epoch):
     return np.random.default_rng([seed, 0, epoch]).permutation(n)
 
 
-def _batch(n, batch_size, seed, step):
-    """The indices of a step's images. Each epoch is shuffled anew; what is left at its end is skipped."""
+def _batch(data, batch_size, seed, step) -> tuple:
+    """A step's images, and labels. Each epoch is shuffled anew; what is left at its end is skipped."""
+    n = len(data[0])
     epoch, i = divmod(step, n // batch_size)
-    return _shuffled(n, seed, epoch)[i * batch_size : (i + 1) * batch_size]
+    chosen = _shuffled(n, seed, epoch)[i * batch_size : (i + 1) * batch_size]
+    return tuple(array[chosen] for array in data)
+
+
+def _update(run, crew, gradient, changes, loss):
+    """Move parameters and buffers. Whatever fails in here, nothing of the step is saved."""
+    run.whole = False
+    if loss is not None:
+        run.add_loss(loss)
+    crew.change_buffers(changes)
+    for p, g in zip(crew.parameters, split(gradient, crew.parameters)):
+        p.grad = Tensor(g.astype(p.dtype, copy=False))
+    run.optimizer.step()
+    if run.average is not None:
+        run.average.step()
+    run.step += 1
+    run.whole = True
 
 
 # -- what surrounds the loop
 
 
+def _resume(run, checkpoint, steps):
+    """Go on from the checkpoint where there is one, on all ranks."""
+    if checkpoint is not None and os.path.exists(checkpoint):
+        run.load(checkpoint)
+        if run.step > steps:
+            raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
+        print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
+    run.broadcast()
+
+
 @contextlib.contextmanager
 def _saved_on_error(run, checkpoint):
-    """What was reached before an exception, in a callback say, is kept; not where numbers went wrong, nor within a
-    step: then the file stays as it was."""
+    """Save what was reached when something raises, a callback for instance; not within a step, nor when numbers are
+    not finite."""
     try:
         yield
     except FloatingPointError:
@@ -310,7 +328,7 @@ def _restored(optimizer, model, own):
     left."""
     full_rate = optimizer.lr
     try:
-        yield
+        yield full_rate
     finally:
         optimizer.lr = full_rate
         optimizer.zero_grad()

@@ -36,9 +36,14 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
     arrays = read_arrays(path)
     try:
         about = json.loads(str(arrays.pop("about")))
-        model = _built(about, arrays) if model is None else model
+        name, known = about["model"], about["model"] in models.__all__
+        if model is None and known:
+            numbers = _Limited(sum(a.size for a in arrays.values()))
+            model = getattr(models, name)(**about["settings"], rng=numbers)
     except Exception as error:  # whatever json and the model's constructor have to say
         raise ValueError(f"{path}: damaged, or no model that was saved here ({error})") from error
+    if model is None:
+        raise ValueError(f"{path}: is of the class {name}, not one of tinygen.models: build it and pass it as model")
     try:
         model.load_state_dict(arrays)
     except ValueError as error:
@@ -47,7 +52,7 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
 
 
 class _Limited(np.random.Generator):
-    """Draws as many numbers as it is told to, and then raises: before there is memory for them."""
+    """Raises once more numbers are drawn than it was given, before memory for them is asked for."""
 
     def __init__(self, numbers):
         super().__init__(np.random.PCG64(0))
@@ -60,13 +65,6 @@ class _Limited(np.random.Generator):
         return super().standard_normal(size, dtype)
 
 
-def _built(about, arrays):
-    kind = getattr(models, about["model"]) if about["model"] in models.__all__ else None
-    if kind is None:
-        raise ValueError(f"a {about['model']} is none of tinygen.models: build it and give it to load as ``model``")
-    return kind(**about["settings"], rng=_Limited(sum(a.size for a in arrays.values())))
-
-
 def save(path: str | Path, model: Module, about: dict | None = None, half: bool = True) -> None:
     """Write parameters and buffers, and what is said about them: at any moment the file is whole, the old or the new.
 
@@ -75,6 +73,11 @@ def save(path: str | Path, model: Module, about: dict | None = None, half: bool 
     Raises ValueError for values that half precision cannot hold or that are not of these settings.
     """
     about, arrays = {**(about or {}), "model": type(model).__name__}, model.state_dict()
+    ours = type(model) in vars(models).values()
+    if ours and "settings" not in about:
+        raise ValueError(
+            f"about: needs 'settings', the arguments that the {about['model']} was built with, without rng"
+        )
     if half:
         with np.errstate(over="ignore"):
             arrays = {name: a.astype(np.float16) if a.dtype.kind == "f" else a for name, a in arrays.items()}
@@ -83,5 +86,5 @@ def save(path: str | Path, model: Module, about: dict | None = None, half: bool 
     with written(path) as file:
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
         file.flush()
-        if type(model) in vars(models).values():
+        if ours:
             load(file.name)  # raises where settings and parameters are not of one model

@@ -23,7 +23,7 @@ class Autoregressive(Module):
     """Images (N, C, H, W) of whole numbers 0 .. levels - 1."""
 
     unit = "nats per image"  # of the loss
-    classes = 0  # that the images are given with: a subclass with some has ``network(x, apply, labels)``
+    classes = 0  # how many there are to label images with; where it is not 0, ``network`` takes labels, too
 
     def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
@@ -70,8 +70,8 @@ class Autoregressive(Module):
         return p.log_prob(x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)).sum((1, 2, 3))
 
     def loss(self, x, rng=None, labels=None) -> Tensor:
-        """Mean of -log p(x) in nats per image. ``rng`` is for dropout, which ends under ``no_grad``: what is not
-        recorded is not learned from."""
+        """Mean of -log p(x) in nats per image. ``rng``: for dropout; not used under ``no_grad``, where nothing is
+        learned."""
         return -self.log_prob(x, labels, rng=rng if recording() else None).mean()
 
     def _scaled(self, x):

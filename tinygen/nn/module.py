@@ -75,12 +75,17 @@ class Module:
     @property
     def device(self) -> str:
         """Where the parameters are: ``"cpu"`` or ``"cuda"``."""
-        return next(self.named_parameters())[1].device
+        return self._first().device
 
     @property
     def dtype(self) -> np.dtype:
         """Of the parameters: what the module computes in."""
-        return next(self.named_parameters())[1].dtype
+        return self._first().dtype
+
+    def _first(self) -> Parameter:
+        for _, parameter in self.named_parameters():
+            return parameter
+        raise ValueError(f"{type(self).__name__} has no parameters, so neither device nor dtype")
 
     def to(self, device: str) -> "Module":
         """Move parameters (not their gradients) and buffers to ``"cpu"`` or ``"cuda"``; returns the module itself."""
