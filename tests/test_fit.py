@@ -335,6 +335,24 @@ def test_patience_ends_and_keeps_the_best(tmp_path):
     assert again[0] == -3.0 and [row["step"] for row in again[1]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("worst", [np.inf, np.nan])
+def test_a_validation_that_is_not_finite_is_no_better_and_no_damage(worst, tmp_path):
+    class Cliff(Valley):
+        def loss(self, x, rng):
+            y = super().loss(x, rng)
+            return y + worst if x.data.mean() and self.w.data < -1.5 else y
+
+    def run(steps):
+        model = Cliff()
+        options = {"patience": 2, "validate_every": 1, "validation": np.ones((4, 1)), "workers": 1}
+        optimizer = SGD([model.w], 1.0)
+        record = train(model, np.zeros((48, 1)), steps, optimizer, checkpoint=tmp_path / "run.npz", **options)
+        return model.w.data.item(), len(record)
+
+    run(2)
+    assert run(99) == run(99) == (-1.0, 3)
+
+
 def test_a_budget_in_seconds(rows):
     done, model = [], SmallVAE()
 

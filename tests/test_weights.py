@@ -95,7 +95,7 @@ def test_files_that_are_something_else_are_refused(tmp_path, rng):
         with pytest.raises(ValueError, match=r"a\.npz: damaged, or no (npz file|model that was saved here)"):
             weights.load(path)
     np.savez(path, about=np.array(json.dumps({"model": "os", "settings": {}})))
-    with pytest.raises(ValueError, match="is of the class os, not one of tinygen.models"):
+    with pytest.raises(ValueError, match=r"is of the class os, not one of tinygen.models"):
         weights.load(path)
     np.savez(path, about=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):

@@ -121,7 +121,8 @@ def fit(
     if not first_rank():
         checkpoint, progress = None, False
     _resume(run, checkpoint, steps)
-    on_cpu, looked, stop, saved = model.device == "cpu", True, False, time.monotonic()
+    look_every = 1 if model.device == "cpu" or seconds < math.inf else CHECK_STEPS
+    looked, stop, saved = True, False, time.monotonic()
 
     with (
         _restored(optimizer, model, own) as full_rate,
@@ -152,7 +153,7 @@ def fit(
                 batch, seeds = _batch(data, batch_size, run.seed, run.step), [run.seed, 1, run.step]
                 loss, gradient, changes, stop = crew.mean(batch, seeds, now, stop=interrupted.is_set)
                 norm = (gradient * gradient).sum() ** 0.5
-                looked = on_cpu or any((run.step + 1) % every == 0 for every in (CHECK_STEPS, validate_every, steps))
+                looked = any((run.step + 1) % every == 0 for every in (look_every, validate_every, steps))
                 if looked and not math.isfinite(float(loss) + float(norm)):
                     _explain(model, learned, crew.shards(batch, seeds), prepare, run.step)
                 if clip_norm < math.inf:
