@@ -60,6 +60,10 @@ def bits(model):
     return b"".join(value.tobytes() for value in model.state_dict().values())
 
 
+def warm(done):
+    return min(1.0, 2 * done)
+
+
 # -- a module of one's own
 
 
@@ -86,6 +90,18 @@ def test_readmes_vae_trains_as_it_is(rows):
     assert train(model, rows, 300, Adam(model.parameters(), 0.02), validation=rows)[-1]["validation"] < first - 1
 
 
+def test_labels_of_any_shape_in_the_dtype_of_the_model(rng):
+    class Takes(SmallVAE):
+        def loss(self, x, rng, labels):
+            seen.add((labels.shape[1:], str(labels.dtype), type(labels)))
+            return super().loss(x, rng)
+
+    for shape, dtype, given in (((), "int64", "int64"), ((10,), "float64", "float32"), ((2, 3), "bool", "bool")):
+        seen, labels = set(), np.ones((64, *shape), dtype)
+        train(Takes(), rng.random((64, 12)).round(), labels=labels, workers=1)
+        assert seen == {(shape, given, np.ndarray)}
+
+
 class Labelled(SmallVAE):
     def loss(self, x, rng, labels):
         return super().loss(x, rng) + 0.0 * labels.sum()
@@ -94,8 +110,8 @@ class Labelled(SmallVAE):
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        (SmallVAE(), {"labels": np.zeros(64)}, r"SmallVAE.loss: needs to take \(x, rng, labels\)"),
-        (Labelled(), {}, r"Labelled.loss: needs to take \(x, rng\)"),
+        (SmallVAE(), {"labels": np.zeros(64)}, r"SmallVAE.loss: is called with \(x, rng, labels\)"),
+        (Labelled(), {}, r"Labelled.loss: is called with \(x, rng\), without labels"),
         (Linear(12, 1, rng=np.random.default_rng(0)), {}, r"model: got Linear, needs a Module with loss\(x, rng\)"),
         (SmallVAE(), {"prepare": lambda x, rng: x[:-1]}, r"prepare: gave shape \(15, 12\) for 16 images"),
         (SmallVAE(), {"validation": np.zeros((20, 11))}, r"\(16, 11\)"),
@@ -116,9 +132,17 @@ class Labelled(SmallVAE):
         (SmallVAE(), {"images": [[0.0] * 12]}, r"images: got list, needs a NumPy array"),
         (SmallVAE(), {"images": None}, r"images: got NoneType"),
         (SmallVAE(), {"optimizer": "adam"}, r"optimizer: got str, needs one of tinygen.optim"),
+        (
+            Labelled(),
+            {"labels": np.zeros(64), "validation": np.zeros((9, 12))},
+            r"validation_labels: needs labels where",
+        ),
+        (SmallVAE(), {"checkpoint": True}, r"checkpoint: got True, needs a path"),
+        (SmallVAE(), {"anneal": warm}, r"anneal: got .* needs a dict of functions"),
+        (SmallVAE(), {"prepare": lambda x, rng: [["a"]] * len(x)}, r"what prepare gave is list"),
         (SmallVAE(), {"prepare": 3}, r"prepare: got 3, needs a function"),
         (SmallVAE(), {"schedule": 0.1}, r"schedule: got 0.1, needs a function"),
-        (SmallVAE(), {"anneal": {"beta": 0.1}}, r"beta: got 0.1, needs a function"),
+        (SmallVAE(), {"anneal": {"beta": 0.1}}, r"anneal beta: got 0.1, needs a function"),
         (SmallVAE(), {"callback": []}, r"callback: got \[\], needs a function"),
         (SmallVAE(), {"images": np.zeros((20, 12), complex)}, r"images: got \(20, 12\) complex128"),
     ],
@@ -127,9 +151,9 @@ def test_what_is_wrong_is_found_before_the_first_step(model, options, message, r
     monkeypatch.undo()  # the real size of a shard, which is found by trying the images
     before = bits(model)
     monkeypatch.setattr(parallel, "LARGEST", 16)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         options = {"images": rows, **options}
-        train(model, options.pop("images"), **options, checkpoint=tmp_path / "a" / "run.npz")
+        train(model, options.pop("images"), **{"checkpoint": tmp_path / "a" / "run.npz", **options})
     assert bits(model) == before and not list(tmp_path.iterdir())
 
 
@@ -141,6 +165,11 @@ def test_a_loss_for_each_image_is_refused(rows):
 
 
 # -- a part that learns
+
+
+def frozen_as_a_module(model):
+    model.encoder.requires_grad = False
+    return Adam(model.parameters(), 0.01)
 
 
 def frozen_by_requires_grad(model):
@@ -164,7 +193,13 @@ def frozen_and_left_out(model):
 
 @pytest.mark.parametrize(
     "freeze",
-    [lambda model: Adam(model.decoder.parameters(), 0.01), frozen_by_requires_grad, frozen_after, frozen_and_left_out],
+    [
+        lambda model: Adam(model.decoder.parameters(), 0.01),
+        frozen_as_a_module,
+        frozen_by_requires_grad,
+        frozen_after,
+        frozen_and_left_out,
+    ],
 )
 @pytest.mark.parametrize("averaging", [None, 0.9])
 def test_ways_to_freeze(freeze, averaging, rows, tmp_path):
@@ -195,10 +230,6 @@ def test_detached_in_the_loss_it_is_named(rows):
 
 
 # -- what follows the training
-
-
-def warm(done):
-    return min(1.0, 2 * done)
 
 
 def test_a_weight_that_warms_up_is_the_same_in_every_process(rows):
@@ -260,14 +291,23 @@ def test_a_model_that_is_changed_in_one_process_is_noticed(where, rows):
     run(1, beta)
 
 
-def test_what_the_loss_keeps_for_itself_is_no_change(rows):
-    class Caching(SmallVAE):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_the_loss_keeps_for_itself_is_no_change_and_no_setting(workers, rows, tmp_path):
+    class Noting(SmallVAE):
         def loss(self, x, rng):
-            self.last = x.shape
+            loss = super().loss(x, rng)
+            self.last, self.code, self.terms = loss.item(), self.encoder(x).detach(), {"loss": loss}
             self.calls = getattr(self, "calls", 0) + 1
-            return super().loss(x, rng)
+            return loss
 
-    train(Caching(), rows, 3, workers=2)
+    model, plain = Noting(), SmallVAE()
+    train(plain, rows, 5)
+    for steps in (3, 5):  # also the second time, when the model has what it noted
+        train(model, rows, steps, workers=workers, validation=rows, checkpoint=tmp_path / "run.npz")
+    assert bits(model) == bits(plain) and set(model.state_dict()) == set(plain.state_dict())
+    other = Noting(1)
+    train(other, rows, 5, workers=workers, validation=rows, checkpoint=tmp_path / "run.npz")
+    assert bits(other) == bits(plain)
 
 
 # -- looking and stopping
@@ -505,6 +545,7 @@ def other_prepare(x, rng):
         ({"model": Wider}, "model was Labelled, is OtherLabelled"),
         ({"model": np.float64}, "dtype was float32, is float64"),
         ({"model": 0.5}, "model.beta was 1.0, is 0.5"),
+        ({"model": "frozen"}, r"frozen was \[\], is \['encoder.weight', 'encoder.bias'\]"),
         ({"batch_size": 47}, "batch_size was 48, is 47"),
         ({"clip_norm": 2.0}, "clip_norm was 1.0, is 2.0"),
         ({"averaging": 0.5}, "averaging was 0.9, is 0.5"),
@@ -523,6 +564,8 @@ def test_another_run_is_refused(change, message, rows, tmp_path):
                 p.data = p.data.astype(np.float64)
         if change.get("model") == 0.5:
             model.beta = 0.5
+        if change.get("model") == "frozen":
+            model.encoder.requires_grad = False
         change.pop("model", None)
         labels = np.arange(64)
         options = {"images": rows, "labels": labels, "validation": rows, "validation_labels": labels}

@@ -11,6 +11,7 @@ from tinygen.models import PixelCNN
 from tinygen.nn import (
     LSTM,
     BatchNorm,
+    Buffer,
     Conv2d,
     DiagonalBiLSTM,
     Dropout,
@@ -147,8 +148,8 @@ class Counted(Module):
 
     def __init__(self):
         self.w = zeros(2)
-        self.scale = Tensor(np.ones(3, np.float32))
-        self.tables, self.again = [Tensor(np.arange(4))], self.scale
+        self.scale = Buffer(np.ones(3, np.float32))
+        self.tables, self.again = [Buffer(np.arange(4))], self.scale
         self.norm = BatchNorm(2)
         self.frozen = zeros(1)
         self.frozen.requires_grad = False
@@ -619,3 +620,21 @@ def test_normalization_of_large_float16_and_of_no_images(rng):
     x = Tensor(np.array([[0, 200, 400, 600]], np.float16))
     np.testing.assert_allclose(LayerNorm(4)(x).numpy(), [[-1.342, -0.447, 0.447, 1.342]], atol=2e-3)
     assert GroupNorm(2, 4)(Tensor(np.zeros((0, 4, 3), np.float32))).shape == (0, 4, 3)
+
+
+def test_a_module_is_frozen_and_thawed(rng):
+    layers = Sequential(Linear(2, 3, rng=rng), Linear(3, 1, rng=rng))
+    layers.steps[0].requires_grad = False
+    assert [p.requires_grad for p in layers.parameters()] == [False, False, True, True] and layers.requires_grad
+    assert not layers.steps[0].requires_grad
+    layers.requires_grad = True
+    assert all(p.requires_grad for p in layers.parameters())
+
+
+def test_a_parameter_is_not_changed_in_place():
+    p = Parameter(np.ones(2, np.float32))
+    with pytest.raises(TypeError, match=r"write p.data -= step"):
+        p -= 0.1
+    with pytest.raises(TypeError, match=r"write x.data -= g.data"):
+        p.data -= Tensor(np.ones(2, np.float32))
+    assert p.data.tolist() == [1, 1]

@@ -287,6 +287,11 @@ def test_a_parameter_counts_once(make):
     assert once.data.item() == twice.data.item() != 1.0
 
 
+def test_one_parameter_is_taken_as_it_is():
+    p = parameter([[1.0, 2.0], [3.0, 4.0]])
+    assert [q is p for q in SGD(p, lr=1).parameters] == [True]
+
+
 @every_optimizer
 def test_a_frozen_parameter_stays(make):
     p, q = parameter([1.0]), parameter([[2.0]])

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info
 from tinygen import Tensor, backend, grad, ops
 from tinygen.backend import communicator, flatten, split, to_device
 from tinygen.models import VAE, Autoencoder, PixelCNN
-from tinygen.nn import BatchNorm, Linear, Module, Parameter, Sequential
+from tinygen.nn import BatchNorm, Buffer, Linear, Module, Parameter, Sequential
 from tinygen.optim import SGD, Adam
 from tinygen.parallel import SHARD, first_rank, shard_size, start_workers
 from tinygen.tensor import recording
@@ -289,9 +289,9 @@ class Normed(Module):
     def __init__(self, seed=0):
         rng = np.random.default_rng(seed)
         self.body = Sequential(Linear(4, 5, rng=rng), BatchNorm(5), ops.relu, Linear(5, 3, rng=rng))
-        self.scale = Tensor(np.array([0.1, 0.3, 0.7], np.float32))
-        self.mask = Tensor(np.array([0, -np.inf], np.float32))
-        self.table = Tensor(np.arange(3))
+        self.scale = Buffer(np.array([0.1, 0.3, 0.7], np.float32))
+        self.mask = Buffer(np.array([0, -np.inf], np.float32))
+        self.table = Buffer(np.arange(3))
 
     def loss(self, x, rng):
         y = self.body(x.reshape(x.shape[0], -1), rng if recording() else None)

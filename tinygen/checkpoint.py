@@ -125,9 +125,13 @@ class Run:
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-        for name in {**self.settings, **fields["settings"]}:
-            was, now = (settings.get(name) for settings in (fields["settings"], self.settings))
-            if was != now:
+        both = fields["settings"], self.settings
+        for name in {**both[0], **both[1]}:
+            was, now = (settings.get(name) for settings in both)
+            owner = name.rpartition(".")[0]
+            # What an object has on one side only, it has noted in the meantime, such as a loss
+            noted = all(owner in settings for settings in both) and not all(name in settings for settings in both)
+            if was != now and not noted:
                 raise ValueError(f"{name} was {was}, is {now}")
         self.optimizer.load_state_dict(part("optimizer."))
         self.best = part("best.") or None

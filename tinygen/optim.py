@@ -21,7 +21,8 @@ class Optimizer:
     weight_decay = 0.0  # only Muon sets it; it is here because step() applies it
 
     def __init__(self, parameters, lr: float):
-        parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+        many = isinstance(parameters, Iterable) and not isinstance(parameters, Tensor)
+        parameters = list(parameters) if many else [parameters]
         if not parameters or not all(isinstance(p, Tensor) for p in parameters):
             kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
             raise ValueError(f"parameters: got {kinds}, needs Tensors, such as model.parameters()")

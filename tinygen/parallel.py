@@ -29,7 +29,7 @@ import numpy as np
 
 from tinygen import check
 from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
-from tinygen.tensor import Tensor, grad, history, no_grad
+from tinygen.tensor import Tensor, as_array, grad, history, no_grad
 
 SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to keep NumPy's calls large
 IDLE_SECONDS = 60  # without computing, after which a worker counts as stopped
@@ -302,8 +302,8 @@ def shard_size(model, data, prepare) -> int:
     try:
         inspect.signature(model.loss).bind(*part, None)  # only their number counts; None stands for rng
     except TypeError as error:
-        given = "(x, rng)" if len(part) == 1 else "(x, rng, labels)"
-        raise ValueError(f"{type(model).__name__}.loss: needs to take {given} ({error})") from error
+        called = "(x, rng), without labels" if len(part) == 1 else "(x, rng, labels)"
+        raise ValueError(f"{type(model).__name__}.loss: is called with {called} ({error})") from error
     with _changes_of([b for _, b in model.named_buffers()]):
         loss = shard_loss(model, part, prepare, [0])
     sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
@@ -339,14 +339,15 @@ def _answer(pipe, process):
 def shard_loss(model, part, prepare, seeds) -> Tensor:
     """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``.
 
-    The model gets a Tensor of the images on its device, in its dtype where they are floating-point numbers.
+    Floating-point images and labels are converted to the model's dtype. The model gets a Tensor of the images on its
+    device, and the labels as an array.
     """
     rng, (images, *labels) = np.random.default_rng(seeds), part
-    x = images if prepare is None else prepare(images.copy(), rng)  # which may change them
-    if np.shape(x)[:1] != (len(images),):
-        raise ValueError(f"prepare: gave shape {np.shape(x)} for {len(images)} images, needs as many")
-    x = Tensor(to_device(x, model.device))
-    loss = model.loss(x.astype(model.dtype) if x.dtype.kind == "f" else x, rng, *labels)
+    x = images if prepare is None else as_array(prepare(images.copy(), rng), "what prepare gave")  # may change its own
+    if x.shape[:1] != (len(images),):
+        raise ValueError(f"prepare: gave shape {x.shape} for {len(images)} images, needs as many")
+    x, *labels = (a.astype(model.dtype, copy=False) if a.dtype.kind == "f" else a for a in (x, *labels))
+    loss = model.loss(Tensor(to_device(x, model.device)), rng, *labels)
     if not isinstance(loss, Tensor) or loss.size != 1:
         raise ValueError(f"{type(model).__name__}.loss: gave {loss!r}, needs a Tensor of one number, the mean")
     return loss

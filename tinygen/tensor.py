@@ -68,6 +68,8 @@ class _Ufuncs:
         reflected = _REFLECTED.get(ufunc.__name__)
         if reflected and method == "__call__" and not options and inputs[1] is tensor:
             return getattr(tensor, reflected)(inputs[0])
+        if "out" in options:
+            raise TypeError("an array takes no Tensor in place: write x.data -= g.data")
         raise _no_numpy_function(ufunc.__name__)
 
 

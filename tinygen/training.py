@@ -60,9 +60,9 @@ def fit(
 
     ``model``: any Module with ``loss(x, rng)``, which gives the mean over x as a Tensor. x is a Tensor of some of the
     images, converted to the model's dtype if they are floating-point. ``labels`` (N, ...) are cut with the images and
-    passed on, an array, as ``model.loss(x, rng, labels)``. Every parameter that the optimizer holds and that requires
-    grad is trained. ``steps`` or ``seconds`` of training, whichever ends first; a run limited by ``seconds`` is not
-    repeated to the last bit.
+    passed on, an array, as ``model.loss(x, rng, labels)``. What is trained is every parameter that the optimizer holds
+    and that requires grad when training begins. ``steps`` or ``seconds`` of training, whichever ends first; a run that
+    ``seconds`` end is not repeated to the last bit.
     ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``anneal``: attributes of the model that follow it too, {"beta": lambda done: min(1, 4 * done)}; validation takes
@@ -97,14 +97,21 @@ def fit(
         raise ValueError("steps: got None, needs a number of steps, or seconds")
     if patience is not None and held_out is None:
         raise ValueError("patience: needs validation images")
+    if held_out is not None and len(held_out) != len(data):
+        raise ValueError("validation_labels: needs labels where the images have some, and none where they have none")
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise ValueError(f"checkpoint: got {checkpoint!r}, needs a path")
     steps = math.inf if steps is None else check.count("steps", steps, 0)
     seconds = math.inf if seconds is None else check.number("seconds", seconds, "(0, inf)")
     patience = math.inf if patience is None else check.count("patience", patience)
     clip_norm = math.inf if clip_norm is None else check.number("clip_norm", clip_norm, "(0, inf]")
     batch_size = min(check.count("batch_size", batch_size), len(images))
     validate_every = check.count("validate_every", validate_every)
-    learned, anneal = _learned(model, optimizer), dict(anneal or {})
-    for name, f in {"prepare": prepare, "schedule": schedule, "callback": callback, **anneal}.items():
+    if not isinstance(anneal or {}, dict):
+        raise ValueError(f"anneal: got {anneal!r}, needs a dict of functions by the names of the model's attributes")
+    learned, anneal = _learned(model, optimizer), anneal or {}
+    functions = {"prepare": prepare, "schedule": schedule, "callback": callback}
+    for name, f in {**functions, **{f"anneal {name}": f for name, f in anneal.items()}}.items():
         if f is not None and not callable(f):
             raise ValueError(f"{name}: got {f!r}, needs a function")
     if missing := [name for name in anneal if not hasattr(model, name)]:
@@ -116,6 +123,7 @@ def fit(
         "validate_every": validate_every,
         "patience": patience,
     }
+    settings["frozen"] = [name for name, p in model.named_parameters() if all(p is not q for q in learned)]
     settings |= _digests(data, held_out, prepare, schedule, anneal)
     run = Run(model, optimizer, learned, averaging, int(check.generator(rng).integers(2**63)), settings)
     if not first_rank():
@@ -174,7 +182,7 @@ def fit(
     kept = checkpoint is not None and _save(run, checkpoint)
     if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: the end of one ends all
         kept = f"{checkpoint} is saved, and the same call goes on from it" if kept else "nothing was saved"
-        raise KeyboardInterrupt(f"interrupted after step {run.step} of {steps}: {kept}")
+        raise KeyboardInterrupt(f"interrupted after step {run.step}{_of(steps)}: {kept}")
     if run.best is not None:
         model.load_state_dict(run.best)
     elif run.average is not None:
@@ -295,8 +303,12 @@ def _resume(run, checkpoint, steps):
         run.load(checkpoint)
         if run.step > steps:
             raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
-        print(f"going on from {checkpoint}, step {run.step} of {steps}; delete it to start anew", file=sys.stderr)
+        print(f"going on from {checkpoint}, step {run.step}{_of(steps)}; delete it to start anew", file=sys.stderr)
     run.broadcast()
+
+
+def _of(steps) -> str:
+    return f" of {steps}" if steps < math.inf else ""
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
     ``model``: takes the values; for a class of your own, which only you can build. Those of ``tinygen.models`` are
     built as the file says. Raises OSError for a file that cannot be read, ValueError for one that is something else.
     """
+    if model is not None:
+        _check(model)
     arrays = read_arrays(path)
     try:
         about = json.loads(str(arrays.pop("about")))
@@ -65,6 +67,11 @@ class _Limited(np.random.Generator):
         return super().standard_normal(size, dtype)
 
 
+def _check(model):
+    if not isinstance(model, Module):
+        raise ValueError(f"model: got {model!r}, needs a Module")
+
+
 def save(path: str | Path, model: Module, about: dict | None = None, half: bool = True) -> None:
     """Write parameters and buffers, and what is said about them: at any moment the file is whole, the old or the new.
 
@@ -72,6 +79,7 @@ def save(path: str | Path, model: Module, about: dict | None = None, half: bool 
     built with, without ``rng``. ``half``: in half precision; otherwise as they are, to the last bit.
     Raises ValueError for values that half precision cannot hold or that are not of these settings.
     """
+    _check(model)
     about, arrays = {**(about or {}), "model": type(model).__name__}, model.state_dict()
     ours = type(model) in vars(models).values()
     if ours and "settings" not in about:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinygen import backend, check, ops
 from tinygen.files import read_arrays
-from tinygen.tensor import Tensor
+from tinygen.tensor import Tensor, as_flag
 
 
 class Parameter(Tensor):
@@ -19,13 +19,26 @@ class Parameter(Tensor):
     def __init__(self, data):
         super().__init__(data, requires_grad=True)
 
+    def _in_place(self, other):
+        raise TypeError("a Parameter is not changed in place: write p.data -= step, with an array as step")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+
+
+class Buffer(Tensor):
+    """A leaf Tensor that is saved and moved with its module, but not learned, such as a running average."""
+
+    __slots__ = ()
+
+    def __init__(self, data):
+        super().__init__(data)
+
 
 class Module:
     """Holds parameters, buffers and other modules as attributes, also inside lists, tuples and dicts.
 
     A subclass assigns them in ``__init__`` and defines ``forward``; the order of assignment is the order everywhere.
-    A buffer is a plain Tensor that does not require grad: saved and moved with the parameters, but not learned. To
-    change one in training, assign a new array to its ``data``.
+    To change a buffer in training, assign a new array to its ``data``. Other Tensors are neither saved nor moved.
     """
 
     def __call__(self, *args, **kwargs):
@@ -67,6 +80,16 @@ class Module:
     def parameters(self) -> list[Parameter]:
         """All parameters below, in definition order."""
         return [parameter for _, parameter in self.named_parameters()]
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any parameter below is learned; assigning False freezes all of them, True undoes it."""
+        return any(p.requires_grad for p in self.parameters())
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool):
+        for p in self.parameters():
+            p.requires_grad = as_flag(value, "requires_grad")
 
     def size(self) -> int:
         """The number of learned numbers."""
@@ -149,7 +172,7 @@ def _described(tensor):
 
 def _members(items, prefix):
     for name, value in items:
-        if isinstance(value, Module | Parameter) or (isinstance(value, Tensor) and not value.requires_grad):
+        if isinstance(value, Module | Parameter | Buffer):
             yield f"{prefix}{name}", value
         elif isinstance(value, list | tuple):
             yield from _members(enumerate(value), f"{prefix}{name}.")

@@ -5,8 +5,7 @@ import math
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.nn.module import Module, Parameter
-from tinygen.tensor import Tensor
+from tinygen.nn.module import Buffer, Module, Parameter
 
 EPS = 1e-5  # added to the variance, as in PyTorch
 
@@ -83,8 +82,8 @@ class BatchNorm(Norm):
 
     def __init__(self, channels: int):
         super().__init__(channels)
-        self.running_mean = Tensor(np.zeros(channels, np.float32))
-        self.running_var = Tensor(np.ones(channels, np.float32))
+        self.running_mean = Buffer(np.zeros(channels, np.float32))
+        self.running_var = Buffer(np.ones(channels, np.float32))
 
     def forward(self, x, training: bool = False):
         x = check.tensor("BatchNorm: x", x, "N", self.weight.size, ...)
