@@ -167,3 +167,10 @@ def test_categorical_at_the_edges(dtype):
     # The rounded probabilities add up to less than 1 for some of these: what then?
     for k in range(2, 60):
         assert at([1.0] * k + [0, 0], 0, almost) == [0, k - 1]
+
+
+def test_float16_draws_all_classes_and_takes_noise(rng):
+    drawn = Categorical(Tensor(np.zeros((2000, 4096), np.float16))).sample(rng)
+    assert abs(drawn.mean() - 2047.5) < 150  # 6 standard errors are 159
+    z = Gaussian(Tensor(np.zeros(1000, np.float16)), Tensor(np.zeros(1000, np.float16))).rsample(rng)
+    assert z.dtype == np.float16 and abs(z.numpy().std() - 1) < 0.15

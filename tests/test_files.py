@@ -71,6 +71,24 @@ def test_a_folder_that_cannot_be_there(tmp_path):
         put(tmp_path / "file" / "below")
 
 
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
+    young, old, other = (tmp_path / name for name in ("file.1-1.part", "file.2-2.part", "other.2-2.part"))
+    for path in young, old, other:
+        path.touch()
+    for path in old, other:
+        os.utime(path, (0, 0))
+    put(tmp_path / "file")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", young.name, other.name}
+
+
+def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    trap = tmp_path / f"file.{os.getpid()}-{threading.get_ident()}.part"
+    trap.symlink_to(tmp_path / "precious")
+    put(tmp_path / "file")
+    assert (tmp_path / "precious").read_bytes() == b"precious" and not (tmp_path / "file").is_symlink()
+
+
 def test_two_writers_at_once(tmp_path):
     """Each file is whole, the last one stays; with one temporary name the second would rename the first one's."""
     begun = threading.Barrier(2)

@@ -270,6 +270,9 @@ def test_annealed_by_hand(rng):
 def test_a_model_that_is_changed_in_one_process_is_noticed(where, rows):
     def run(workers, change):
         model, calls = SmallVAE(), []
+        optimizer = Adam(model.parameters(), 0.01)
+        model.frozen = Module()
+        model.frozen.layer = Linear(1, 1, rng=np.random.default_rng(0))
 
         def hook(done):
             calls.append(done)
@@ -277,7 +280,7 @@ def test_a_model_that_is_changed_in_one_process_is_noticed(where, rows):
                 change(model)
             return False if where == "callback" else 1.0
 
-        train(model, rows, 6, workers=workers, validate_every=2, **{where: hook})
+        train(model, rows, 6, optimizer, workers=workers, validate_every=2, **{where: hook})
 
     def beta(model):
         model.beta = 0.5
@@ -285,7 +288,10 @@ def test_a_model_that_is_changed_in_one_process_is_noticed(where, rows):
     def layer(model):
         model.encoder.weight = Parameter(model.encoder.weight.data)
 
-    for change, name in ((beta, "model.beta"), (layer, "model.encoder.weight")):
+    def frozen(model):
+        model.frozen.layer.bias.data += 1  # in place, by an assignment
+
+    for change, name in ((beta, "model.beta"), (layer, "model.encoder.weight"), (frozen, "frozen.layer.bias")):
         with pytest.raises(RuntimeError, match=f"{name} was changed during training, in one of 2 processes"):
             run(2, change)
     run(1, beta)
@@ -368,6 +374,11 @@ def test_patience_ends_and_keeps_the_best(tmp_path):
     losses = [row["validation"] for row in record]
     assert losses == [w + 0.5 * w * w + 2 * w for w in -np.arange(1.0, 7)] and w == -3.0
     assert len(losses) == losses.index(min(losses)) + 1 + 3
+    averaged = run(4, averaging=0.5)
+    again = Valley()
+    again.w.data[:] = averaged[0]
+    figure = again.loss(Tensor(np.ones((4, 1), np.float32)), None).item()
+    assert figure == pytest.approx(min(row["validation"] for row in averaged[1]))  # the best averages, not weights
     assert run(4)[0] == -3.0  # ended by its steps, it has the best weights all the same
     run(5, tmp_path / "run.npz")
     assert run(99, tmp_path / "run.npz")[0] == -3.0  # the best was before the cut
@@ -476,6 +487,23 @@ def test_an_exception_between_steps_loses_nothing(rows, tmp_path):
     assert run(False, tmp_path / "run.npz") == run(False)
 
 
+def test_parameters_that_are_not_finite_are_not_saved(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    model, checkpoint = SmallVAE(), tmp_path / "run.npz"
+    optimizer = SGD(model.parameters(), 0.01)
+    step = optimizer.step
+
+    def breaking():
+        step()
+        if optimizer.steps == 3:
+            model.decoder.bias.data[0] = np.nan
+
+    optimizer.step = breaking
+    with pytest.raises(FloatingPointError, match=r"step 3: parameter decoder.bias is not finite"):
+        train(model, rows, 6, optimizer, checkpoint=checkpoint)
+    assert optimizer_steps(checkpoint) == 2
+
+
 def test_a_save_that_fails_warns_and_training_goes_on(rows, tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     plain = SmallVAE()
@@ -534,6 +562,7 @@ def other_prepare(x, rng):
     "change, message",
     [
         ({"schedule": lambda done: 1 - done}, "schedule was .*, is"),
+        ({"schedule": lambda done: cosine(done) if done < 0.5 else 1.1 * cosine(done)}, "schedule was .*, is"),
         ({"schedule": None}, "schedule was .*, is None"),
         ({"anneal": {"beta": cosine}}, "anneal beta was .*, is"),
         ({"images": lambda x: x[::-1]}, r"images\[0\] was float64 \(64, 12\) \w+, is float64 \(64, 12\) \w+"),
@@ -543,8 +572,10 @@ def other_prepare(x, rng):
         ({"validation_labels": lambda labels: labels + 1}, r"validation\[1\] was"),
         ({"prepare": other_prepare}, "prepare was NoneType, is other_prepare"),
         ({"model": Wider}, "model was Labelled, is OtherLabelled"),
-        ({"model": np.float64}, "dtype was float32, is float64"),
+        ({"model": np.float64}, r"dtype was \['float32'\], is \['float64'\]"),
         ({"model": 0.5}, "model.beta was 1.0, is 0.5"),
+        ({"model": "mask"}, r"model.mask was float64 \(2,\) \w+, is float64 \(2,\) \w+"),
+        ({"model": "bias"}, r"dtype was \['float32'\], is \['float32', 'float64'\]"),
         ({"model": "frozen"}, r"frozen was \[\], is \['encoder.weight', 'encoder.bias'\]"),
         ({"batch_size": 47}, "batch_size was 48, is 47"),
         ({"clip_norm": 2.0}, "clip_norm was 1.0, is 2.0"),
@@ -564,6 +595,11 @@ def test_another_run_is_refused(change, message, rows, tmp_path):
                 p.data = p.data.astype(np.float64)
         if change.get("model") == 0.5:
             model.beta = 0.5
+        model.mask, model.nan, model.long = np.zeros(2), float("nan"), np.longdouble(1)
+        if change.get("model") == "mask":
+            model.mask = np.ones(2)
+        if change.get("model") == "bias":
+            model.encoder.bias.data = model.encoder.bias.data.astype(np.float64)
         if change.get("model") == "frozen":
             model.encoder.requires_grad = False
         change.pop("model", None)
@@ -597,6 +633,7 @@ def test_another_run_is_refused(change, message, rows, tmp_path):
         ("losses", ["a", "b"]),
         ("record", [{}]),
         ("record", [3]),
+        ("record", [{"step": 9, "seconds": 0.1, "train": 1.0, "validation": None}]),
         ("record", [{"step": 1, "seconds": 0.1, "train": None, "validation": None}]),
         ("settings", [1]),
         ("seed", None),
@@ -665,13 +702,15 @@ def test_two_fits_in_threads_have_the_same_bits_and_leave_blas_as_it_was(rng):
     assert ends["bits"] == end(images)
 
 
-def test_a_worker_that_is_stopped_does_not_hang_the_run(rows, monkeypatch):
+@pytest.mark.parametrize("pixels", [12, 12_000])  # few, or more than a pipe has room for
+def test_a_worker_that_is_stopped_does_not_hang_the_run(pixels, monkeypatch):
     monkeypatch.setattr(parallel, "IDLE_SECONDS", 1)
-    model = SmallVAE()
-    with pytest.raises(RuntimeError, match=r"worker process \d+ has not computed for 1 s: it was stopped"):
-        with parallel.start_workers(model, model.parameters(), None, 2, (rows,), 48, 0) as crew:
-            os.kill(crew.processes[0].pid, signal.SIGSTOP)
-            crew.mean((rows,), [1], {})
+    model, images = SmallVAE(pixels=pixels), np.zeros((48, pixels))
+    with parallel.start_workers(model, model.parameters(), None, 2, (images,), 48, 0) as crew:
+        assert np.isfinite(crew.mean((images,), [1], {})[0])
+        os.kill(crew.processes[0].pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match=r"worker process \d+ has not computed for 1 s: it was stopped"):
+            crew.mean((images,), [1], {})
 
 
 def test_buffers_are_of_the_step_that_is_saved(rows, tmp_path):

@@ -635,6 +635,15 @@ def test_a_parameter_is_not_changed_in_place():
     p = Parameter(np.ones(2, np.float32))
     with pytest.raises(TypeError, match=r"write p.data -= step"):
         p -= 0.1
-    with pytest.raises(TypeError, match=r"write x.data -= g.data"):
+    with pytest.raises(TypeError, match=r"as in x.data -= g.data"):
         p.data -= Tensor(np.ones(2, np.float32))
     assert p.data.tolist() == [1, 1]
+
+
+def test_two_parameters_of_one_name_are_refused(rng):
+    module = Module()
+    module.d = {1: Linear(1, 1, rng=rng), "1": Linear(1, 1, rng=rng)}
+    with pytest.raises(ValueError, match=r"two of its parameters or buffers have the name d\.1\.weight"):
+        module.state_dict()
+    with pytest.raises(ValueError, match="Module has no parameters, so neither device nor dtype"):
+        Module().device  # noqa: B018

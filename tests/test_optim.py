@@ -406,3 +406,26 @@ def test_average_of_constant_weights():
 def test_bad_decay(decay):
     with pytest.raises(ValueError, match=r"averaging: got .*, needs a number in \(0, 1\)"):
         Average([parameter([1.0])], decay)
+
+
+@pytest.mark.parametrize("betas", [0.9, None, (0.9,), (0.9, 0.9, 0.9), "99"])
+def test_betas_are_two(betas):
+    with pytest.raises(ValueError, match=r"betas: got .*, needs two numbers|betas\[0\]: got"):
+        Adam([parameter([1.0])], lr=0.1, betas=betas)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": np.array(-1)}, {"steps": np.array(1.5)}, {"0.mean": np.ones(1, complex)}, None]
+)
+def test_a_malformed_state_is_refused(change):
+    optimizer = Adam([parameter([1.0])], lr=0.1)
+    state = None if change is None else {**optimizer.state_dict(), **change}
+    with pytest.raises(ValueError, match="of other parameters or another optimizer"):
+        optimizer.load_state_dict(state)
+
+
+def test_a_gradient_that_is_no_tensor_is_missing():
+    p = parameter([1.0])
+    p.grad = np.ones(1)
+    with pytest.raises(ValueError, match=r"parameters \[0\] have no gradient"):
+        SGD([p], lr=0.1).step()

@@ -75,15 +75,18 @@ def test_flatten_and_split(rng, device):
 
 def test_the_size_of_a_shard_follows_from_the_network(rng):
     digits = (rng.random((20, 1, 28, 28)) < 0.2).astype(np.float32)
-    sizes = [shard_size(model, (digits,), None) for model in (PixelCNN(rng=rng), Autoencoder(rng=rng), VAE(rng=rng))]
+    sizes = [
+        shard_size(model, model.parameters(), (digits,), None)
+        for model in (PixelCNN(rng=rng), Autoencoder(rng=rng), VAE(rng=rng))
+    ]
     assert sizes == [16, 32, 32]
-    assert shard_size(Tiny(), (digits[:, :, :2, :2],), None) == 128
+    assert shard_size(Tiny(), [], (digits[:, :, :2, :2],), None) == 128
 
 
 def test_measuring_a_network_leaves_no_trace(rng):
     model, images = Normed(), rng.standard_normal((20, 1, 2, 2)).astype(np.float32)
     before = model.state_dict()
-    shard_size(model, (images,), lambda x, rng: x + 1)
+    shard_size(model, model.parameters(), (images,), lambda x, rng: x + 1)
     assert all((value == before[name]).all() for name, value in model.state_dict().items())
 
 

@@ -76,6 +76,25 @@ def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path, rng):
     assert not list(tmp_path.iterdir())
 
 
+def test_nan_is_refused(tmp_path, rng):
+    model, settings = (
+        PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng),
+        {"image_shape": (1, 2, 2), "width": 2, "blocks": 0},
+    )
+    model.parameters()[0].data[:] = np.nan
+    with pytest.raises(ValueError, match="do not fit into half precision, or are not finite"):
+        weights.save(tmp_path / "a.npz", model, {"settings": settings})
+
+
+def test_what_save_and_load_need_is_said(tmp_path, rng):
+    model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng)
+    with pytest.raises(ValueError, match="about: needs 'settings', the arguments that the PixelCNN was built with"):
+        weights.save(tmp_path / "a.npz", model)
+    for call in (lambda: weights.save(model, "a.npz"), lambda: weights.load("a.npz", PixelCNN)):
+        with pytest.raises(ValueError, match=r"model: got .*, needs a Module"):
+            call()
+
+
 def test_what_does_not_fit_into_half_precision_is_refused(tmp_path, rng):
     model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng)
     model.last.bias.data[0] = 1e5

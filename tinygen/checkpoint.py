@@ -17,9 +17,11 @@ FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses"
 
 
 def is_plain(value) -> bool:
-    """Whether it is a number, a text, None, or a list of these, so that JSON can hold it."""
+    """Whether it is a number, a text, None, or a list or dict of these, so that JSON can hold it."""
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(is_plain, value.values()))
     return value is None or isinstance(value, bool | int | float | str | np.bool_ | np.integer | np.floating)
 
 
@@ -42,8 +44,9 @@ class Run:
         for name, module in model.named_modules("model"):
             settings[name] = type(module).__name__
             settings |= {f"{name}.{k}": v for k, v in vars(module).items() if is_plain(v)}
-        settings["dtype"] = str(model.dtype)
-        self.settings = json.loads(json.dumps(settings, default=lambda number: number.item()))
+            settings |= {f"{name}.{k}": digest(v) for k, v in vars(module).items() if isinstance(v, np.ndarray)}
+        settings["dtype"] = sorted({str(p.dtype) for p in model.parameters()})
+        self.settings = json.loads(json.dumps(settings, default=float))
         self.average = None if averaging is None else Average(learned, averaging)
         self.step, self.seconds, self.losses, self.record, self.best = 0, 0.0, [0.0, 0], [], None
         self.ended = False  # by a callback
@@ -131,7 +134,7 @@ class Run:
             owner = name.rpartition(".")[0]
             # What an object has on one side only, it has noted in the meantime, such as a loss
             noted = all(owner in settings for settings in both) and not all(name in settings for settings in both)
-            if was != now and not noted:
+            if json.dumps(was) != json.dumps(now) and not noted:  # as texts, in which nan is nan
                 raise ValueError(f"{name} was {was}, is {now}")
         self.optimizer.load_state_dict(part("optimizer."))
         self.best = part("best.") or None
@@ -156,6 +159,9 @@ def _fields(arrays) -> dict:
     numbers = [fields["seed"], fields["step"], fields["seconds"], rows, *[row["step"] for row in fields["record"]]]
     if not min(numbers) >= 0 or not math.isfinite(total + fields["seconds"]):
         raise ValueError("a number is out of range")
+    steps = [row["step"] for row in fields["record"]]
+    if steps != sorted(set(steps)) or max(steps, default=0) > fields["step"]:
+        raise ValueError(f"the record has the steps {steps}")
     for row in fields["record"]:
         step, seconds, train, validation = (row[key] for key in ("step", "seconds", "train", "validation"))
         if not isinstance(step, int) or not math.isfinite(seconds + train) or not isinstance(validation, float | None):

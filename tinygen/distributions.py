@@ -35,8 +35,8 @@ class Gaussian:
         """
         shape = np.broadcast_shapes(self.mean.shape, self.log_var.shape)
         dtype = self.mean.dtype
-        eps = to_device(check.generator(rng).standard_normal(shape, dtype), self.mean.device)
-        return self.mean + (self.log_var * 0.5).exp() * Tensor(eps)
+        eps = check.generator(rng).standard_normal(shape, np.float64 if dtype == np.float64 else np.float32)
+        return self.mean + (self.log_var * 0.5).exp() * Tensor(to_device(eps.astype(dtype), self.mean.device))
 
     def log_prob(self, x) -> Tensor:
         """log density of each element, in nats."""
@@ -110,7 +110,10 @@ class Categorical:
 
     def at(self, u):
         """The classes that belong to uniform numbers ``u`` < 1: where u falls among the cumulated probabilities."""
-        p, u = ops.softmax(self.logits.detach(), self.axis).data, as_array(u, "u")
+        logits, u = self.logits.detach(), as_array(u, "u")
+        if logits.dtype == np.float16:  # sums of float16 end at 2,048 times their terms
+            logits = logits.astype(np.float32)
+        p = ops.softmax(logits, self.axis).data
         cumulated = xp(p).cumsum(p, axis=self.axis)
         total = cumulated.max(
             axis=self.axis, keepdims=True

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,11 @@ def written(path):
         if target.exists() and not target.is_file():
             raise OSError(errno.EINVAL, "it is a folder or a device, needs a file")
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f"{glob.escape(target.name)}.*.part"):  # by a process that was killed
+            if left == temporary or left.lstat().st_mtime < time.time() - 86_400:
+                left.unlink(missing_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

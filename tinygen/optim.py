@@ -36,7 +36,7 @@ class Optimizer:
         Raises ValueError where a gradient is missing or of another shape or device, and changes nothing.
         """
         moving = [(p, state) for p, state in zip(self.parameters, self.state) if p.requires_grad]
-        if missing := [i for i, (p, _) in enumerate(moving) if p.grad is None]:
+        if missing := [i for i, (p, _) in enumerate(moving) if not isinstance(p.grad, Tensor)]:
             raise ValueError(f"{type(self).__name__}.step: parameters {missing} have no gradient: call backward first")
         for i, (p, state) in enumerate(moving):
             if p.grad.shape != p.shape:
@@ -66,8 +66,8 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Go on from ``state_dict()``. Raises ValueError where it belongs to other parameters or another optimizer."""
         own, given = (
-            {k: (np.shape(v), np.asarray(v).dtype.kind) for k, v in values.items()}
-            for values in (self.state_dict(), state)
+            {name: (np.shape(a), np.asarray(a).dtype.kind) for name, a in arrays.items()}
+            for arrays in (self.state_dict(), state if isinstance(state, dict) else {})
         )
         if own != given or not state["steps"] >= 0:
             raise ValueError(
@@ -119,6 +119,8 @@ class Adam(Optimizer):
 
     def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         super().__init__(parameters, lr)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"betas: got {betas!r}, needs two numbers in [0, 1)")
         b1, b2 = betas
         self.betas = check.number("betas[0]", b1, "[0, 1)"), check.number("betas[1]", b2, "[0, 1)")
         self.eps = check.number("eps", eps, "[0, inf)")

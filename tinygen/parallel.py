@@ -18,6 +18,7 @@ import mmap
 import multiprocessing
 import operator
 import os
+import pickle
 import select
 import signal
 import sys
@@ -32,6 +33,7 @@ from tinygen.backend import communicator, flatten, ranks_on_this_machine, split,
 from tinygen.tensor import Tensor, as_array, grad, history, no_grad
 
 SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to keep NumPy's calls large
+PIECE = 1 << 15  # bytes that go to a worker at once; a pipe has room for several
 IDLE_SECONDS = 60  # without computing, after which a worker counts as stopped
 ACTIVATIONS = 1 << 20  # a shard is doubled while the network computes fewer numbers for it than these
 
@@ -65,15 +67,18 @@ def start_workers(model, learned, prepare, workers: int | None, data, largest_ba
     forks = sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
     if workers is None:
         workers = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine()[1]) if forks else 1
+    if prepare is not None and not callable(prepare):
+        raise ValueError(f"prepare: got {prepare!r}, needs a function of images and rng")
     if check.count("workers", workers) > 1 and not forks:
         raise ValueError(f"workers: got {workers}, but this process cannot fork any: needs 1")
+    differentiated = learned if largest_batch else []
     if model.device != "cpu":
-        shard_size(model, data, prepare)  # not needed; but what is wrong with the images is found now
+        shard_size(model, differentiated, data, prepare)  # not needed; but what is wrong with the images is found now
         yield Workers(model, learned, prepare, 1, None)
         return
     keep_memory()
     with one_blas_thread:
-        shard = shard_size(model, data, prepare)
+        shard = shard_size(model, differentiated, data, prepare)
         crew = Workers(model, learned, prepare, max(1, -(-largest_batch // shard)), shard)
         try:
             crew.fork(min(workers, -(-max(largest_batch, most_images) // shard)) - 1)
@@ -166,11 +171,12 @@ class Workers:
         """Remember what of the model the workers have a copy of: all attributes, and tensors that do not travel."""
         travelling = {id(tensor) for tensor in self.values}
         self.attributes = [(name, module, dict(vars(module))) for name, module in self.modules]
-        self.others = [(name, tensor, tensor.data) for name, tensor in self.tensors if id(tensor) not in travelling]
+        others = [(name, tensor) for name, tensor in self.tensors if id(tensor) not in travelling]
+        self.others = [(name, tensor, tensor._version[0]) for name, tensor in others]
 
     def _check_unchanged(self):
         """Raises RuntimeError where somebody has changed that since, in this process alone."""
-        changed = [name for name, tensor, data in self.others if tensor.data is not data]
+        changed = [name for name, tensor, version in self.others if tensor._version[0] != version]
         for name, module, before in self.attributes:
             now = vars(module)
             if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):  # mostly the same
@@ -210,12 +216,13 @@ class Workers:
             self._check_unchanged()
             self.weights[...] = flatten([p.data for p in self.values])
         with _workers_alive():
-            for pipe, share in zip(self.pipes, shares[1:]):
-                pipe.send((share, settings, gradients))
+            for pipe, process, share in zip(self.pipes, self.processes, shares[1:]):
+                _send(pipe, process, (share, settings, gradients))
         losses = self._run(shares[0], settings, gradients)
         for pipe, process, share in zip(self.pipes, self.processes, shares[1:]):
             with _workers_alive():
-                theirs = _answer(pipe, process)
+                _wait(pipe, process, select.POLLIN)
+                theirs = pipe.recv()
             if theirs is None:  # to have its exception here, in full
                 theirs = self._run(share, settings, gradients)
             losses |= theirs
@@ -245,23 +252,11 @@ class Workers:
         for slot, weight, part, seeds in share:
             with contextlib.nullcontext() if gradients else no_grad(), _changes_of(self.buffers) as changes:
                 loss = shard_loss(self.model, part, self.prepare, seeds)
-                found = [g.data for g in self._gradients(loss)] if gradients else []
+                found = [g.data for g in gradients_of(loss, self.model, self.parameters)] if gradients else []
             if gradients:
                 self.slots[slot] = flatten(found + changes) * weight
             losses[slot] = (loss.item() if self.model.device == "cpu" else loss.data) * weight
         return losses
-
-    def _gradients(self, loss):
-        try:
-            return grad(loss, self.parameters)
-        except ValueError as error:
-            used, learned = {id(x) for op in history([loss]) for x in op.inputs}, {id(p) for p in self.parameters}
-            unused = [name for name, p in self.model.named_parameters() if id(p) in learned - used]
-            if not unused:
-                raise
-            raise ValueError(
-                f"the loss does not depend on parameter {', '.join(unused)}: use it, or give the optimizer the others"
-            ) from error
 
     def _serve(self, pipe):
         """A worker's life."""
@@ -273,7 +268,7 @@ class Workers:
             p.data = values
         with contextlib.suppress(EOFError, OSError):  # the first process has gone
             while True:
-                task = pipe.recv()
+                task = pickle.loads(b"".join([pipe.recv_bytes() for _ in range(pipe.recv())]))
                 try:
                     losses = self._run(*task)
                 except BaseException:  # the first process will see for itself
@@ -293,10 +288,25 @@ def _changes_of(buffers):
             b.data = v
 
 
-def shard_size(model, data, prepare) -> int:
+def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
+    """The loss differentiated for the parameters ``learned``. Raises ValueError with the names of those not used."""
+    try:
+        return grad(loss, learned)
+    except ValueError as error:
+        used, wanted = {id(x) for op in history([loss]) for x in op.inputs}, {id(p) for p in learned}
+        unused = [name for name, p in model.named_parameters() if id(p) in wanted - used]
+        if not unused:
+            raise
+        raise ValueError(
+            f"the loss does not depend on parameter {', '.join(unused)}: use it, or give the optimizer the others"
+        ) from error
+
+
+def shard_size(model, learned, data, prepare) -> int:
     """The number of images in a shard: more for a small network, where the overhead of NumPy's calls dominates.
 
-    It follows from the network and its images, not from the number of workers. The loss is computed once for it.
+    It follows from the network and its images, not from the number of workers. The loss and its gradient are computed
+    once for it, so that what is wrong with them is found before training begins.
     """
     part = tuple(array[:SHARD] for array in data)
     try:
@@ -306,6 +316,8 @@ def shard_size(model, data, prepare) -> int:
         raise ValueError(f"{type(model).__name__}.loss: is called with {called} ({error})") from error
     with _changes_of([b for _, b in model.named_buffers()]):
         loss = shard_loss(model, part, prepare, [0])
+        if learned:
+            gradients_of(loss, model, learned)
     sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
     size, numbers = SHARD, sum(sizes.values()) / len(part[0])
     while size < LARGEST and 2 * size * numbers <= ACTIVATIONS:
@@ -322,18 +334,28 @@ def _workers_alive():
         raise RuntimeError("a worker process was ended from outside, perhaps for want of memory") from error
 
 
-def _answer(pipe, process):
-    """What a worker sends. Raises RuntimeError where it neither does nor computes for ``IDLE_SECONDS``."""
-    answered = select.poll()  # pipe.poll() would make a new one each time
-    answered.register(pipe.fileno(), select.POLLIN)
+def _send(pipe, process, task):
+    """... in pieces for which the pipe has room, since a write without room would block."""
+    content = pickle.dumps(task)
+    pieces = [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
+    pipe.send(len(pieces))
+    for piece in pieces:
+        _wait(pipe, process, select.POLLOUT)
+        pipe.send_bytes(piece)
+
+
+def _wait(pipe, process, event):
+    """Wait until the pipe can be read from or written to. Raises RuntimeError where the worker at its other end has not
+    computed for ``IDLE_SECONDS``."""
+    ready = select.poll()  # pipe.poll() would make a new one each time
+    ready.register(pipe.fileno(), event)
     used, since = None, time.monotonic()
-    while not answered.poll(1000):
+    while not ready.poll(1000):
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         if used != (used := fields[11:13]):  # its processor time
             since = time.monotonic()
         elif time.monotonic() > since + IDLE_SECONDS:
             raise RuntimeError(f"worker process {process.pid} has not computed for {IDLE_SECONDS} s: it was stopped")
-    return pipe.recv()
 
 
 def shard_loss(model, part, prepare, seeds) -> Tensor:

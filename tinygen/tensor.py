@@ -68,8 +68,11 @@ class _Ufuncs:
         reflected = _REFLECTED.get(ufunc.__name__)
         if reflected and method == "__call__" and not options and inputs[1] is tensor:
             return getattr(tensor, reflected)(inputs[0])
-        if "out" in options:
-            raise TypeError("an array takes no Tensor in place: write x.data -= g.data")
+        if options.get("out", (None,))[0] is inputs[0]:
+            raise TypeError(
+                f"np.{ufunc.__name__} puts no Tensor into an array: use its data, as in x.data -= g.data, or "
+                f"tinygen.ops.{ufunc.__name__}"
+            )
         raise _no_numpy_function(ufunc.__name__)
 
 

@@ -28,7 +28,7 @@ from tinygen.tensor import Tensor, grad, keep_values
 
 SAVE_SECONDS = 60  # between checkpoints
 LOG_SECONDS = 30  # between lines of progress in a file
-PROBES = 33  # fractions at which a schedule is compared with another run's
+PROBES = 257  # fractions at which a schedule is compared with another run's
 CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
 
 
@@ -110,7 +110,7 @@ def fit(
     if not isinstance(anneal or {}, dict):
         raise ValueError(f"anneal: got {anneal!r}, needs a dict of functions by the names of the model's attributes")
     learned, anneal = _learned(model, optimizer), anneal or {}
-    functions = {"prepare": prepare, "schedule": schedule, "callback": callback}
+    functions = {"schedule": schedule, "callback": callback}
     for name, f in {**functions, **{f"anneal {name}": f for name, f in anneal.items()}}.items():
         if f is not None and not callable(f):
             raise ValueError(f"{name}: got {f!r}, needs a function")

@@ -40,7 +40,7 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
         about = json.loads(str(arrays.pop("about")))
         name, known = about["model"], about["model"] in models.__all__
         if model is None and known:
-            numbers = _Limited(sum(a.size for a in arrays.values()))
+            numbers = _Limited(sum(a.nbytes for a in arrays.values()) // 2)  # half precision has two bytes
             model = getattr(models, name)(**about["settings"], rng=numbers)
     except Exception as error:  # whatever json and the model's constructor have to say
         raise ValueError(f"{path}: damaged, or no model that was saved here ({error})") from error

@@ -57,10 +57,13 @@ class Module:
         return ((name, tensor) for name, tensor in self._named_tensors() if not isinstance(tensor, Parameter))
 
     def _named_tensors(self):
-        seen = set()
+        seen, names = set(), set()
         for name, tensor in self._walk(""):
             if id(tensor) not in seen:
+                if name in names:
+                    raise ValueError(f"{type(self).__name__}: two of its parameters or buffers have the name {name}")
                 seen.add(id(tensor))
+                names.add(name)
                 yield name, tensor
 
     def _walk(self, prefix):
