@@ -11,7 +11,7 @@ from common import options, run, save
 from matplotlib.figure import Figure
 
 from tinygen import data
-from tinygen.models import PCA
+from tinygen.models import PCA, KMeans
 from tinygen.plotting import draw_images
 
 CONFIG = {
@@ -21,45 +21,21 @@ CONFIG = {
 }
 
 
-def kmeans(x, k, iterations, rng):
-    """Lloyd's algorithm: (N, D) -> centres (k, D) and the index of each row's nearest.
-
-    The first centres are rows, each drawn with probability proportional to the squared distance from those before
-    (k-means++, Arthur and Vassilvitskii 2007), so that they do not begin side by side.
-    """
-    centres = x[rng.integers(len(x), size=1)]
-    while len(centres) < k:
-        nearest = squared_distances(x, centres).min(1)
-        centres = np.concatenate([centres, x[rng.choice(len(x), 1, p=nearest / nearest.sum())]])
-    of = squared_distances(x, centres).argmin(1)
-    for _ in range(iterations):
-        centres = np.stack([x[of == j].mean(0) if (of == j).any() else centres[j] for j in range(k)])
-        before, of = of, squared_distances(x, centres).argmin(1)
-        if (of == before).all():
-            break
-    return centres, of
-
-
-def squared_distances(x, centres):
-    """(N, D), (K, D) -> (N, K): |x|^2 - 2 x c + |c|^2, not below 0 by rounding"""
-    return np.maximum((x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1), 0)
-
-
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
     digits = data.digits()
-    x = digits.train_images.reshape(-1, 784) / 255
-    tested, labels = digits.test_images.reshape(-1, 784) / 255, digits.test_labels
+    images, tested_images, labels = digits.train_images / 255, digits.test_images / 255, digits.test_labels
+    x, tested = images.reshape(-1, 784), tested_images.reshape(-1, 784)
 
-    centres, of = kmeans(x, config.clusters, config.iterations, rng)
+    kmeans = KMeans(images, config.clusters, config.iterations, rng=rng)
+    centres, of, nearest = kmeans.centres, kmeans.encode(images), kmeans.encode(tested_images)
     name_of = np.array([np.bincount(digits.train_labels[of == j], minlength=10).argmax() for j in range(len(centres))])
-    nearest = squared_distances(tested, centres).argmin(1)
     error = ((centres[nearest] - tested) ** 2).sum(1).mean()
     print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
     print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
 
-    pca = PCA(x.reshape(-1, 1, 28, 28), max(8, config.components))
+    pca = PCA(images, max(8, config.components))
     codes = (tested - pca.mean) @ pca.directions.T
     reconstructions = {}
     for k in sorted({1, 2, 8, config.components}):

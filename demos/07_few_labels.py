@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tinygen import Tensor, data, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import Autoencoder
-from tinygen.models.autoencoder import Encoder
+from tinygen.models.networks import Encoder
 from tinygen.nn import Linear, Module
 from tinygen.optim import Adam, Muon, cosine
 from tinygen.training import fit

@@ -5,7 +5,7 @@ import pytest
 
 from tinygen import Tensor, grad, ops
 from tinygen.models import PCA, VAE, Autoencoder
-from tinygen.models.autoencoder import Residual, sizes
+from tinygen.models.networks import Residual, sizes
 
 
 def test_sizes():

@@ -8,7 +8,7 @@ import pytest
 from tinygen import Tensor, grad, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
-from tinygen.models.pixel_cache import PixelCache
+from tinygen.models.explicit.tractable.pixel_cache import PixelCache
 from tinygen.nn import Module
 from tinygen.optim import Adam
 from tinygen.training import evaluate, fit

@@ -1,11 +1,12 @@
-"""The models, each on a page."""
+"""The models, each on a page, in folders by the taxonomy of generative models (Goodfellow 2016, figure 9)."""
 
-from tinygen.models.autoencoder import Autoencoder
-from tinygen.models.gated_pixelcnn import GatedPixelCNN
+from tinygen.models.explicit.approximate.vae import VAE
+from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
+from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
+from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
+from tinygen.models.features.autoencoder import Autoencoder
+from tinygen.models.features.kmeans import KMeans
+from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
-from tinygen.models.pca import PCA
-from tinygen.models.pixelcnn import PixelCNN
-from tinygen.models.pixelrnn import PixelRNN
-from tinygen.models.vae import VAE
 
-__all__ = ["PCA", "VAE", "Autoencoder", "GatedPixelCNN", "PixelCNN", "PixelRNN", "bits_per_dim"]
+__all__ = ["PCA", "VAE", "Autoencoder", "GatedPixelCNN", "KMeans", "PixelCNN", "PixelRNN", "bits_per_dim"]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.autoregressive import Autoregressive
+from tinygen.models.explicit.tractable.autoregressive import Autoregressive
 from tinygen.nn import DiagonalBiLSTM, Dropout, MaskedConv2d, Module, RowLSTM
 
 KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}

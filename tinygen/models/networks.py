@@ -1,13 +1,9 @@
-"""The lecture's autoencoder: features without labels, by reconstructing the image through a narrow code."""
+"""The convolutional networks of the autoencoder and the VAE: an image to a code, and back."""
 
 import math
 
-import numpy as np
-
 from tinygen import check, ops
-from tinygen.models.images import check_images, check_shape
 from tinygen.nn import Conv2d, Linear, Module, UpConv2d
-from tinygen.tensor import Tensor
 
 CHANNELS = (16, 32, 64, 64)  # after each of the four convolutions, each of which halves height and width
 
@@ -73,43 +69,3 @@ class Decoder(Module):
                 h = block(h)
             h = up(ops.relu(h), size)
         return h
-
-
-class Autoencoder(Module):
-    """Convolutions down to a code, upconvolutions up, squared error.
-
-    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: after each convolution.
-    Images are real numbers, best in [0, 1]. Raises ValueError for a number below 1 or no channels.
-    """
-
-    unit = "squared error per image"
-
-    def __init__(self, image_shape=(1, 28, 28), code: int = 32, channels=CHANNELS, *, rng: np.random.Generator):
-        self.image_shape = check_shape(image_shape)
-        code, channels = check.count("code", code), check.counts("channels", channels)
-        self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
-        self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
-
-    def describe(self):
-        return f"image_shape={self.image_shape}"
-
-    def encode(self, x) -> Tensor:
-        """(N, C, H, W) -> (N, code)"""
-        return self.encoder(self._checked(x))
-
-    def decode(self, code) -> Tensor:
-        """(N, code), array or Tensor on the model's device -> (N, C, H, W)"""
-        return self.decoder(code)
-
-    def reconstruct(self, x) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)"""
-        return self.decode(self.encode(x))
-
-    def loss(self, x, rng=None) -> Tensor:
-        """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
-        x = self._checked(x)
-        return ((self.reconstruct(x) - x) ** 2).sum() / x.shape[0]
-
-    def _checked(self, x):
-        """A Tensor in the parameters' dtype."""
-        return check_images(x, self.image_shape, grey=True).astype(self.dtype)

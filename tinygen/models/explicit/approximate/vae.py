@@ -8,8 +8,8 @@ import numpy as np
 from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Gaussian
-from tinygen.models.autoencoder import CHANNELS, Decoder, Encoder
 from tinygen.models.images import check_images, check_shape
+from tinygen.models.networks import CHANNELS, Decoder, Encoder
 from tinygen.nn import Module, init
 from tinygen.tensor import Tensor, no_grad
 

@@ -13,8 +13,8 @@ import numpy as np
 from tinygen import check
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
+from tinygen.models.explicit.tractable.pixel_cache import PixelCache
 from tinygen.models.images import check_images, check_shape
-from tinygen.models.pixel_cache import PixelCache
 from tinygen.nn import Dropout, Module
 from tinygen.tensor import Tensor, as_array, no_grad, recording
 

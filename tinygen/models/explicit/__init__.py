@@ -1,0 +1,1 @@
+"""Models with an explicit density p(x), which they are trained to make large."""

@@ -1,0 +1,1 @@
+"""Densities that cannot be computed, and are bounded: variational."""

@@ -1,0 +1,1 @@
+"""Structure found without labels, and without a density: autoencoder, principal components, k-means."""

@@ -1,0 +1,49 @@
+"""The lecture's autoencoder: features without labels, by reconstructing the image through a narrow code."""
+
+import numpy as np
+
+from tinygen import check
+from tinygen.models.images import check_images, check_shape
+from tinygen.models.networks import CHANNELS, Decoder, Encoder
+from tinygen.nn import Module
+from tinygen.tensor import Tensor
+
+
+class Autoencoder(Module):
+    """Convolutions down to a code, upconvolutions up, squared error.
+
+    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: after each convolution.
+    Images are real numbers, best in [0, 1]. Raises ValueError for a number below 1 or no channels.
+    """
+
+    unit = "squared error per image"
+
+    def __init__(self, image_shape=(1, 28, 28), code: int = 32, channels=CHANNELS, *, rng: np.random.Generator):
+        self.image_shape = check_shape(image_shape)
+        code, channels = check.count("code", code), check.counts("channels", channels)
+        self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
+        self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
+
+    def describe(self):
+        return f"image_shape={self.image_shape}"
+
+    def encode(self, x) -> Tensor:
+        """(N, C, H, W) -> (N, code)"""
+        return self.encoder(self._checked(x))
+
+    def decode(self, code) -> Tensor:
+        """(N, code), array or Tensor on the model's device -> (N, C, H, W)"""
+        return self.decoder(code)
+
+    def reconstruct(self, x) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)"""
+        return self.decode(self.encode(x))
+
+    def loss(self, x, rng=None) -> Tensor:
+        """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
+        x = self._checked(x)
+        return ((self.reconstruct(x) - x) ** 2).sum() / x.shape[0]
+
+    def _checked(self, x):
+        """A Tensor in the parameters' dtype."""
+        return check_images(x, self.image_shape, grey=True).astype(self.dtype)

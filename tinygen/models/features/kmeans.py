@@ -1,0 +1,57 @@
+"""k-means clustering (Lloyd 1982): each image is represented by the nearest of k centres."""
+
+import numpy as np
+
+from tinygen import check
+from tinygen.models.images import check_images
+
+
+class KMeans:
+    """Learned from ``images`` (N, C, H, W), a NumPy array; ``clusters``: the number of centres, at most N.
+
+    ``centres`` (clusters, C * H * W). The first are images, each drawn with a probability proportional to its squared
+    distance from the nearest before (k-means++, Arthur and Vassilvitskii 2007), so that they start apart. Then each
+    centre becomes the mean of the images nearest to it, until none changes its centre, or for ``iterations``.
+    Raises ValueError for other shapes, and where ``clusters`` is not from 1 to N.
+    """
+
+    def __init__(self, images: np.ndarray, clusters: int, iterations: int = 100, *, rng: np.random.Generator):
+        images = check_images(images).numpy()
+        self.image_shape, x = images.shape[1:], images.reshape(len(images), -1).astype(float)
+        clusters, rng = check.count("clusters", clusters), check.generator(rng)
+        if clusters > len(x):
+            raise ValueError(f"clusters: got {clusters}, needs at most the {len(x)} images")
+        centres = x[rng.integers(len(x), size=1)]
+        while len(centres) < clusters:
+            nearest = squared_distances(x, centres).min(1)
+            total = nearest.sum()  # 0 where every image is a centre already: any will do
+            p = nearest / total if total else None
+            centres = np.concatenate([centres, x[rng.choice(len(x), 1, p=p)]])
+        self.centres = centres
+        of = self._nearest(x)
+        for _ in range(check.count("iterations", iterations, 0)):
+            self.centres = np.stack([x[of == j].mean(0) if (of == j).any() else c for j, c in enumerate(self.centres)])
+            before, of = of, self._nearest(x)
+            if (of == before).all():
+                break
+
+    def encode(self, x) -> np.ndarray:
+        """(N, C, H, W) -> (N,): the number of the nearest centre."""
+        x = check_images(x, self.image_shape).numpy()
+        return self._nearest(x.reshape(len(x), -1))
+
+    def decode(self, code) -> np.ndarray:
+        """(N,) -> (N, C, H, W): the centres of these numbers."""
+        return self.centres[check.labels("code", code, len(self.centres))].reshape(-1, *self.image_shape)
+
+    def reconstruct(self, x) -> np.ndarray:
+        """(N, C, H, W) -> (N, C, H, W)"""
+        return self.decode(self.encode(x))
+
+    def _nearest(self, x):
+        return squared_distances(x, self.centres).argmin(1)
+
+
+def squared_distances(x, centres):
+    """(N, D), (K, D) -> (N, K): |x|^2 - 2 x c + |c|^2, which rounding must not make negative."""
+    return np.maximum((x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1), 0)
