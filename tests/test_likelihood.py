@@ -27,6 +27,8 @@ SMALL = {  # instead of the rows' own
 def small(monkeypatch, tmp_path):
     """Small models, the digits that ship in place of MNIST, and folders of their own."""
     monkeypatch.setattr(data, "mnist", data.digits)
+    drawn = data.binarize_static(data.digits().test_images, seed=5)
+    monkeypatch.setattr(data, "binarized_mnist", lambda: data.BinarizedMNIST(drawn[:300], drawn[300:], drawn))
     monkeypatch.setattr(likelihood, "LEARNED", 4400)
     for name, row in list(likelihood.ROWS.items()):
         settings = {**row.settings, **SMALL[row.model]}
@@ -137,7 +139,8 @@ def test_figures_are_means_over_images_with_their_standard_error(name, small, rn
     weights.save(small / "a.npz", model, {"settings": row.settings, "protocol": row.protocol})
     result = likelihood.evaluate(name, small / "a.npz", 50)
     digits = data.digits()
-    tested = data.binarize_static(digits.test_images, seed=1)[::10]
+    tested = data.binarize_static(digits.test_images, seed=1) if model.classes else data.binarized_mnist().test
+    tested = tested[::10]
     given = digits.test_labels[::10] if model.classes else None
     nats = -weights.load(small / "a.npz")[0].log_prob(tested, given).data.astype(float)
     np.testing.assert_allclose(result["nats"], nats.mean(), atol=1e-3)
@@ -245,6 +248,11 @@ def test_completions_keep_the_upper_half(name, small, rng):
 
 def test_sets(small):
     digits = data.mnist()
+    for given, found in zip(data.binarized_mnist(), likelihood.sets("published"), strict=True):
+        np.testing.assert_array_equal(given, found)
+    np.testing.assert_array_equal(likelihood.sets("static")[2], data.binarized_mnist().test)
+    with_labels = data.binarize_static(digits.test_images, 1)
+    np.testing.assert_array_equal(likelihood.sets("static", classes=10)[2], with_labels)
     for protocol in ("static", "dynamic", "grey"):
         learned, validation, tested = likelihood.sets(protocol)
         assert len(learned) == 4400 and len(validation) == 100 and len(tested) == 500
