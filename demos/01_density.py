@@ -1,9 +1,9 @@
 """Density estimation by maximum likelihood, in one dimension and, by the chain rule, in two. About ten seconds.
 
-In one dimension a mixture of Gaussians is fitted to draws from a density that we know, with the engine's gradients of
-the mean of log p(x). In two dimensions p(x1, x2) = p(x1) p(x2 | x1): for the first factor again a mixture, for the
-second one whose weights, means and variances are the output of a small network that sees x1. PixelCNN is the same
-with 784 factors. How far the learned density is from the true one is their Kullback-Leibler divergence, in nats.
+In one dimension a mixture of Gaussians is fitted to draws from a known density, by maximizing the mean of log p(x). In
+two dimensions p(x1, x2) = p(x1) p(x2 | x1). The first factor is again a mixture; the second is a mixture whose
+weights, means and variances are computed from x1 by a small network. PixelCNN does the same with 784 factors. The
+demo prints the Kullback-Leibler divergence of the learned density from the true one, in nats.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ TRUE = np.array([(0.4, -2.0, 0.6), (0.35, 0.0, 0.25), (0.25, 2.0, 0.9)])  # weig
 
 
 class Mixture(Module):
-    """p(x) of a mixture of Gaussians whose logits of the weights, means and log-variances are parameters."""
+    """A mixture of Gaussians p(x). Its parameters are the means, the log-variances and the logits of the weights."""
 
     def __init__(self, components, rng):
         self.logits = Parameter(np.zeros(components, np.float32))
@@ -38,7 +38,7 @@ class Mixture(Module):
 
 
 class ConditionalMixture(Module):
-    """p(x2 | x1): the same, but a network that sees x1 gives all three (a mixture density network, Bishop 1994)."""
+    """p(x2 | x1): a mixture whose parameters a network computes from x1 (mixture density network, Bishop 1994)."""
 
     def __init__(self, components, rng, hidden=32):
         self.into = Linear(1, hidden, rng=rng, scale=4.0)
@@ -56,7 +56,7 @@ def mixture_log_prob(x, logits, means, log_vars):
 
 
 def true_1d(x):
-    """Density at x."""
+    """The true density at x."""
     return sum(w * np.exp(-0.5 * ((x - m) / s) ** 2) / (s * np.sqrt(2 * np.pi)) for w, m, s in TRUE)
 
 
@@ -82,7 +82,7 @@ def draw_2d(n, rng):
 
 
 def maximize_likelihood(factors, x, config, rng):
-    """Adam on the mean of -sum of log p over the factors of the chain rule, in minibatches of 250."""
+    """Minimize the mean of -log p(x) with Adam in minibatches of 250; ``factors`` are those of the chain rule."""
     optimizer = Adam([p for f in factors for p in f.parameters()], lr=0.01)
     for _ in trange(config.steps, unit="step", desc=f"{len(factors)}-d", disable=None):
         batch = Tensor(to_device(x[rng.integers(len(x), size=250)].astype(np.float32), config.device))

@@ -1,9 +1,8 @@
 """Structure without labels: k-means and principal components of handwritten digits. About five seconds.
 
-k-means stands for each digit by the nearest of k centres, PCA by its place along the k directions in which digits
-vary most. Both are found without labels. How much of the labels they find again is the purity: the share of digits
-whose cluster's most frequent label is theirs. How much they lose is the squared error of the reconstruction, per
-image.
+k-means represents each digit by the nearest of k centres, PCA by its coordinates along the k directions in which
+digits vary most. Neither sees labels. The demo prints the squared error of their reconstructions, per image, and the
+purity of the clusters: the share of digits whose label is the most frequent one in their cluster.
 """
 
 import numpy as np
@@ -29,8 +28,10 @@ def main():
     x, tested = images.reshape(-1, 784), tested_images.reshape(-1, 784)
 
     kmeans = KMeans(images, config.clusters, config.iterations, rng=rng)
-    centres, of, nearest = kmeans.centres, kmeans.encode(images), kmeans.encode(tested_images)
-    name_of = np.array([np.bincount(digits.train_labels[of == j], minlength=10).argmax() for j in range(len(centres))])
+    centres, cluster, nearest = kmeans.centres, kmeans.encode(images), kmeans.encode(tested_images)
+    name_of = np.array(
+        [np.bincount(digits.train_labels[cluster == j], minlength=10).argmax() for j in range(len(centres))]
+    )
     error = ((centres[nearest] - tested) ** 2).sum(1).mean()
     print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
     print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")

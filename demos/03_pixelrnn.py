@@ -1,11 +1,11 @@
 """One pixel after the other: a fully visible belief network and PixelRNN, as an animation. A minute.
 
 p(x) = prod_i p(x_i | x_<i). In a fully visible belief network each factor is a logistic regression on all pixels
-before (Neal 1992): 784 of them, one triangular matrix, trained here. PixelRNN shares one network for all pixels and
-carries what came before in the states of LSTMs: the Row LSTM's pass down the image row by row, the Diagonal BiLSTM's
-along its diagonals from both upper corners. Both ship with tinygen; they were trained on 50,000 digits, and have seen
-those on which they are measured here. The animation shows the pixels in the order in which they are drawn and, below,
-the size of the last layer's state from which each is drawn.
+before (Neal 1992). The weights of all 784 form one triangular matrix, which is trained here. PixelRNN shares one
+network between all pixels and carries what came before in LSTM states: the Row LSTM goes down the image row by row,
+the Diagonal BiLSTM along its diagonals from both upper corners. Both ship with tinygen. They were trained on 50,000
+digits, including those on which they are measured here. The animation shows the pixels in the order in which they
+are drawn and, below, the size of the last layer's state from which each is drawn.
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ class BeliefNetwork(Module):
 
 @no_grad()
 def states(model, x):
-    """The length of the last LSTM layer's state at each pixel, (N, 1, H, W)."""
+    """The Euclidean norm of the last LSTM layer's state at each pixel, (N, 1, H, W)."""
     found = []
 
     def apply(layer, h, **relu):

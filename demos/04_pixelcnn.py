@@ -1,10 +1,10 @@
 """PixelCNN: masks, what a pixel sees, samples, completions, surprising pixels, and what it costs. 15 seconds.
 
-All conditionals at once: a convolution whose mask hides what comes later makes training as parallel as that of any
-convolutional network, and only sampling goes pixel by pixel. Mask A hides the pixel itself, in the first layer; mask
-B does not. How strongly one pixel's logit depends on all others is computed as its gradient, for the PixelCNN that
-ships, averaged over digits; exactly zero, below and at the right above, is what the masks hide and what they never
-reach.
+Masks hide later pixels from each convolution, so the network computes all conditionals at once: training is as
+parallel as that of any convolutional network, and only sampling goes pixel by pixel. Mask A, in the first layer, also
+hides the pixel itself; mask B does not. The demo shows how strongly one pixel's logit depends on each other pixel: its
+gradient in the PixelCNN that ships, averaged over digits. It is exactly zero below, where the masks hide pixels, and
+at the upper right, where they never reach.
 """
 
 import time
@@ -31,7 +31,7 @@ PIXEL = 14, 14  # whose context is shown
 
 
 def context(model, images):
-    """(H, W): mean size of the gradient of PIXEL's logit in each pixel."""
+    """(H, W): mean absolute gradient of PIXEL's logit with respect to each pixel."""
     x = Tensor(to_device(2 * images.astype(np.float32) - 1, model.device), requires_grad=True)
     logits = model.network(x, Module.__call__)
     (g,) = grad(logits[:, 0, PIXEL[0], PIXEL[1]].sum(), x)
@@ -47,7 +47,7 @@ def surprise(model, images):
 
 @no_grad()
 def naive_row(model, rng):
-    """The first row of one image, by the definition: the network on the whole image for each pixel."""
+    """Sample the first row of one image without a cache: run the network on the whole image for each pixel."""
     x = np.zeros((1, *model.image_shape), np.uint8)
     for column in range(28):
         logit = model.logits(to_device(x, model.device)).numpy()[0, 0, 0, 0, column]
@@ -62,7 +62,7 @@ def seconds(function, *arguments, **keywords):
 
 
 def print_times(config, images):
-    """Of models of one width and depth: a training step; sampling, and without the cache, from the first of 28 rows."""
+    """Time models of one width and depth: a training step, sampling, and 28 times the first row without the cache."""
     rng = np.random.default_rng(config.seed)
     print("width 16, 7 layers            training, ms an image   sampling, s for 16   s for one, without the cache")
     for name, model in {

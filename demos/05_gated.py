@@ -1,11 +1,11 @@
 """Gated PixelCNN: no blind spot, and digits of the class one asks for. 15 seconds.
 
-Stacked masked convolutions never see some pixels above, to the right. Two stacks do: a vertical one sees all rows
-above, a horizontal one the pixels to the left and what the vertical one has seen. The gates tanh(f) sigmoid(g)
-multiply, as an LSTM's do; a class adds a learned vector to f and g in every layer. What one pixel's logit depends on
-is computed here as its gradient in all pixels, for a plain PixelCNN of as many layers and for a gated one, both with
-equal weights; what the gated one misses too is merely too far away for so few layers. Which class a digit is of is
-told by Bayes' rule; the digits are among those that were learned from.
+Stacked masked convolutions never see some pixels to the upper right: the blind spot. Two stacks see all: a vertical
+one sees the rows above, and a horizontal one sees the pixels to the left and what the vertical one has seen. The gates
+tanh(f) sigmoid(g) multiply, as in an LSTM; a class adds a learned vector to f and g in every layer. The demo shows
+what one pixel's logit depends on, from its gradient, for a plain PixelCNN and a gated one with as many layers and all
+weights equal. Pixels that the gated one misses too are merely too far away for so few layers. The demo also classifies
+digits by Bayes' rule; these digits are among those that the model was trained on.
 """
 
 import numpy as np
@@ -20,13 +20,13 @@ from tinygen.nn import Module
 from tinygen.plotting import draw_images
 
 CONFIG = {"layers": (8, "of the two networks whose context is shown"), **TRAIN}
-PIXEL = 14, 14  # whose context
+PIXEL = 14, 14  # whose context is shown
 
 
 def context(model):
     """(H, W): 0 where PIXEL's logit does not depend on a pixel, 1 where it does, 2 at PIXEL itself."""
-    for p in model.parameters():  # as built, residual branches begin at zero
-        p.data = np.full(p.shape, 0.05)  # no ReLU hides anything, no gate is saturated
+    for p in model.parameters():  # residual branches are zero at first
+        p.data = np.full(p.shape, 0.05)  # positive and small: no ReLU is off, no gate is saturated
     x = Tensor(np.ones((1, 1, 28, 28)), requires_grad=True)
     (g,) = grad(model.network(x, Module.__call__)[0, 0, PIXEL[0], PIXEL[1]], x)
     seen = (g.numpy()[0, 0] != 0).astype(int)
@@ -57,7 +57,7 @@ def main():
     drawn = to_host(model.sample(100, rng, labels=to_device(np.arange(100) // 10, config.device)))
     draw_images(axes[2], drawn, 10, "ten samples of each class", range(10))
 
-    # Which class? By Bayes' rule, from the likelihood under each of them: a classifier that was never trained as one.
+    # Bayes' rule with equal priors: the class with the largest likelihood. No classifier was trained.
     digits = data.digits()
     binary = to_device(data.binarize_static(digits.test_images[:50], seed=0), config.device)
     with no_grad():

@@ -1,8 +1,8 @@
 """The autoencoder: codes of several sizes against PCA, and why its codes cannot be sampled. About a minute.
 
-An autoencoder learns to pass a digit through a few numbers and back. PCA is the best that linear maps can do with as
-many; convolutions and ReLUs do better. But the code has no distribution of its own: where the digits lie in it is up
-to training, and decoding codes that are drawn near them gives no digits. A VAE repairs that.
+An autoencoder learns to encode a digit in a few numbers and to decode it from them. PCA is the best linear map to as
+many numbers; convolutions and ReLUs do better. But the code has no distribution of its own: training decides where
+the digits lie, and codes that are drawn near them do not decode to digits. A VAE repairs that.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def main():
         error, linear_error = evaluate(model, tested, rng), ((linear - tested) ** 2).sum((1, 2, 3)).mean()
         print(f"{code:2} numbers a code: squared error per image {error:5.2f}, PCA {linear_error:5.2f}")
 
-    # Codes drawn as independent numbers of the digits' own range, of their own mean and covariance, and of digits
+    # Codes drawn uniformly from the range of the digits' codes, from a Gaussian fitted to them, and these codes
     with no_grad():
         codes = model.encode(to_device(images, config.device)).numpy()
     uniform = rng.uniform(codes.min(0), codes.max(0), (32, code))

@@ -1,9 +1,9 @@
 """From unlabelled to few labels: a classifier on an autoencoder's features. More than a minute.
 
 The encoder is first trained to reconstruct all 4,500 digits, without their labels. A classifier on top then sees few
-of these: 1 to 50 of each class. Three ways: a linear classifier on the codes, with the encoder frozen; from there the
-encoder fine-tuned with it, at half the rate; and both from random weights. Accuracy on 500 other digits, as the mean
-and standard deviation over choices of the labelled digits.
+of the labels, 1 to 50 of each class. Three ways are compared: a linear classifier on the codes of the frozen encoder;
+both fine-tuned from there, at half the learning rate; and both trained from random weights. The demo prints the
+accuracy on 500 other digits, as mean and standard deviation over choices of the labelled digits.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ LABELS = (1, 5, 10, 50)  # of each class
 
 
 class Classifier(Module):
-    """A linear layer on an encoder's codes times ``scale``: logits of the classes."""
+    """A linear layer on the encoder's codes times ``scale`` gives the logits of the classes."""
 
     def __init__(self, features, scale, rng):
         self.encoder, self.scale = Encoder((1, 28, 28), features, rng=rng), scale
@@ -64,7 +64,7 @@ def compare(config, x, labels, learned, scale, tested, rng):
     model = Classifier(config.features, scale, rng).to(config.device)
     model.encoder.load_state_dict(learned)
     with no_grad():
-        codes = model.codes(Tensor(x)).data  # once: they do not change
+        codes = model.codes(Tensor(x)).data  # computed once, since they do not change
     train(model.linear, codes, labels, 10 * config.steps, 0.01, rng)
     found["frozen"] = model.accuracy(*tested)
     train(model, x, labels, config.steps, 1e-3, rng)

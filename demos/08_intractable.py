@@ -1,9 +1,9 @@
-"""Why p(x) of a latent variable model is intractable, and what importance weights buy. Less than a minute.
+"""Why p(x) of a latent variable model is intractable, and how importance weights help. Less than a minute.
 
-p(x) is the mean of p(x|z) over the prior. The obvious estimate draws z from the prior, but nearly all of these know
-nothing of the digit x: those that do are so rare that thousands of draws miss them, and the estimate falls far short
-in nats. Drawing z from the encoder's q(z|x) and weighting by p(z) / q(z|x) has the same mean, and every draw is
-one that explains x. Both estimates of log p(x) are too low on average, less so with more draws K (Burda et al. 2016).
+p(x) = E_p(z)[p(x|z)]. The obvious estimate draws z from the prior p(z), but such z hardly ever decode to the digit x:
+thousands of draws miss those that do, and the estimate is far too low. Draws of z from the encoder's q(z|x) do decode
+to x, and with weights they have the same mean: E_q(z|x)[p(x|z) p(z) / q(z|x)] = p(x). The log of either mean over K
+draws is too low an estimate of log p(x) on average, less so with more draws (Burda et al. 2016).
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ BLOCK = 500  # images decoded at once
 
 @no_grad()
 def log_weights(vae, x, draws, rng, encoder):
-    """(draws,): log of p(x|z) p(z) / q(z) for draws of z from q, the encoder's or else the prior, in nats."""
+    """(draws,): log p(x|z) p(z) / q(z) in nats, for z drawn from q, the encoder's or else the prior."""
     prior = Gaussian(Tensor(np.zeros((1, vae.latent), np.float32)).to(vae.device), np.float32(0))
     q = vae.encode(x) if encoder else prior
     found = []
@@ -39,7 +39,7 @@ def log_weights(vae, x, draws, rng, encoder):
 
 
 def estimates(log_w, k):
-    """log of the mean of each k weights, one after the other: (len(log_w) // k,)"""
+    """log 1/k sum_i w_i of each group of k successive weights: (len(log_w) // k,)"""
     groups = log_w[: len(log_w) // k * k].reshape(-1, k)
     top = groups.max(1, keepdims=True)
     return (top + np.log(np.exp(groups - top).mean(1, keepdims=True)))[:, 0]
@@ -68,7 +68,7 @@ def main():
         line = f"{k:7}"
         for name, found in weights.items():
             each = [estimates(log_w, k) for log_w in found]
-            deviation = np.mean([e.std(ddof=1) for e in each]) if len(each[0]) >= 10 else np.nan  # of fewer: not known
+            deviation = np.mean([e.std(ddof=1) for e in each]) if len(each[0]) >= 10 else np.nan  # unknown for fewer
             curves[name].append((np.mean([e.mean() for e in each]), deviation))
             line += f"{curves[name][-1][0]:17.1f} ({f'{deviation:.2f}' if deviation == deviation else '-':>8})"
         print(line)

@@ -1,13 +1,13 @@
 """The reparameterization trick: how much less its gradient varies than the score function's. About ten seconds.
 
-The objective of a VAE holds the mean of f(z) = log p(x|z) over z ~ q = N(m, s^2); wanted is its gradient in m and s.
+Training a VAE needs the gradient of E_q[f(z)] in m and s, with f(z) = log p(x|z) and z ~ q = N(m, s^2).
 
-    score function       f(z) d log q(z) / d(m, s)         for any f; it only sees how good each z was
-    ... with a baseline  (f(z) - b) d log q(z) / d(m, s)   the same mean; b is the mean of f over the other draws
-    reparameterization   d f(m + s e) / d(m, s)            e ~ N(0, 1): it sees in which direction f grows
+    score function       f(z) d log q(z) / d(m, s)         holds for any f, but uses only the value of f at z
+    ... with a baseline  (f(z) - b) d log q(z) / d(m, s)   has the same mean; b is the mean of f over the other draws
+    reparameterization   d f(m + s e) / d(m, s)            uses the direction in which f grows; e ~ N(0, 1)
 
-All three have the right mean. What differs is the variance, printed here summed over the gradient's entries: for f(z)
-= -|z - 1|^2 / 2 in more and more dimensions, and for the decoder of the VAE that ships, at one digit.
+All three have the right mean, but different variances. The demo prints the variance, summed over the gradient's
+entries, for f(z) = -|z - 1|^2 / 2 in more and more dimensions, and for the decoder of the VAE that ships, at one digit.
 """
 
 import numpy as np

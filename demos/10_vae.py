@@ -1,9 +1,9 @@
 """The variational autoencoder: the two terms of its bound while it learns, reconstructions, samples. Half a minute.
 
-ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x). The first term rewards codes that say much about the
-image, the second charges for every nat they say: at first the codes say nothing, then ever more as the decoder learns
-to use them. Samples decode z from the prior, close to which the second term has kept the codes. The curves are of a
-training that runs now, on 4,500 digits; the pictures of the VAE that ships, which has seen 50,000.
+ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x). The first term rewards codes that describe the image
+well; the second charges for every nat they carry. The codes carry nothing at first, and more as the decoder learns to
+use them. Samples decode z from the prior, to which the second term keeps the codes close. The curves are of a training
+on 4,500 digits that the demo runs; the pictures are of the VAE that ships, trained on 50,000.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ RATE = 0.005
 
 
 def train(config):
-    """A VAE and its terms at each step: (steps, 2), nats per image."""
+    """Train a VAE. Returns it and its two terms at each step, (steps, 2), in nats per image."""
     rng, images = np.random.default_rng(config.seed), data.digits().train_images
     vae = VAE(latent=config.latent, rng=rng).to(config.device)
     optimizer, terms = Muon(vae.parameters(), lr=RATE), []

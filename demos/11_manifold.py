@@ -1,9 +1,9 @@
 """The data manifold: the plane of a two-dimensional z, paths between digits, single dimensions. Ten seconds.
 
-A VAE with two latent dimensions lays all digits out on a plane: decoded on a grid whose lines have equal probability
-between them, neighbours look alike and one class turns into the next. In 32 dimensions a straight line between the
-codes of two digits passes through digits as well, and single dimensions change one thing, slant or stroke, at a time.
-How often the nearest code is of the same class tells how far z separates classes that it was never told.
+A VAE with two latent dimensions arranges all digits on a plane. It is decoded on a grid with equal probability between
+the lines: neighbours look alike, and one class turns into the next. In 32 dimensions a straight line between the codes
+of two digits passes through digits too, and a single dimension changes one property, such as slant or stroke. The demo
+prints how often the nearest code is of the same class: how well z separates classes, although it never saw labels.
 """
 
 import numpy as np
@@ -51,7 +51,7 @@ def main():
         start, end = (wide[np.flatnonzero(digits.test_labels == k)[0]] for k in (a, b))
         t = np.linspace(0, 1, STEPS)[:, None]
         paths.append(decoded(deep, (1 - t) * start + t * end))
-    used = np.argsort(-wide.var(0))  # the dimensions whose mean varies most say most
+    used = np.argsort(-wide.var(0))  # dimensions whose means vary most carry most information
     print(f"{deep.latent}-d z: in {(wide.var(0) > 0.01).sum()} dimensions the means' variance is above 0.01")
     three, traversals = wide[np.flatnonzero(digits.test_labels == 3)[0]], []
     for dimension in used[:4]:

@@ -1,10 +1,10 @@
-"""The weight of the KL term: from an autoencoder to a prior that says nothing, as rate and distortion. About a minute.
+"""The weight of the KL term: from an autoencoder to codes that say nothing, as rate and distortion. About a minute.
 
-With beta before the KL term (Higgins et al. 2017) one chooses how much a VAE's codes may say. The rate is what they
-say, the KL in nats per image; the distortion is what is still missing, -E_q[log p(x|z)]; their sum is the bound on
--log p(x), smallest near beta = 1. Small beta: sharp reconstructions, but z from the prior often decodes to no digit.
-Large beta: what the digits have in common, until nothing else is left and no dimension of z is in use. One is active
-where the variance of q's mean over the digits is above 0.01 (Burda et al. 2016).
+The loss is -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)) (Higgins et al. 2017), so beta sets how much a VAE's codes may
+say. The rate is what they say, the KL in nats per image; the distortion is what is missing, -E_q[log p(x|z)]. Their
+sum is an upper bound on -log p(x), smallest near beta = 1. With a small beta reconstructions are sharp, but z from the
+prior often decodes to no digit. With a large beta only what all digits have in common is left, and no dimension of z
+is active. A dimension is active if the variance of q's mean over the digits is above 0.01 (Burda et al. 2016).
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Inside the engine: the graph of an expression with values and gradients, and derivatives of any order. One second.
 
-Every operation on a Tensor that requires grad leaves an Op behind, which knows its inputs and its derivative: together
-they are the graph. ``grad`` walks it backward, from the result to the leaves, and adds what each Op passes on. Since a
-derivative is made of the same operations, it has a graph of its own and can be differentiated again.
+Every operation on a Tensor that requires grad records an Op, which knows its inputs and its derivative. Together the
+Ops are the graph. ``grad`` walks it backward, from the result to the leaves, and adds up the gradients that Ops pass
+on. A derivative is made of the same operations, so it has a graph of its own and can be differentiated again.
 """
 
 import numpy as np
@@ -21,12 +21,12 @@ def neuron(device):
     values = {"w": -1.5, "x": 2.0, "b": 2.0, "t": 0.5}
     leaves = {k: Tensor(to_device(np.array(v), device), requires_grad=True) for k, v in values.items()}
     w, x, b, t = leaves.values()
-    with keep_values():  # all of them, for the picture
+    with keep_values():  # the picture shows them all
         return (ops.tanh(w * x + b) - t) ** 2, leaves
 
 
 def nodes_of(y, leaves):
-    """Every value of the computation, leaves first: {key: (name, Tensor, keys of what it was made of)}."""
+    """Every value of the computation, leaves first: {key: (name, Tensor, keys of its inputs)}."""
     nodes = {id(leaf): (name, leaf, ()) for name, leaf in leaves.items()}
     for op in history([y]):
         for x in op.inputs:
@@ -38,7 +38,7 @@ def nodes_of(y, leaves):
 
 
 def gradients(y, nodes):
-    """{key: dy / d(value)} for all values that have one."""
+    """{key: dy / d(value)} for all values that require grad."""
     keys = [key for key, (_, tensor, _) in nodes.items() if tensor.requires_grad]
     return {key: g.item() for key, g in zip(keys, grad(y, [nodes[key][1] for key in keys]))}
 
@@ -55,9 +55,9 @@ def dot(nodes, slopes):
 
 
 def draw_graph(ax, nodes, slopes):
-    """The same with matplotlib: operations in columns by how many lie between them and the leaves."""
+    """The graph with matplotlib: a value's column is the largest number of operations between it and a leaf."""
     column = {}
-    for key, (_, _, inputs) in nodes.items():  # inputs come before what is made of them
+    for key, (_, _, inputs) in nodes.items():  # inputs come before what is computed from them
         column[key] = 1 + max((column[i] for i in inputs), default=-1)
     for key in nodes:  # a leaf stands just before the first operation that needs it
         users = [column[k] for k, (_, _, inputs) in nodes.items() if key in inputs]
@@ -109,7 +109,7 @@ def main():
     curves = derivatives(lambda x: ops.tanh(x) * ops.exp(-(x**2) / 4), to_device(line, config.device), config.order)
     for n, curve in enumerate(curves):
         below.plot(line, curve, label="f(x) = tanh(x) exp($-x^2/4$)" if n == 0 else f"derivative of order {n}")
-        if n:  # against differences of the curve before
+        if n:  # compare with differences of the curve before
             difference = np.abs(np.gradient(curves[n - 1], line, edge_order=2) - curve)[1:-1].max()
             print(f"derivative of order {n}: at most {difference:.1e} from the differences of the curve before")
     below.axhline(0, color="0.8", linewidth=0.8, zorder=0)

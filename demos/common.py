@@ -1,4 +1,4 @@
-"""What all demos have: options from one config, checked before any work, models, and a place for the picture."""
+"""What all demos share: options from one config, checked before any work, trained models, and saving the picture."""
 
 import argparse
 import os
@@ -32,14 +32,14 @@ COMMON = {
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Docstrings as they are, options with their defaults."""
+    """Prints docstrings unchanged and options with their defaults."""
 
 
 def options(doc: str, config: dict) -> argparse.Namespace:
-    """The command line: ``config`` maps each option's name to its default, what it means, and, where a number has to be
-    more than positive, the smallest and the largest.
+    """Read the command line. ``config`` maps each option's name to its default, its meaning and, unless any positive
+    number will do, its smallest and largest value.
 
-    Ends with one sentence where a value makes no sense, a device is missing, or a picture could not be written.
+    Exits with one sentence if a value is invalid, a device is missing, or a picture could not be written.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=Formatter)
     for name, (default, meaning, *_) in {**config, **COMMON}.items():
@@ -63,15 +63,15 @@ def options(doc: str, config: dict) -> argparse.Namespace:
             raise OSError("it cannot be written to")
     except OSError as error:
         parser.error(f"--out: {given.out} is no folder for the picture ({error})")
-    except (RuntimeError, ValueError) as error:  # no CuPy, no GPU: the sentence says it
+    except (RuntimeError, ValueError) as error:  # CuPy or the GPU is missing, as the message says
         parser.error(str(error))
-    if not first_rank():  # under MPI one process tells what happens
+    if not first_rank():  # under MPI only one process prints
         sys.stdout = open(os.devnull, "w")
     return given
 
 
 def trained(name: str, config: argparse.Namespace) -> Module:
-    """The model that ships under this name or, with ``--train``, one built alike that learns 4,500 digits now."""
+    """The model that ships under this name or, with ``--train``, one with its settings, trained now on 4,500 digits."""
     model, about = load(FOLDER / f"{name}.npz")
     if config.train:
         rng, digits = np.random.default_rng(config.seed), data.digits()
@@ -101,8 +101,8 @@ def save(figure: Figure, out: str, name: str) -> None:
 
 
 def run(main) -> None:
-    """Call ``main``; Ctrl-C ends it with a word instead of a traceback."""
+    """Call ``main``; Ctrl-C ends it with a message instead of a traceback."""
     try:
         main()
-    except KeyboardInterrupt as interruption:  # fit's says what was saved
+    except KeyboardInterrupt as interruption:  # fit's message says what was saved
         raise SystemExit(str(interruption) or "interrupted") from None

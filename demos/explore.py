@@ -1,12 +1,12 @@
 """A page to play with: walk through a VAE's codes, and draw what a Gated PixelCNN then finishes. Ends with Ctrl-C.
 
-It opens in the browser, served by matplotlib's WebAgg (extra ``web``) to this machine alone, under the names
-127.0.0.1 and localhost; with ``--window`` in a window of the desktop. On the left a plane of z: press or drag, and
-the digit there is decoded; the strip leads there from the point pressed before. Below, sliders for eight of the 32
-dimensions of a larger VAE. On the right draw with the left button and erase with the right one, choose a class, and
-press *paint*: what is drawn down to its last row is given, the model draws the rows below, one pixel after the other.
-Its probabilities for the first image are beside it. On two cores a press is answered within 0.1 s and six images are
-painted in less than 2 s.
+The page opens in the browser, served by matplotlib's WebAgg (extra ``web``) to this machine alone, under the names
+127.0.0.1 and localhost; ``--window`` opens a window of the desktop instead. On the left is a plane of z: press or drag
+to decode the digit there; the strip shows digits on the way from the point pressed before. Sliders below move eight of
+the 32 dimensions of a larger VAE. On the right, draw with the left button, erase with the right one, choose a class,
+and press *paint*: the rows down to the last one with ink are given, and the model draws the rows below pixel by pixel.
+Below the drawing are its probabilities for the first image. On two cores a press is answered within 0.1 s, and six
+images are painted in less than 2 s.
 """
 
 import argparse
@@ -26,7 +26,7 @@ UNKNOWN = (0.75, 0.85, 1.0)  # the colour of pixels that are not drawn yet
 
 
 def picture(figure, rectangle, title, columns=1, rows=1):
-    """The picture of ``columns`` x ``rows`` images, dark on light, in axes of its own."""
+    """An empty picture of ``columns`` x ``rows`` images, dark on light, in axes of its own."""
     ax = figure.add_axes(rectangle)
     ax.set_title(title, fontsize=9)
     ax.set_axis_off()
@@ -36,14 +36,14 @@ def picture(figure, rectangle, title, columns=1, rows=1):
 
 
 def redraw(*panels):
-    """Only these axes: the whole figure takes too long for a hand that moves."""
+    """Draw only these axes again: the whole figure would be too slow while the mouse moves."""
     for ax in panels:
         ax.redraw_in_frame()
     panels[0].figure.canvas.blit()
 
 
 class Plane:
-    """The codes of a VAE with two dimensions; a point to decode, and the way to it from the one before."""
+    """The codes of a VAE with two dimensions. It decodes the chosen point and points on the way from the one before."""
 
     def __init__(self, figure, vae, images, labels):
         self.vae, self.figure = vae, figure
@@ -65,7 +65,7 @@ class Plane:
 
     def move(self, event):
         if event.inaxes is not self.ax or event.button != 1 or self.figure.canvas.widgetlock.locked():
-            return  # locked: by the toolbar, for zooming
+            return  # the toolbar locks it for zooming
         if event.name == "button_press_event":
             self.before = self.now
         self.now = np.array([event.xdata, event.ydata])
@@ -109,7 +109,7 @@ class Sliders:
         self.index = (self.index + 1) % len(self.codes)
         self.code = self.codes[self.index].copy()
         for slider, value in zip(self.sliders, self.code[self.dimensions]):
-            slider.eventson = False  # not until all are set
+            slider.eventson = False  # no event until all are set
             slider.set_val(value)
             slider.eventson = True
         self.show()
@@ -122,7 +122,7 @@ class Sliders:
 
 
 class Canvas:
-    """What is drawn by hand, and what the model makes of it."""
+    """The drawing, and how the model completes it."""
 
     def __init__(self, figure, model):
         self.model, self.figure, self.last = model, figure, None
@@ -151,7 +151,7 @@ class Canvas:
         self.restart()
 
     def restart(self):
-        """Nothing is painted yet."""
+        """Stop painting, and show only the drawing."""
         self.timer.stop()
         self.given = np.arange(28)[:, None] <= np.max(np.flatnonzero(self.ink.any(1)), initial=-1)
         self.drawing.set_data(np.where(self.given, self.ink, np.nan))
@@ -181,7 +181,7 @@ class Canvas:
         self.timer.start()
 
     def go_on(self):
-        """Two rows more. Between them and the next two the page answers."""
+        """Paint two more rows. The page responds before the next two."""
         next(self.painting)
         rows, images = next(self.painting)
         self.show(rows, images)
@@ -190,7 +190,7 @@ class Canvas:
 
     @no_grad()
     def show(self, rows, images):
-        """The completions down to the ``rows`` that are known, and the probabilities the first was drawn from."""
+        """Show the first ``rows`` rows of the completions, and the probabilities from which the first was drawn."""
         p = np.zeros((28, 28))
         if rows:
             logits = self.model.logits(images[:1], self.labels[:1]).numpy()[0, 0, 0]
@@ -202,7 +202,7 @@ class Canvas:
 
 
 def build():
-    """The panels of a new figure. They have to be kept for it to answer."""
+    """The panels of a new figure. It responds only while they are referenced."""
     figure = plt.figure("tinygen: codes to walk through, digits to finish", figsize=(12.8, 6.8))
     digits = data.digits()
     binary = data.binarize_static(digits.train_images, seed=0)

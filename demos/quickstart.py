@@ -40,7 +40,7 @@ def grey(images, rng=None):
 
 
 def train(name, digits, config):
-    """A trained model and the seconds that took."""
+    """Train a model. Returns it and the seconds that training took."""
     constructor, steps, optimizer = MODELS[name]
     rng = np.random.default_rng(config.seed)
     model = constructor(rng).to(config.device)
@@ -60,7 +60,7 @@ def train(name, digits, config):
 
 
 def test(name, model, digits, binary):
-    """The test figure with its unit and protocol."""
+    """The test result as text, with its unit and protocol."""
     rng = np.random.default_rng(1)
     if name == "Autoencoder":
         return f"{evaluate(model, digits.test_images, rng, grey):6.2f} squared error per image, grey values 0 to 1"
@@ -76,13 +76,13 @@ def sampling_rate(model):
     if isinstance(model, Autoencoder):
         return "-"  # it has no distribution over codes to sample from
     begun = time.perf_counter()
-    to_host(model.sample(64, np.random.default_rng(0)))  # which waits for a device
+    to_host(model.sample(64, np.random.default_rng(0)))  # to_host waits for the device
     return f"{64 / (time.perf_counter() - begun):.0f}"
 
 
 @no_grad()
 def draw(models, digits, binary, rng):
-    """One figure: what went in, what came out."""
+    """One figure of the data and of what each model makes."""
     figure = Figure(figsize=(16, 7), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
     axes = figure.subplots(2, 5).flat

@@ -1,11 +1,11 @@
-"""The server of explore.py's page: matplotlib's WebAgg, answering this machine alone.
+"""The server of explore.py's page: matplotlib's WebAgg, which answers this machine alone.
 
 Any site can give a name of its own the address 127.0.0.1, and a browser then lets that site use what is served here
-(DNS rebinding). So a request for another name than this machine's gets 403. A websocket opened by a page of another
-origin is refused by tornado.
+(DNS rebinding). So a request for any name but this machine's gets 403. Tornado refuses a websocket that a page of
+another origin opens.
 
 matplotlib closes the connection at a message that it does not understand, and some messages that it accepts stop the
-pictures for every page. So messages that the page never sends are ignored, and a line says so.
+pictures for every page. So messages that the page never sends are ignored, and a line is printed for each.
 """
 
 import json
@@ -17,19 +17,19 @@ NAMES = ("127.0.0.1", "localhost")
 MOUSE = "button_press button_release dblclick scroll motion_notify figure_enter figure_leave"
 KINDS = f"supports_binary send_image_mode set_device_pixel_ratio refresh resize draw toolbar_button {MOUSE}".split()
 UNUSED = ("ack", "key_press", "key_release")  # matplotlib's keys would close the figure for everybody (q), or change it
-RANGES = {  # kept for the next picture, so checked first; any other wrong field raises at once
+RANGES = {  # matplotlib stores these, so they are checked first; other wrong fields raise at once
     "x": (-1e5, 1e5),
     "y": (-1e5, 1e5),
     "width": (100, 6000),
     "height": (100, 6000),
     "device_pixel_ratio": (0.25, 10),
-    "value": (1, 1),  # of supports_binary: matplotlib fails where it is false
+    "value": (1, 1),  # of supports_binary: matplotlib fails if it is false
 }
-PIXELS = 2**26  # at most; a screen of 7680 x 4320 has half as many
+PIXELS = 2**26  # the most in a picture; a screen of 7680 x 4320 has half as many
 
 
 def refuse_strange(content: dict, canvas) -> None:
-    """Raises ValueError for a message that is not the page's."""
+    """Raise ValueError for a message that the page never sends."""
     if content["type"] not in KINDS:
         raise ValueError(f"type {content['type']!r}")
     for name, (low, high) in RANGES.items():
@@ -42,7 +42,7 @@ def refuse_strange(content: dict, canvas) -> None:
 
 
 class Server(WebAggApplication):
-    """The application, with another look at each request and each message."""
+    """The application, which checks each request and each message."""
 
     def find_handler(self, request, **kwargs):
         if request.host_name not in NAMES:

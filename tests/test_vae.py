@@ -5,7 +5,8 @@ import pytest
 
 from tinygen import Tensor, grad
 from tinygen.distributions import Gaussian
-from tinygen.models import VAE, vae
+from tinygen.models import VAE
+from tinygen.models.explicit.approximate import vae
 
 Z, DZ = np.linspace(-9, 9, 3001, retstep=True)
 

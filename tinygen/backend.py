@@ -1,7 +1,7 @@
-"""NumPy or CuPy: the one file that knows there are two kinds of arrays, and where MPI's ranks have theirs.
+"""NumPy or CuPy: the only file that imports CuPy. It also has what MPI's ranks need to know of each other.
 
-Everything else asks ``xp(array)`` for the module whose functions take that array and writes one code for both.
-CuPy is imported when an array first goes to the device, never before.
+All other code calls ``xp(array)`` to get the array's module and is written once for both. CuPy is imported when an
+array first moves to the device, never before.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy
 
 
 def xp(*arrays):
-    """The module, ``numpy`` or ``cupy``, that the arrays belong to. NumPy scalars go with either.
+    """The module, ``numpy`` or ``cupy``, that the arrays belong to. NumPy scalars work with either.
 
     Raises ValueError where some are on the host and some on the device.
     """
@@ -36,7 +36,7 @@ def device_of(array) -> str:
 
 
 def to_device(array, device: str):
-    """``array`` on ``device`` (``"cpu"`` or ``"cuda"``); itself where it is there already.
+    """``array`` on ``device`` (``"cpu"`` or ``"cuda"``); the array itself if it is there already.
 
     Raises ValueError for another device name, RuntimeError where CuPy or a CUDA device is missing.
     """
@@ -55,13 +55,13 @@ def to_device(array, device: str):
             "device='cuda': CuPy is installed but finds no CUDA device; check the driver and that the extra "
             "(tinygen[cuda12] or tinygen[cuda13]) matches it, or use device='cpu'"
         )
-    if communicator() is not None:  # each rank of a machine has a device of its own
+    if communicator() is not None:  # the ranks of a machine take its devices in turn
         cupy.cuda.Device(ranks_on_this_machine()[0] % cupy.cuda.runtime.getDeviceCount()).use()
     return cupy.asarray(array)
 
 
 def to_host(array) -> numpy.ndarray:
-    """``array`` as a NumPy array (from a device: a copy, which waits for the device)."""
+    """``array`` as a NumPy array. Copying from a device waits for it."""
     return numpy.asarray(array if xp(array) is numpy else array.get())
 
 
@@ -77,7 +77,7 @@ def erf(array):
 
 
 def flatten(arrays):
-    """The numbers of all arrays in one row."""
+    """All arrays, flattened and concatenated."""
     return xp(*arrays).concatenate([array.ravel() for array in arrays])
 
 
@@ -88,7 +88,7 @@ def split(flat, like) -> list:
 
 
 def communicator():
-    """MPI's, where the script was started with ``mpiexec -n N python -m mpi4py`` and N > 1; else None."""
+    """MPI's communicator if the script was started with ``mpiexec -n N python -m mpi4py`` and N > 1, else None."""
     if "mpi4py" not in sys.modules:
         return None
     from mpi4py import MPI
@@ -98,7 +98,7 @@ def communicator():
 
 @functools.cache
 def ranks_on_this_machine() -> tuple[int, int]:
-    """This rank's number among those on the same machine, and how many they are; all ranks ask for it together."""
+    """This rank's index among the ranks on its machine, and their number. All ranks must call it together."""
     if communicator() is None:
         return 0, 1
     from mpi4py import MPI
@@ -108,7 +108,7 @@ def ranks_on_this_machine() -> tuple[int, int]:
 
 
 def sum_over_ranks(array, comm):
-    """The sum of an array over the ranks of an MPI communicator, the same on each: by MPI, on a device by NCCL."""
+    """The sum of an array over the ranks of an MPI communicator, on each rank: by MPI, or on a device by NCCL."""
     total = xp(array).empty_like(array)
     if xp(array) is numpy:
         comm.Allreduce(array, total)

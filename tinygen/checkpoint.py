@@ -1,4 +1,4 @@
-"""The state of a training run, and the file it survives in."""
+"""The state of a training run, and the checkpoint file that it is saved in."""
 
 import contextlib
 import hashlib
@@ -12,12 +12,12 @@ from tinygen.files import read_arrays, written
 from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
-# What a checkpoint holds beside arrays: these attributes of a Run, with their types
+# The attributes of a Run that a checkpoint holds besides arrays, with their types
 FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list, "ended": bool}
 
 
 def is_plain(value) -> bool:
-    """Whether it is a number, a text, None, or a list or dict of these, so that JSON can hold it."""
+    """Whether ``value`` is a number, a string, None, or a list or dict of these, so that JSON can hold it."""
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     if isinstance(value, dict):
@@ -26,15 +26,15 @@ def is_plain(value) -> bool:
 
 
 def digest(array) -> str:
-    """A few letters that differ when the array does."""
+    """The array's dtype, shape and a short hash of its values."""
     array = np.ascontiguousarray(array)
     return f"{array.dtype} {array.shape} {hashlib.blake2b(array, digest_size=6).hexdigest()}"
 
 
 class Run:
-    """A model, its optimizer, averaged and best weights, how far training is and how it went: all of a checkpoint.
+    """All that a checkpoint holds: the model, its optimizer, averaged and best weights, the step and the losses.
 
-    ``settings`` tell a run from others: those given, and each plain attribute of the optimizer and of the modules.
+    ``settings`` identify the run: those given, and each plain attribute of the optimizer and of the modules.
     """
 
     def __init__(self, model, optimizer, learned, averaging, seed, settings):
@@ -49,8 +49,8 @@ class Run:
         self.settings = json.loads(json.dumps(settings, default=float))
         self.average = None if averaging is None else Average(learned, averaging)
         self.step, self.seconds, self.losses, self.record, self.best = 0, 0.0, [0.0, 0], [], None
-        self.ended = False  # by a callback
-        self.whole = True  # False within a step, when what it has changed must not be saved
+        self.ended = False  # True when a callback has ended it
+        self.whole = True  # False within a step, whose partial changes must not be saved
 
     @property
     def noted(self) -> int:
@@ -74,7 +74,7 @@ class Run:
 
     @contextlib.contextmanager
     def averaged(self):
-        """The averaged weights in the model, for a while."""
+        """Put the averaged weights into the model, within the block."""
         if self.average is not None:
             self.average.swap()
         try:
@@ -91,7 +91,7 @@ class Run:
         arrays = read_arrays(path)
         try:
             fields = _fields(arrays)
-        except Exception as error:  # whatever json and the fields' types have to say
+        except Exception as error:  # any error of json or of the fields' types
             raise ValueError(f"{path}: damaged, or no checkpoint of fit ({error}); move it away") from error
         before = self._arrays()
         try:
@@ -101,7 +101,7 @@ class Run:
             raise ValueError(f"checkpoint {path}: does not belong to this run: {error}") from error
 
     def broadcast(self):
-        """Under MPI every rank goes on from where the first one is."""
+        """Under MPI, give every rank the state of the first one."""
         if communicator() is not None:
             arrays = of_first_rank(self._arrays())
             try:
@@ -110,8 +110,8 @@ class Run:
                 raise ValueError(f"the ranks call fit with different things: {error}") from error
 
     def _arrays(self) -> dict:
-        """All of it, by name."""
-        with self.averaged():  # a whole state, so that load_state_dict can check it
+        """The state as arrays by name."""
+        with self.averaged():  # a complete state, which load_state_dict can check
             averages = {} if self.average is None else self.model.state_dict()
         fields = {name: getattr(self, name) for name in FIELDS}
         return {
@@ -123,7 +123,7 @@ class Run:
         }
 
     def _restore(self, arrays, fields):
-        """The inverse; ValueError where they are of another run."""
+        """The inverse of ``_arrays``. Raises ValueError where they are of another run."""
 
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -132,14 +132,14 @@ class Run:
         for name in {**both[0], **both[1]}:
             was, now = (settings.get(name) for settings in both)
             owner = name.rpartition(".")[0]
-            # What an object has on one side only, it has noted in the meantime, such as a loss
+            # An attribute on one side only was noted during training, such as a loss
             noted = all(owner in settings for settings in both) and not all(name in settings for settings in both)
-            if json.dumps(was) != json.dumps(now) and not noted:  # as texts, in which nan is nan
+            if json.dumps(was) != json.dumps(now) and not noted:  # as strings, in which nan equals nan
                 raise ValueError(f"{name} was {was}, is {now}")
         self.optimizer.load_state_dict(part("optimizer."))
         self.best = part("best.") or None
         if self.best:
-            self.model.load_state_dict(self.best)  # to see that it fits
+            self.model.load_state_dict(self.best)  # raises if it does not fit
         if self.average is not None:
             self.model.load_state_dict(part("average."))
             self.average.values = [p.data for p in self.average.parameters]
@@ -150,7 +150,7 @@ class Run:
 
 
 def _fields(arrays) -> dict:
-    """The fields of a run out of its arrays, each of its type."""
+    """The fields of a run, read from its arrays and checked."""
     fields = json.loads(str(arrays["run"]))
     for name, kind in FIELDS.items():
         if type(fields[name]) is not kind:

@@ -1,8 +1,8 @@
 """Real images as uint8 arrays (N, C, H, W), and three ways to make grey pixels binary.
 
-Digits and emoji ship with the package. The other sets are looked for in the folder that the environment variable
-TINYGEN_DATA names, then in the cache (``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``); those that have a public
-address are downloaded into it otherwise (needs ``pip install 'tinygen[data]'``).
+Digits and emoji ship with the package. Other sets are read from the folder that the environment variable TINYGEN_DATA
+names, or from the cache (``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``). If they are in neither and have a public
+address, they are downloaded into the cache (needs ``pip install 'tinygen[data]'``).
 """
 
 import gzip
@@ -22,7 +22,7 @@ import numpy as np
 from tinygen import check
 from tinygen.files import read_arrays
 
-# sha256 of the uncompressed content: the gzip wrappers differ from mirror to mirror, the content does not.
+# sha256 of the uncompressed content: gzip files differ from mirror to mirror, their content does not.
 _MNIST = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -37,7 +37,7 @@ _MNIST_MIRRORS = (
 
 _CIFAR_ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published on the data set's page
 _CIFAR_BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-_CIFAR_RECORDS = 10_000  # a batch; a record is 1 byte of label, then 3 * 32 * 32 bytes of pixels
+_CIFAR_RECORDS = 10_000  # in a batch; each is 1 byte of label, then 3 * 32 * 32 bytes of pixels
 _CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 
 
@@ -71,7 +71,7 @@ class BinarizedMNIST(NamedTuple):
 
 
 class Emoji(NamedTuple):
-    """Images uint8 (1911, 3, 32, 32) on white; their names; the category of each, a number; the categories' names."""
+    """Images uint8 (1911, 3, 32, 32) on white, their names, the numbers of their categories, the categories' names."""
 
     images: np.ndarray
     names: np.ndarray
@@ -82,7 +82,7 @@ class Emoji(NamedTuple):
 def digits() -> Dataset:
     """4,500 + 500 MNIST digits (N, 1, 28, 28) that ship with tinygen, 450 + 50 a class (see assets/DIGITS.md).
 
-    Both parts are from MNIST's training set: for trying things out, not for a number beside a paper's.
+    Both parts are from MNIST's training set. Use them to try things out, not for results to compare with a paper's.
     """
     with np.load(Path(__file__).parent / "assets" / "digits.npz") as arrays:
         return Dataset(*(arrays[field] for field in Dataset._fields))
@@ -106,7 +106,7 @@ def cifar10() -> Dataset:
 
     Reads ``cifar-10-binary.tar.gz`` or the folder ``cifar-10-batches-bin`` inside it, never the pickled version.
     Raises FileNotFoundError where they are neither found nor downloaded, ValueError where the content is not CIFAR-10's
-    (the archive is held to its published md5; files outside it, which have none, to their sizes and labels).
+    (the archive is checked against its published md5; files outside it, which have none, by their sizes and labels).
     """
     places = ["cifar-10-binary.tar.gz", "cifar-10-batches-bin/data_batch_1.bin", "data_batch_1.bin"]
     images, labels = zip(*_load(places, _CIFAR_MIRRORS, _read_cifar))
@@ -119,7 +119,7 @@ def binarized_mnist() -> BinarizedMNIST:
     Source: Larochelle and Murray 2011, after Salakhutdinov and Murray 2008. The order of the images is not MNIST's.
     Reads ``binarized_mnist.npz`` (each image packed into 98 bytes) or the published text files
     ``binarized_mnist_train.amat`` and so on. Raises FileNotFoundError where they are neither found nor downloaded,
-    ValueError where the pixels are other ones.
+    ValueError where the pixels differ.
     """
     parts = []
     for part in _BINARIZED_MNIST:
@@ -136,9 +136,9 @@ def emoji() -> Emoji:
 
 
 def frey_faces() -> np.ndarray:
-    """(1965, 1, 28, 20): the frames of a film of one face (Roweis), in their order: neighbours are alike.
+    """(1965, 1, 28, 20): the frames of a film of one face (Roweis), in order, so neighbours are alike.
 
-    From ``frey_faces.npz``, which has to be there. Raises FileNotFoundError where it is not.
+    Reads ``frey_faces.npz``, which is not downloaded. Raises FileNotFoundError if it is missing.
     """
     return _load(["frey_faces.npz"], (), partial(_read_images, shape=(1965, 28, 20)))[:, None]
 
@@ -146,7 +146,7 @@ def frey_faces() -> np.ndarray:
 def lfw() -> np.ndarray:
     """(13233, 3, 32, 32): faces of Labeled Faces in the Wild (Huang et al. 2007), cropped (Sanderson and Lovell 2009).
 
-    From ``lfwcrop_32.npz``, which has to be there. Raises FileNotFoundError where it is not.
+    Reads ``lfwcrop_32.npz``, which is not downloaded. Raises FileNotFoundError if it is missing.
     """
     images = _load(["lfwcrop_32.npz"], (), partial(_read_images, shape=(13233, 32, 32, 3)))
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -156,8 +156,8 @@ def read_idx(path, sha256: str | None = None, largest: int = 2**30) -> np.ndarra
     """The uint8 array, of any shape, in an IDX file of unsigned bytes, gzip or not.
 
     Layout: bytes 0, 0, 8 (the type), number of dimensions, each dimension as a big-endian uint32, then the values.
-    The shape says how many bytes there are, and no more are read, since a gzip file of 3 MB can unpack to 3 GB. Where
-    it says more than ``largest`` bytes, by default 1 GiB (MNIST's largest file has 47 million), nothing is read.
+    No more bytes are read than the shape needs, since a gzip file of 3 MB can unpack to 3 GB. If it needs more than
+    ``largest`` bytes, by default 1 GiB (MNIST's largest file has 47 million), none are read.
     Raises ValueError for a corrupt gzip, another ``sha256`` (unzipped), another magic number, missing or extra bytes,
     or more than ``largest``.
     """
@@ -171,7 +171,7 @@ def read_idx(path, sha256: str | None = None, largest: int = 2**30) -> np.ndarra
 
 
 def _read_idx(file, path, sha256, largest):
-    content = bytearray(file.read(4))  # bytes that can be written to
+    content = bytearray(file.read(4))  # mutable, so that the array can be written to
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path}: starts with bytes {content.hex(' ')}, needs 00 00 08 (IDX of unsigned bytes)")
     header = 4 + 4 * content[3]
@@ -180,7 +180,7 @@ def _read_idx(file, path, sha256, largest):
     size = header + math.prod(shape)
     if size > largest:
         raise ValueError(f"{path}: shape {shape} has {size} bytes, needs at most {largest} (largest)")
-    content += file.read(size + 1 - len(content))  # one more than there are, to see that nothing follows
+    content += file.read(size + 1 - len(content))  # one byte more, to detect what follows
     if len(content) != size:
         found = len(content) if len(content) < size else f"more than {size}"
         raise ValueError(f"{path}: has {found} bytes, needs {size} for shape {shape}")
@@ -190,10 +190,10 @@ def _read_idx(file, path, sha256, largest):
 
 
 def binarize_static(images, seed: int) -> np.ndarray:
-    """Each pixel drawn once, 1 with probability grey / 255: a fixed binary data set. uint8, any shape, to uint8 {0, 1}.
+    """Draw each pixel once, 1 with probability grey / 255: a fixed binary data set. uint8, any shape, to uint8 {0, 1}.
 
-    The same seed and images give the same pixels. The protocol of Larochelle & Murray (2011), after Salakhutdinov &
-    Murray (2008); the file they published is another draw, so likelihoods are comparable with theirs, not equal.
+    The same seed and images give the same pixels. This is the protocol of Larochelle & Murray (2011), after
+    Salakhutdinov & Murray (2008); their published file is another draw, so likelihoods are comparable, not equal.
     Raises TypeError where ``images`` is not uint8, ValueError where ``seed`` is not a whole number of at least 0.
     """
     seed = check.count("binarize_static: seed", seed, 0)  # without one the pixels would not be fixed
@@ -201,12 +201,12 @@ def binarize_static(images, seed: int) -> np.ndarray:
 
 
 def binarize_dynamic(images, rng: np.random.Generator) -> np.ndarray:
-    """As ``binarize_static``, but drawn anew at every call, for each epoch or batch (Salakhutdinov & Murray 2008)."""
+    """Like ``binarize_static``, but drawn anew at every call, for each epoch or batch (Salakhutdinov & Murray 2008)."""
     return _draw(_grey(images, "binarize_dynamic"), rng)
 
 
 def binarize_threshold(images, threshold: float = 0.5) -> np.ndarray:
-    """1 where grey / 255 > threshold, else 0: other data than drawn pixels, with other likelihoods. Shapes as above.
+    """1 where grey / 255 > threshold, else 0; likelihoods differ from those of drawn pixels. Shapes as above.
 
     Raises TypeError where ``images`` is not uint8, ValueError for a threshold outside 0..1.
     """
@@ -227,7 +227,7 @@ def _draw(images, rng):
 
 
 def _load(places, mirrors, read):
-    """``read(path)`` of the first of ``places`` that a folder has; else of ``places[0]``, downloaded into the cache."""
+    """Call ``read`` on the first of ``places`` found in a folder, else on ``places[0]``, downloaded into the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinygen"
     given = os.environ.get("TINYGEN_DATA")
     folders = [Path(given).expanduser(), cache] if given else [cache]
@@ -289,7 +289,7 @@ def _check_hash(content, algorithm, expected, path):
 
 
 def _read_cifar(path):
-    """Six pairs (images, labels), from the archive or from the folder of a first batch."""
+    """Six pairs (images, labels), from the archive or from the folder of the first batch."""
     if path.name == "data_batch_1.bin":
         return [_cifar_batch((path.parent / name).read_bytes(), path.parent / name) for name in _CIFAR_BATCHES]
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Gaussian, Bernoulli, Categorical: log-probabilities in nats, one value an element; sums are left to the caller."""
+"""Gaussian, Bernoulli, Categorical: log-probabilities in nats per element, which the caller sums."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.tensor import Tensor, as_array, as_tensor
 
-LOG_VAR_LIMIT = 40.0  # log-variances are limited to +-40: standard deviations from 2e-9 to 5e8
+LOG_VAR_LIMIT = 40.0  # log-variances are clipped to +-40: standard deviations from 2e-9 to 5e8
 
 
 @dataclass
 class Gaussian:
     """Independent Gaussians with ``mean`` and ``log_var`` (log of the variance), Tensors of one shape or broadcast.
 
-    ``log_var`` is limited to +-40, beyond which float32 would overflow: there its gradient is zero.
+    ``log_var`` is clipped to +-40, so that float32 does not overflow; its gradient is zero outside.
     """
 
     mean: Tensor
@@ -30,7 +30,7 @@ class Gaussian:
     def rsample(self, rng: np.random.Generator) -> Tensor:
         """A draw that gradients pass through: mean + exp(log_var / 2) eps with eps standard normal.
 
-        The noise comes from the host's ``rng`` on every device, so that runs on both can be compared.
+        The noise is drawn on the host for either device, so that runs on both can be compared.
         Source: Kingma and Welling 2014, section 2.4.
         """
         shape = np.broadcast_shapes(self.mean.shape, self.log_var.shape)
@@ -39,18 +39,19 @@ class Gaussian:
         return self.mean + (self.log_var * 0.5).exp() * Tensor(to_device(eps.astype(dtype), self.mean.device))
 
     def log_prob(self, x) -> Tensor:
-        """log density of each element, in nats."""
+        """log N(x; m, s^2) = -((x - m)^2 / s^2 + log s^2 + log 2 pi) / 2 of each element, in nats."""
         return -0.5 * ((x - self.mean) ** 2 * (-self.log_var).exp() + self.log_var + math.log(2 * math.pi))
 
     def kl(self, other: "Gaussian | None" = None) -> Tensor:
-        """KL(self || other) of each element, in nats; ``other`` is the standard normal where not given.
+        """KL(self || other) of each element, in nats; ``other`` is the standard normal if not given.
 
-        Source: Kingma and Welling 2014, appendix B; there negated and summed.
+        Source: Kingma and Welling 2014, appendix B, which has -KL summed over elements.
         """
-        if other is None:
+        if other is None:  # (m^2 + s^2 - 1 - log s^2) / 2
             return 0.5 * (self.mean**2 + self.log_var.exp() - 1 - self.log_var)
         if not isinstance(other, Gaussian):
             raise TypeError(f"other: got {other!r}, needs a Gaussian")
+        # ((m1 - m2)^2 / s2^2 + s1^2 / s2^2 - 1 - log s1^2 / s2^2) / 2
         difference = self.log_var - other.log_var
         squares = (self.mean - other.mean) ** 2 * (-other.log_var).exp()
         return 0.5 * (squares + difference.exp() - 1 - difference)
@@ -77,12 +78,12 @@ class Bernoulli:
         return -ops.bce_with_logits(self.logits, x)
 
     def sample(self, rng: np.random.Generator):
-        """A draw, 0 or 1, as an array of the logits' dtype. Raises ValueError where (on the host) a logit is nan."""
+        """A draw, 0 or 1, as an array of the logits' dtype. Raises ValueError if, on the host, a logit is nan."""
         check.no_nan("logits", self.logits.data)
         return self.at(to_device(check.generator(rng).random(self.logits.shape), self.logits.device))
 
     def at(self, u):
-        """The draw that belongs to uniform numbers ``u``: 1 where u < sigmoid(logits)."""
+        """The draw from uniform numbers ``u``: 1 where u < sigmoid(logits)."""
         return (as_array(u, "u") < ops.sigmoid(self.logits.detach()).data).astype(self.logits.dtype)
 
 
@@ -102,20 +103,19 @@ class Categorical:
         return -ops.softmax_cross_entropy(self.logits, x, self.axis)
 
     def sample(self, rng: np.random.Generator):
-        """Drawn classes as an int64 array. Raises ValueError where (on the host) probabilities are nan."""
+        """Drawn classes as an int64 array. Raises ValueError if, on the host, a probability is nan."""
         check.no_nan("probabilities", ops.softmax(self.logits.detach(), self.axis).data)
         shape = list(self.logits.shape)
         del shape[self.axis]
         return self.at(to_device(check.generator(rng).random(shape), self.logits.device))
 
     def at(self, u):
-        """The classes that belong to uniform numbers ``u`` < 1: where u falls among the cumulated probabilities."""
+        """The classes drawn from uniform numbers ``u`` < 1: where u falls in the cumulative probabilities."""
         logits, u = self.logits.detach(), as_array(u, "u")
-        if logits.dtype == np.float16:  # sums of float16 end at 2,048 times their terms
+        if logits.dtype == np.float16:  # a float16 sum of equal terms stops growing at 2,048 of them
             logits = logits.astype(np.float32)
         p = ops.softmax(logits, self.axis).data
         cumulated = xp(p).cumsum(p, axis=self.axis)
-        total = cumulated.max(
-            axis=self.axis, keepdims=True
-        )  # less than 1 by rounding: without it u near 1 falls beyond the last class
+        # By rounding the total may be below 1; u near 1 would then fall beyond the last class
+        total = cumulated.max(axis=self.axis, keepdims=True)
         return (cumulated <= xp(p).expand_dims(u, self.axis) * total).sum(axis=self.axis)

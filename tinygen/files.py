@@ -1,4 +1,4 @@
-"""Files that are whole at any moment, and arrays out of files that somebody else may have made."""
+"""Atomic writing of files, and safe reading of arrays from files that others may have made."""
 
 import contextlib
 import errno
@@ -14,19 +14,19 @@ import numpy as np
 
 @contextlib.contextmanager
 def written(path):
-    """``with written(path) as file:`` gives a binary file to write to, which gets the name ``path`` once it is whole.
+    """``with written(path) as file:`` opens a binary file that becomes ``path`` when the block ends.
 
-    Whatever happens, ``path`` is the old file or the new one. Folders are made, a link is followed, the mode is kept.
-    Raises OSError with the path where the file cannot be written, also for a folder or a device.
+    Whatever happens, ``path`` is the old file or the complete new one. Missing folders are made, a link is followed,
+    the mode is kept. Raises OSError with the path where the file cannot be written, also for a folder or a device.
     """
     target = Path(os.path.realpath(path))
-    # Its own name for each writer, so that two of them do not rename each other's half of a file
+    # Each writer has its own temporary file, so that none renames the unfinished file of another
     temporary = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EINVAL, "it is a folder or a device, needs a file")
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f"{glob.escape(target.name)}.*.part"):  # by a process that was killed
+        for left in target.parent.glob(f"{glob.escape(target.name)}.*.part"):  # from killed processes
             if left == temporary or left.lstat().st_mtime < time.time() - 86_400:
                 left.unlink(missing_ok=True)
         try:
@@ -45,10 +45,10 @@ def written(path):
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name. Nothing is unpickled, and a small file that unpacks to a huge one is refused.
+    """The arrays of an npz file by name. Nothing is unpickled, and a small file that unpacks to a huge one raises.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is damaged, no npz, or unpacks to more than
-    64 MiB and 20 times its size.
+    Raises OSError for a file that cannot be read, ValueError for one that is damaged, is no npz, or unpacks to more
+    than 64 MiB plus 20 times its size.
     """
     with open(path, "rb") as opened:
         try:

@@ -1,4 +1,4 @@
-"""Is a derivative right? Compare it with differences of the function itself."""
+"""Check derivatives against finite differences of the function."""
 
 import numpy as np
 
@@ -13,13 +13,13 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
     """Check the derivatives of ``fn`` at ``inputs`` up to ``order``, in float64, against central differences.
 
     ``fn`` takes Tensors and returns a Tensor or several; ``inputs`` is an array or a tuple of arrays, away from kinks.
-    ``parameters``: a Module, or leaf Tensors, that ``fn`` uses beside its inputs: they are checked like these, in
-    float64, and get their own arrays back, buffers too. A Module given as ``fn`` brings its own.
+    ``parameters``: a Module, or leaf Tensors, that ``fn`` uses besides its inputs. They are checked in the same way, in
+    float64; afterwards they and all buffers have their own arrays again. A Module given as ``fn`` adds its own.
 
-    With a random cotangent v, the gradient of <v, fn(x)> is computed as it is recorded and as training runs it, since
-    an operation may have code for each, and must agree with differences of fn along a random direction to 10 digits.
-    Where it does not, each entry must agree within rtol of itself, plus atol and the rounding of the outputs that
-    depend on it. Order 2 does the same to the gradient as a function of x, and so on.
+    With a random cotangent v, the gradient of <v, fn(x)> is computed with and without create_graph, since an operation
+    may have code for each. It must agree to 10 digits with differences of fn along a random direction. Otherwise each
+    entry must agree within rtol of itself, plus atol and the rounding error of the outputs that depend on it. Order 2
+    checks the gradient, as a function of x, in the same way, and so on.
 
     Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error), ValueError where
     ``order`` is not at least 1, or ``fn`` depends on no input, changes from call to call, or is not finite near x.
@@ -46,7 +46,7 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
         return [*(Tensor(x, requires_grad=True) for x in values[: len(inputs)]), *parameters]
 
     def function(xs):
-        ys = fn(*(x * 1.0 for x in xs[: len(inputs)]))  # no leaves: of a leaf even values that are not saved are there
+        ys = fn(*(x * 1.0 for x in xs[: len(inputs)]))  # not leaves, whose values Ops always keep
         return list(ys) if isinstance(ys, tuple | list) else [ys]
 
     try:
@@ -67,7 +67,7 @@ def _named(source, what):
 
 
 class _Order:
-    """One order: ``function(leaves)`` gives the outputs y, and ``v`` is a cotangent for each."""
+    """The check of one order: ``function(leaves)`` returns the outputs y, and ``v`` has a cotangent for each."""
 
     def __init__(self, function, leaves, values, rng):
         self.function, self.leaves, self.values = function, leaves, values
@@ -77,14 +77,14 @@ class _Order:
         self.v = [rng.standard_normal(y.shape) for y in self.y]
 
     def check(self, level, names, rng, rtol, atol):
-        """Compare, and return the gradient of <v, y> as the next function."""
+        """Compare, and return the gradient of <v, y>, which is the function of the next order."""
         direction = [rng.standard_normal(x.shape) for x in self.values]
         numeric, _, noise = self.difference(direction, STEPS[0])
         for create_graph, way in WAYS.items():
             gradient = [g.numpy() for g in self.gradient(self.leaves(self.values), create_graph)]
             terms = np.concatenate([(g * d).ravel() for g, d in zip(gradient, direction)])
             size = np.abs(terms).sum()
-            sure = np.isfinite(terms).all() and noise <= 1e-8 * size  # large outputs hide small ones
+            sure = np.isfinite(terms).all() and noise <= 1e-8 * size  # rounding of large outputs could hide small ones
             if sure and abs(terms.sum() - numeric) <= 1e-10 * size + noise:
                 continue
             rows = self.entries(gradient, names, rtol, atol)
@@ -107,7 +107,7 @@ class _Order:
         return grad(self.function(xs), xs, self.v, create_graph, materialize_grads=True)
 
     def entries(self, gradient, names, rtol, atol):
-        """(relative error, input, index, analytic, numeric) of every entry, worst first; below rtol is right."""
+        """(relative error, input, index, analytic, numeric) of every entry, worst first; errors up to rtol pass."""
         rows = []
         for which, (g, name) in enumerate(zip(gradient, names)):
             for index in np.ndindex(g.shape):
@@ -116,7 +116,7 @@ class _Order:
                 for step in STEPS:
                     n, coarse, noise = self.difference(unit, step)
                     if np.isfinite(n) and coarse <= 1e-4 * abs(n) + noise:
-                        break  # three-point and five-point differences agree, so the latter is accurate
+                        break  # the three-point and five-point differences agree, so the latter is accurate
                 if not np.isfinite(n):
                     raise ValueError(f"gradcheck: fn is not finite on both sides of input {name} at {index}")
                 a = float(g[index])
@@ -125,7 +125,7 @@ class _Order:
         return sorted(rows, key=lambda row: -row[0])
 
     def difference(self, direction, step):
-        """<v, dy> along ``direction`` by five points, its distance from that by three, and a bound on its rounding."""
+        """<v, dy> along ``direction`` by five points, its distance from the three-point value, and a rounding bound."""
         with np.errstate(all="ignore"):
             ys = [self.at([x + t * step * d for x, d in zip(self.values, direction)]) for t in (-2, -1, 1, 2)]
             three = five = size = 0.0

@@ -11,10 +11,10 @@ from tinygen.tensor import Tensor
 
 
 class Optimizer:
-    """``step()`` moves each parameter against its ``.grad`` at the rate ``lr``.
+    """``step()`` moves each parameter against its ``.grad`` with the learning rate ``lr``.
 
-    ``slots`` names the running averages that a subclass keeps of each parameter, arrays like it, starting at zero.
-    Raises ValueError for no parameters and for settings that make no sense.
+    ``slots`` names the running averages that a subclass keeps for each parameter: arrays of its shape, zero at first.
+    Raises ValueError for no parameters and for invalid settings.
     """
 
     slots: tuple[str, ...] = ()
@@ -26,14 +26,14 @@ class Optimizer:
         if not parameters or not all(isinstance(p, Tensor) for p in parameters):
             kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
             raise ValueError(f"parameters: got {kinds}, needs Tensors, such as model.parameters()")
-        self.parameters = list({id(p): p for p in parameters}.values())  # each once
+        self.parameters = list({id(p): p for p in parameters}.values())  # each only once
         self.lr, self.steps = check.number("lr", lr, "(0, inf)"), 0
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
 
     def step(self) -> None:
-        """One update of every parameter that requires grad.
+        """Update every parameter that requires grad.
 
-        Raises ValueError where a gradient is missing or of another shape or device, and changes nothing.
+        Raises ValueError, and changes nothing, where a gradient is missing or has another shape or device.
         """
         moving = [(p, state) for p, state in zip(self.parameters, self.state) if p.requires_grad]
         if missing := [i for i, (p, _) in enumerate(moving) if not isinstance(p.grad, Tensor)]:
@@ -42,7 +42,7 @@ class Optimizer:
             if p.grad.shape != p.shape:
                 got = f"parameter {i} has shape {p.shape}, its gradient {p.grad.shape}"
                 raise ValueError(f"{type(self).__name__}.step: {got}")
-            xp(p.data, p.grad.data, *state.values())  # all on one device, or it says so before anything has moved
+            xp(p.data, p.grad.data, *state.values())  # raises before any update if devices differ
         self.steps += 1
         for p, state in moving:
             if self.weight_decay and p.ndim > 1:
@@ -50,12 +50,12 @@ class Optimizer:
             p.data -= self.update(p.grad.data, **state)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for p in self.parameters:
             p.grad = None
 
     def update(self, g, **state):
-        """What to subtract for gradient g; changes the arrays of ``state`` in place."""
+        """The step to subtract for gradient g. Updates the arrays of ``state`` in place."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ class Optimizer:
         return {"steps": np.array(self.steps), **state}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from ``state_dict()``. Raises ValueError where it belongs to other parameters or another optimizer."""
+        """Continue from ``state_dict()``. Raises ValueError if it is of other parameters or another optimizer."""
         own, given = (
             {name: (np.shape(a), np.asarray(a).dtype.kind) for name, a in arrays.items()}
             for arrays in (self.state_dict(), state if isinstance(state, dict) else {})
@@ -139,10 +139,10 @@ class Muon(Adam):
     """For weights, m <- beta m + (1 - beta) g;
     p <- (1 - lr weight_decay) p - lr 0.2 sqrt(max(rows, columns)) O(beta m + (1 - beta) g)
 
-    with O(G) = U V^T of G = U S V^T, found by five steps of Newton and Schulz: a step as long in the directions that
-    the gradient hardly has as in its strongest. Whatever has more dimensions is a matrix (first, all others), filters
-    (out, in * kh * kw). Parameters of one dimension get Adam, whose steps are about as large: the same rates suit both.
-    ``weight_decay``, of weights alone, bounds them: steps of always the same length would let them grow without end.
+    with O(G) = U V^T for G = U S V^T, computed by five Newton-Schulz iterations: the step is as long in weak directions
+    of the gradient as in strong ones. A weight of more dimensions is a matrix (first, all others): filters are
+    (out, in * kh * kw). Parameters of one dimension use Adam, whose steps are about as large, so the same ``lr`` fits.
+    ``weight_decay`` applies to weights only and bounds them: steps of constant length would let them grow without end.
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor 0.2 sqrt and the decay: Liu et al. 2025,
     section 2.2.
     """
@@ -158,9 +158,8 @@ class Muon(Adam):
         super().__init__(parameters, lr, betas)
         self.momentum = check.number("momentum", momentum, "[0, 1)")
         self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
-        check.number(
-            "lr weight_decay", self.lr * self.weight_decay, "[0, 1)"
-        )  # beyond, a step would turn weights round
+        # Above 1 the decay would flip the sign of weights
+        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
         for p, state in zip(self.parameters, self.state):
             if p.ndim > 1:
                 del state["square"]
@@ -176,12 +175,12 @@ class Muon(Adam):
 
 
 def orthogonalized(g):
-    """U V^T of a matrix g = U S V^T, about: its singular values end between 0.7 and 1.2, tiny ones below.
+    """Approximates U V^T of a matrix g = U S V^T: singular values end between 0.7 and 1.2, tiny ones below.
 
-    Only products, no decomposition. Source: Jordan et al. 2024, who fitted the polynomial's three numbers.
+    It needs only matrix products. Source: Jordan et al. 2024, who fitted the polynomial's three coefficients.
     """
-    o = g / ((g * g).sum() ** 0.5 + 1e-7)  # of a gradient that has ended the rest fades, and is not made long again
-    # The momentum of a unit that has died fades until products of its numbers are denormal: 20 times slower each.
+    o = g / ((g * g).sum() ** 0.5 + 1e-7)  # + 1e-7: a vanishing gradient is not scaled up
+    # The momentum of a dead unit decays until its products are denormal numbers, which are 20 times slower
     o = o * (abs(o) > 1e-7)
     if g.shape[0] > g.shape[1]:
         o = o.T
@@ -192,9 +191,9 @@ def orthogonalized(g):
 
 
 def cosine(done: float, warmup: float = 0.02) -> float:
-    """The learning rate's factor when the fraction ``done`` of training is over.
+    """The factor of the learning rate after the fraction ``done`` of training.
 
-    Up from 0 within ``warmup``, then down to 0 along half a cosine (Loshchilov and Hutter 2017).
+    It rises from 0 during ``warmup``, then falls to 0 along half a cosine (Loshchilov and Hutter 2017).
     """
     if done < warmup:
         return done / warmup
@@ -202,10 +201,10 @@ def cosine(done: float, warmup: float = 0.02) -> float:
 
 
 class Average:
-    """An exponential average of weights, which generalizes better than the last ones (after Polyak
-    and Juditsky 1992, with exponential weights).
+    """An exponential moving average of the weights, which generalizes better than the last weights (after Polyak and
+    Juditsky 1992, with exponential weights).
 
-    After step t the weights enter with 1 - min(decay, t / (t + 10)): early on the average follows them closely.
+    Step t adds the weights with factor 1 - min(decay, t / (t + 10)), so early averages follow them closely.
     """
 
     def __init__(self, parameters, decay: float):
@@ -213,13 +212,13 @@ class Average:
         self.values = [p.data.copy() for p in self.parameters]
 
     def step(self) -> None:
-        """Take in the present weights."""
+        """Add the current weights to the average."""
         self.steps += 1
         weight = 1 - min(self.decay, self.steps / (self.steps + 10))
         for p, value in zip(self.parameters, self.values):
             value += weight * (p.data - value)
 
     def swap(self) -> None:
-        """Exchange the parameters' values with the averages; the second call takes it back."""
+        """Exchange the parameters' values with the averages; a second call undoes it."""
         for i, p in enumerate(self.parameters):
             p.data, self.values[i] = self.values[i], p.data

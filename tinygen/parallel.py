@@ -1,10 +1,10 @@
-"""Means over a minibatch, by several processes: forked workers on one machine, and MPI's ranks on one or many.
+"""Losses and gradients of a minibatch by several processes: forked workers on one machine, MPI's ranks on one or many.
 
-The images are cut into shards whose size follows from the network. Each rank takes every so many-th shard and its
-workers every so many-th of those; whoever computes it, a shard has its own noise and its own place in the sum, so the
+The images are cut into shards, whose size follows from the network. The ranks take shards in turn, and so do the
+workers of each rank. Whichever process computes it, a shard has its own noise and its own place in the sum, so the
 result is the same to the last bit for any number of workers.
 
-Workers are processes and not threads since a step is made of many small NumPy calls, between which threads wait for the
+Workers are processes, not threads: a step is made of many small NumPy calls, between which threads wait for the
 interpreter's lock. Measured on two cores, 64 images: two threads are 0.8 to 1.5 times as fast as one (autoencoder to
 PixelCNN), two processes 1.8 to 2.
 """
@@ -33,13 +33,13 @@ from tinygen.backend import communicator, flatten, ranks_on_this_machine, split,
 from tinygen.tensor import Tensor, as_array, grad, history, no_grad
 
 SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to keep NumPy's calls large
-PIECE = 1 << 15  # bytes that go to a worker at once; a pipe has room for several
-IDLE_SECONDS = 60  # without computing, after which a worker counts as stopped
-ACTIVATIONS = 1 << 20  # a shard is doubled while the network computes fewer numbers for it than these
+PIECE = 1 << 15  # bytes written to a pipe at once; it has room for several such pieces
+IDLE_SECONDS = 60  # a worker that computes nothing for so long counts as stopped
+ACTIVATIONS = 1 << 20  # a shard is doubled while its activations have at most so many numbers
 
 
 def first_rank() -> bool:
-    """Whether this process is the one that prints, draws and writes: always, except on MPI's further ranks."""
+    """Whether this process prints, draws and writes files: False only on MPI's further ranks."""
     comm = communicator()
     return comm is None or comm.rank == 0
 
@@ -51,19 +51,19 @@ def of_first_rank(value):
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` holds on any rank; for all ranks to call, and no rank goes on before all have."""
+    """Whether ``flag`` holds on any rank. All ranks must call it, and each waits for the others."""
     comm = communicator()
     return bool(flag if comm is None else comm.allreduce(int(flag)))
 
 
 @contextlib.contextmanager
 def start_workers(model, learned, prepare, workers: int | None, data, largest_batch: int, most_images: int):
-    """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; ended with the block.
+    """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; they end with the block.
 
-    ``learned``: the parameters to differentiate for. ``data``, (images,) or (images, labels), of which the network is
-    given a few to find the size of a shard.
+    ``learned``: the parameters to differentiate for. ``data``: (images,) or (images, labels); the network is run on a
+    few of them to find the size of a shard.
     """
-    # Elsewhere a fork is missing, or not safe with the system's BLAS; and a daemon may not have processes of its own.
+    # Other systems cannot fork, or not safely with their BLAS; and a daemon may not have child processes.
     forks = sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
     if workers is None:
         workers = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine()[1]) if forks else 1
@@ -73,7 +73,7 @@ def start_workers(model, learned, prepare, workers: int | None, data, largest_ba
         raise ValueError(f"workers: got {workers}, but this process cannot fork any: needs 1")
     differentiated = learned if largest_batch else []
     if model.device != "cpu":
-        shard_size(model, differentiated, data, prepare)  # not needed; but what is wrong with the images is found now
+        shard_size(model, differentiated, data, prepare)  # only to find errors in the images now
         yield Workers(model, learned, prepare, 1, None)
         return
     keep_memory()
@@ -88,10 +88,10 @@ def start_workers(model, learned, prepare, workers: int | None, data, largest_ba
 
 
 class _OneBlasThread:
-    """BLAS computes with one thread while any thread of this process is inside, and as before when all have left.
+    """Limit BLAS to one thread while any thread of this process is inside the block.
 
-    Its own threads collapse when another program uses a core, and workers keep all cores busy. Also where there is one
-    worker: with another number of threads BLAS adds in another order, and rounds to other bits.
+    BLAS's threads become very slow when another program uses a core, and workers keep all cores busy. One worker is
+    limited too: with another number of threads BLAS adds in another order and rounds differently.
     """
 
     def __init__(self):
@@ -112,7 +112,7 @@ class _OneBlasThread:
             if self.inside == 0:
                 self.limits.restore_original_limits()
             for library in self.controller.lib_controllers:
-                if hasattr(library, "clear_controlling_thread"):  # threadpoolctl 3.8 obeys one thread until it leaves
+                if hasattr(library, "clear_controlling_thread"):  # threadpoolctl 3.8 obeys one thread until this
                     library.clear_controlling_thread()
 
 
@@ -121,46 +121,46 @@ one_blas_thread = _OneBlasThread()
 
 @functools.cache
 def keep_memory():
-    """Have glibc keep freed blocks for the next step instead of returning them to the system (for the whole process).
+    """Make glibc keep freed memory for the next step, in the whole process, instead of returning it to the system.
 
-    Measured: otherwise half of a PixelCNN's step is spent in page faults on the same few arrays, over and over.
+    Measured: otherwise half of a PixelCNN's step is spent in page faults on the same few arrays.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError):  # with another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # from malloc.h
-        mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25)  # older ones allow no more
+        mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25)  # older versions allow no more
         mallopt(m_trim_threshold, (1 << 31) - 1)
         mallopt(m_top_pad, 1 << 26)
 
 
 class Workers:
-    """This process and those forked from it, which have the model, ``prepare`` and all else as it is now.
+    """This process and the workers forked from it, which have copies of the model, of ``prepare`` and of all else.
 
-    Weights go to them and gradients come back through memory that all share, the rest through pipes.
+    Weights and gradients are exchanged through shared memory, everything else through pipes.
     """
 
     def __init__(self, model, learned, prepare, slots, shard):
         self.model, self.prepare, self.shard, self.comm = model, prepare, shard, communicator()
         self.parameters, self.pipes, self.processes = learned, [], []
-        self.buffers = [b for _, b in model.named_buffers() if b.dtype.kind == "f"]  # whole numbers are not averaged
-        self.values = self.parameters + self.buffers  # what travels
+        self.buffers = [b for _, b in model.named_buffers() if b.dtype.kind == "f"]  # integers are not averaged
+        self.values = self.parameters + self.buffers  # exchanged with the workers
         self.size, dtypes = sum(p.size for p in self.values), {p.dtype for p in self.values}
         self.dtype, self.one_dtype = np.result_type(*dtypes), len(dtypes) == 1
         self.modules = list(model.named_modules("model"))
         self.tensors = [*model.named_parameters(), *model.named_buffers()]
-        self.slots = [None] * slots  # for a shard's gradient, and its change of the buffers
-        for p in self.values:  # BLAS rounds differently in another memory order, and workers have them in this one
+        self.slots = [None] * slots  # one per shard: its gradient and its changes of the buffers
+        for p in self.values:  # workers have C order, and BLAS rounds differently in another memory order
             p.data = xp(p.data).ascontiguousarray(p.data).reshape(p.shape)
 
     def fork(self, count):
-        if count < 1 or not self.one_dtype:  # several dtypes do not fit into one row of weights
+        if count < 1 or not self.one_dtype:  # one array of weights cannot hold several dtypes
             return
         self.weights = _shared((self.size,), self.dtype)
         self.slots = _shared((len(self.slots), self.size), self.dtype)
         context = multiprocessing.get_context("fork")
         for _ in range(count):
             ours, theirs = context.Pipe()
-            self.pipes.append(ours)  # before the fork, since a worker closes its copies of our ends
+            self.pipes.append(ours)  # before the fork: a worker closes its copies of our ends
             process = context.Process(target=self._serve, args=(theirs,), daemon=True)
             process.start()
             self.processes.append(process)
@@ -168,18 +168,18 @@ class Workers:
         self._remember()
 
     def _remember(self):
-        """Remember what of the model the workers have a copy of: all attributes, and tensors that do not travel."""
-        travelling = {id(tensor) for tensor in self.values}
+        """Note what workers have copies of: all attributes of the modules, and the tensors that are not exchanged."""
+        exchanged = {id(tensor) for tensor in self.values}
         self.attributes = [(name, module, dict(vars(module))) for name, module in self.modules]
-        others = [(name, tensor) for name, tensor in self.tensors if id(tensor) not in travelling]
+        others = [(name, tensor) for name, tensor in self.tensors if id(tensor) not in exchanged]
         self.others = [(name, tensor, tensor._version[0]) for name, tensor in others]
 
     def _check_unchanged(self):
-        """Raises RuntimeError where somebody has changed that since, in this process alone."""
+        """Raise RuntimeError if any of these has changed since, which only this process would know."""
         changed = [name for name, tensor, version in self.others if tensor._version[0] != version]
         for name, module, before in self.attributes:
             now = vars(module)
-            if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):  # mostly the same
+            if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):  # usually equal
                 changed += [f"{name}.{key}" for key in {**before, **now} if not _same(before.get(key), now.get(key))]
         if changed:
             raise RuntimeError(
@@ -188,7 +188,7 @@ class Workers:
             )
 
     def close(self):
-        """End the workers, whatever they are at."""
+        """Kill the workers, whatever they are doing."""
         for process in self.processes:
             process.kill()
             process.join()
@@ -196,17 +196,17 @@ class Workers:
             pipe.close()
 
     def shards(self, batch, seeds):
-        """The shards of a minibatch, each with its seeds; on a device one for each rank."""
+        """The shards of a minibatch, each with its seeds. On a device each rank has one."""
         n = len(batch[0])
         size = self.shard or -(-n // (self.comm.size if self.comm else 1))
         parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
         return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
     def mean(self, batch, seeds, settings, gradients: bool = True, stop=lambda: False):
-        """Returns the mean loss over ``batch``, (images,) or (images, labels), its gradient and the buffers' changes as
-        flat arrays, and whether any rank wants to ``stop()``. On a device it does not wait for them.
+        """The mean loss over ``batch``, (images,) or (images, labels), its gradient and the buffers' changes as flat
+        arrays, and whether any rank wants to ``stop()``. On a device it returns before they are computed.
 
-        ``settings``: attributes that the model gets before, in all processes. Nothing else of it changes here.
+        ``settings``: attributes that are set on the model first, in all processes. Nothing else of the model changes.
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
         mine = enumerate(self.shards(batch, seeds)[rank::ranks])
@@ -223,7 +223,7 @@ class Workers:
             with _workers_alive():
                 _wait(pipe, process, select.POLLIN)
                 theirs = pipe.recv()
-            if theirs is None:  # to have its exception here, in full
+            if theirs is None:  # it failed: repeat its work here, to raise the full exception
                 theirs = self._run(share, settings, gradients)
             losses |= theirs
         if self.pipes:
@@ -245,7 +245,7 @@ class Workers:
             b.data = b.data + change.astype(b.dtype)
 
     def _run(self, share, settings, gradients):
-        """{slot: weighted loss} of a share of the shards; their weighted gradients and changes go into the slots."""
+        """Compute a share of the shards: returns {slot: weighted loss}; weighted gradients and changes go to slots."""
         losses = {}
         for name, value in settings.items():
             setattr(self.model, name, value)
@@ -259,26 +259,26 @@ class Workers:
         return losses
 
     def _serve(self, pipe):
-        """A worker's life."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
+        """The worker loop."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one handles it
         for other in self.pipes:
             other.close()
         self.pipes = []
         for p, values in zip(self.values, split(self.weights, self.values)):
             p.data = values
-        with contextlib.suppress(EOFError, OSError):  # the first process has gone
+        with contextlib.suppress(EOFError, OSError):  # the first process has ended
             while True:
                 task = pickle.loads(b"".join([pipe.recv_bytes() for _ in range(pipe.recv())]))
                 try:
                     losses = self._run(*task)
-                except BaseException:  # the first process will see for itself
+                except BaseException:  # the first process repeats the work and raises
                     losses = None
                 pipe.send(losses)
 
 
 @contextlib.contextmanager
 def _changes_of(buffers):
-    """Gives a list for how the buffers have changed at the end, and puts them back."""
+    """Yield a list that gets the changes of the buffers at the end of the block, and restore the buffers."""
     before, changes = [b.data for b in buffers], []
     try:
         yield changes
@@ -289,7 +289,7 @@ def _changes_of(buffers):
 
 
 def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
-    """The loss differentiated for the parameters ``learned``. Raises ValueError with the names of those not used."""
+    """Gradients of the loss for the parameters ``learned``. Raises ValueError with the names of unused ones."""
     try:
         return grad(loss, learned)
     except ValueError as error:
@@ -303,14 +303,14 @@ def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
 
 
 def shard_size(model, learned, data, prepare) -> int:
-    """The number of images in a shard: more for a small network, where the overhead of NumPy's calls dominates.
+    """The number of images in a shard: more for a small network, in which the overhead of NumPy's calls dominates.
 
-    It follows from the network and its images, not from the number of workers. The loss and its gradient are computed
-    once for it, so that what is wrong with them is found before training begins.
+    It depends on the network and its images, not on the number of workers. The loss and its gradient are computed
+    once, so that errors in them are found before training begins.
     """
     part = tuple(array[:SHARD] for array in data)
     try:
-        inspect.signature(model.loss).bind(*part, None)  # only their number counts; None stands for rng
+        inspect.signature(model.loss).bind(*part, None)  # checks only their number; None stands for rng
     except TypeError as error:
         called = "(x, rng), without labels" if len(part) == 1 else "(x, rng, labels)"
         raise ValueError(f"{type(model).__name__}.loss: is called with {called} ({error})") from error
@@ -327,7 +327,7 @@ def shard_size(model, learned, data, prepare) -> int:
 
 @contextlib.contextmanager
 def _workers_alive():
-    """A pipe that breaks means that a worker was killed."""
+    """Raise RuntimeError if a pipe breaks inside the block, since a worker was then killed."""
     try:
         yield
     except (EOFError, OSError) as error:
@@ -335,7 +335,7 @@ def _workers_alive():
 
 
 def _send(pipe, process, task):
-    """... in pieces for which the pipe has room, since a write without room would block."""
+    """Send a task in pieces, each when the pipe has room for it, since a write without room would block."""
     content = pickle.dumps(task)
     pieces = [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
     pipe.send(len(pieces))
@@ -345,9 +345,11 @@ def _send(pipe, process, task):
 
 
 def _wait(pipe, process, event):
-    """Wait until the pipe can be read from or written to. Raises RuntimeError where the worker at its other end has not
-    computed for ``IDLE_SECONDS``."""
-    ready = select.poll()  # pipe.poll() would make a new one each time
+    """Wait until the pipe can be read from or written to.
+
+    Raises RuntimeError if the worker at its other end has not computed for ``IDLE_SECONDS``.
+    """
+    ready = select.poll()  # pipe.poll() would make a new one at each call
     ready.register(pipe.fileno(), event)
     used, since = None, time.monotonic()
     while not ready.poll(1000):
@@ -365,7 +367,7 @@ def shard_loss(model, part, prepare, seeds) -> Tensor:
     device, and the labels as an array.
     """
     rng, (images, *labels) = np.random.default_rng(seeds), part
-    x = images if prepare is None else as_array(prepare(images.copy(), rng), "what prepare gave")  # may change its own
+    x = images if prepare is None else as_array(prepare(images.copy(), rng), "what prepare gave")  # may change its copy
     if x.shape[:1] != (len(images),):
         raise ValueError(f"prepare: gave shape {x.shape} for {len(images)} images, needs as many")
     x, *labels = (a.astype(model.dtype, copy=False) if a.dtype.kind == "f" else a for a in (x, *labels))

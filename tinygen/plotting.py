@@ -1,4 +1,4 @@
-"""Grids of images and latent manifolds. Only here is matplotlib needed, and only by the functions that draw."""
+"""Grids of images and latent manifolds. Only the functions here that draw need matplotlib."""
 
 import io
 from functools import partial
@@ -16,7 +16,7 @@ GAP = 3  # pixels between the images of a grid
 def tile(images, columns: int) -> np.ndarray:
     """(N, C, H, W), C = 1 or 3, on either device -> one picture (rows, columns[, 3]), with gaps between the images.
 
-    The images' own smallest value fills the gaps and what the last row lacks.
+    The gaps, and the empty places of the last row, are filled with the images' smallest value.
     """
     images = to_host(images.data if isinstance(images, Tensor) else images)
     n, c, h, w = images.shape
@@ -29,8 +29,10 @@ def tile(images, columns: int) -> np.ndarray:
 
 
 def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
-    """A grid of images on a matplotlib axis, with a title and names for the rows. Grey ones: 0 is white and 1 black,
-    unless values lie beyond, so that panels can be compared."""
+    """Draw a grid of images on a matplotlib axis, with a title and names for the rows.
+
+    In grey images 0 is white and 1 is black, unless values lie outside, so that panels can be compared.
+    """
     picture = tile(images, columns)
     ax.imshow(picture, cmap="gray_r", vmin=min(0, picture.min()), vmax=max(1, picture.max()), interpolation="nearest")
     ax.set_title(title, fontsize=9)
@@ -41,19 +43,21 @@ def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
 
 
 def figure(panels: dict):
-    """A matplotlib Figure, which a notebook shows: grids beside each other, ``panels`` {title: (images, columns)} or
-    {title: (images, columns, names of the rows)}. A panel is 4.2 inches wide; all are as tall as the tallest grid, up
-    to four times that."""
+    """A matplotlib Figure of grids side by side, which a notebook displays.
+
+    ``panels``: {title: (images, columns)} or {title: (images, columns, names of the rows)}. A panel is 4.2 inches wide;
+    all are as tall as the tallest grid, up to four times that.
+    """
     from matplotlib.figure import Figure
 
     shapes = [tile(images, columns).shape for images, columns, *_ in panels.values()]
     tallest = min(max(height / width for height, width, *_ in shapes), 4)
-    # The spaces between panels leave about 3.9 inches of a panel's width to its grid; 0.4 are for the titles
+    # Between the spaces about 3.9 inches of a panel's width are left for its grid; 0.4 inches are for the titles
     drawn = Figure(figsize=(4.2 * len(panels), 3.9 * tallest + 0.4), layout="constrained")
     drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
     for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         draw_images(ax, images, columns, title, *rows)
-    drawn._repr_png_ = partial(_png, drawn)  # a notebook asks for it: without pyplot it cannot draw a Figure itself
+    drawn._repr_png_ = partial(_png, drawn)  # a notebook calls it: it cannot draw a Figure without pyplot
     return drawn
 
 
@@ -67,8 +71,8 @@ def _png(figure):
 def manifold(vae: VAE, size: int = 12) -> np.ndarray:
     """(size * size, C, H, W): a VAE with two latent dimensions, decoded on a grid.
 
-    The grid has equal probability between its lines: z goes through the quantiles of the standard normal, the first
-    dimension to the right, the second upwards (Kingma and Welling 2014, figure 4). Raises ValueError for other VAEs.
+    z takes quantiles of the standard normal, so that there is equal probability between grid lines: the first dimension
+    to the right, the second upwards (Kingma and Welling 2014, figure 4). Raises ValueError for other VAEs.
     """
     if vae.latent != 2:
         raise ValueError(f"manifold: the VAE has {vae.latent} latent dimensions, needs 2")

@@ -17,19 +17,19 @@ import numpy as np
 
 from tinygen import backend
 
-_numbers = itertools.count()  # every recorded Op gets the next number: an Op's inputs always have smaller ones
+_numbers = itertools.count()  # each recorded Op takes the next number, so its inputs come from Ops with smaller ones
 
 
 class _Recording(threading.local):
     paused = 0  # how many no_grad blocks this thread is inside
-    keeping = 0  # and how many keep_values blocks
+    keeping = 0  # how many keep_values blocks this thread is inside
 
 
-_recording = _Recording()  # for each thread
+_recording = _Recording()  # separate for each thread
 
 
 class no_grad(contextlib.ContextDecorator):
-    """Nothing computed inside records how it was computed: ``with no_grad():`` or ``@no_grad()``."""
+    """Turn recording off: results computed inside have no graph. ``with no_grad():`` or ``@no_grad()``."""
 
     def __enter__(self):
         _recording.paused += 1
@@ -39,7 +39,7 @@ class no_grad(contextlib.ContextDecorator):
 
 
 class keep_values(contextlib.ContextDecorator):
-    """Steps recorded inside keep all their values, for inspection, also those that their derivatives do not need."""
+    """Ops recorded inside keep all their values for inspection, even those that their derivatives do not need."""
 
     def __enter__(self):
         _recording.keeping += 1
@@ -49,12 +49,12 @@ class keep_values(contextlib.ContextDecorator):
 
 
 def recording() -> bool:
-    """Whether steps are recorded here: not under no_grad, nor in a derivative without create_graph."""
+    """Whether Ops are recorded: False under no_grad, and in ``grad`` without create_graph."""
     return not _recording.paused
 
 
 class _Ufuncs:
-    """``__array_ufunc__``: NumPy asks the class for it, CuPy asks the Tensor.
+    """The attribute ``__array_ufunc__``: NumPy looks it up on the class, CuPy on the Tensor.
 
     CuPy gets None, so that ``array * Tensor`` calls ``Tensor.__rmul__``; NumPy gets the function below.
     """
@@ -64,7 +64,7 @@ class _Ufuncs:
 
     @staticmethod
     def called(tensor, ufunc, method, *inputs, **options):
-        """``array * Tensor`` arrives as np.multiply; any other ufunc is an error that names the function to use."""
+        """Compute ``array * Tensor``, which arrives as np.multiply. Other ufuncs raise and name the function to use."""
         reflected = _REFLECTED.get(ufunc.__name__)
         if reflected and method == "__call__" and not options and inputs[1] is tensor:
             return getattr(tensor, reflected)(inputs[0])
@@ -94,13 +94,13 @@ def _no_numpy_function(name):
 class Tensor:
     """An array that remembers how it was computed.
 
-    ``Tensor(data, requires_grad=False)`` makes a leaf. ``data`` is a NumPy or CuPy array, used as it is, or a number
-    or nested list (floats become float32). ``requires_grad`` needs a floating dtype.
+    ``Tensor(data, requires_grad=False)`` makes a leaf. ``data`` is a NumPy or CuPy array, used without a copy, or a
+    number or nested list (floats become float32). ``requires_grad`` needs a floating dtype.
 
-    Attributes: ``data`` the array; ``grad`` the gradient that ``backward`` left on a leaf, or None.
-    Comparisons give plain boolean arrays; assignment to a part is refused. A new array may be assigned to ``data`` of a
-    leaf (``x.data -= step``): differentiating what was computed from the old one then raises RuntimeError. Writing into
-    the array itself (``x.data[0] = 1``) is not noticed.
+    Attributes: ``data`` is the array; ``grad`` is the gradient that ``backward`` left on a leaf, or None.
+    Comparisons return boolean arrays, and ``x[i] = value`` raises TypeError. A new array may be assigned to ``data`` of
+    a leaf (``x.data -= step``); differentiating what was computed from the old one then raises RuntimeError. Writing
+    into the array itself (``x.data[0] = 1``) is not detected.
     """
 
     __slots__ = ("__weakref__", "_data", "_index", "_op", "_version", "grad", "requires_grad")
@@ -118,7 +118,7 @@ class Tensor:
         self._op, self._index, self._version = None, 0, [0]
         self.requires_grad, self.grad = requires_grad, None
 
-    # -- what it is
+    # -- attributes
 
     data = property(operator.attrgetter("_data"), doc="The values.")
 
@@ -127,7 +127,7 @@ class Tensor:
         if self._op is not None:
             raise TypeError("data: only a leaf's values can be assigned; this Tensor was computed, use its .detach()")
         self._data = as_array(array, "data")
-        self._version[0] += 1  # x.data -= step comes here too, and has changed the array that recorded steps may need
+        self._version[0] += 1  # x.data -= step also ends here, after changing the array that recorded Ops may need
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,10 +155,10 @@ class Tensor:
         values = np.array2string(self.numpy(), threshold=20, precision=4, separator=", ", prefix="Tensor(")
         return f"Tensor({values}, shape {self.shape}, {self.dtype} on {self.device}{made})"
 
-    # -- out of the graph
+    # -- values outside the graph
 
     def numpy(self) -> np.ndarray:
-        """The values as a NumPy array (a copy only from another device), outside the graph."""
+        """The values as a NumPy array outside the graph; only values on a device are copied."""
         return backend.to_host(self.data)
 
     def item(self) -> float:
@@ -169,7 +169,7 @@ class Tensor:
         """The same array as a constant: gradients stop here."""
         tensor = Tensor(self.data)
         if self._version is not _FIXED:
-            tensor._version = self._version  # a leaf's memory: what changes one changes the other
+            tensor._version = self._version  # they share the leaf's memory: a change of one changes the other
         return tensor
 
     def __array__(self, dtype=None, copy=None):
@@ -183,7 +183,7 @@ class Tensor:
         raise _no_numpy_function(function.__name__)
 
     def __reduce_ex__(self, protocol):
-        if self._op is not None:  # a copy of the steps would be a graph of its own, which no leaf is part of
+        if self._op is not None:  # a copy of the graph would have its own leaves: no gradient would reach these
             raise TypeError("a computed Tensor is not copied or pickled: use it as it is, or copy its .detach()")
         return super().__reduce_ex__(protocol)
 
@@ -228,7 +228,7 @@ class Tensor:
     def _in_place(self, other):
         if self._op is None and self.requires_grad and not recording():
             raise TypeError("a Tensor is not changed in place: write x.data -= step for the values of a leaf x")
-        return NotImplemented  # x += y is x = x + y
+        return NotImplemented  # Python then computes x = x + y
 
     __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
 
@@ -237,7 +237,7 @@ class Tensor:
     def backward(self) -> None:
         """Add the derivative of this one-element Tensor to ``.grad`` of every leaf that requires grad.
 
-        A second call adds the same derivatives again; only leaves are touched. Set ``leaf.grad = None`` to start anew.
+        A second call adds the same derivatives again; set ``leaf.grad = None`` to start anew. Only leaves get a grad.
         Raises ValueError where there is nothing to differentiate or the Tensor has more than one element.
         """
         leaves = {id(x): x for op in history([self]) for x in op.inputs if x._op is None and x.requires_grad}
@@ -254,19 +254,19 @@ def _array(other):
 
 
 def _ordered(other):
-    """What a Tensor is compared with, where one can be larger than the other."""
+    """The right-hand side of <, <=, > or >=, a number or an array. Raises TypeError for anything else."""
     return other if isinstance(other, int | float) else as_array(other, "comparison")
 
 
 def as_array(value, name: str):
-    """The array of a Tensor; a NumPy or CuPy array as it is; a number or nested list as an array, floats in float32.
+    """``value`` as an array: the data of a Tensor, a NumPy or CuPy array unchanged, or a number or nested list.
 
-    Raises TypeError, which calls it ``name``, unless it has real numbers.
+    Floats in numbers and lists become float32. Raises TypeError, with ``name`` in it, unless the numbers are real.
     """
     value = _array(value)
     array = value
     if not hasattr(value, "dtype"):
-        with contextlib.suppress(ValueError, RuntimeError):  # such as NumPy's, of lists that differ in length
+        with contextlib.suppress(ValueError, RuntimeError):  # NumPy raises for lists of different lengths
             array = np.asarray(value)
             array = array.astype(np.float32) if array.dtype == np.float64 else array
     if getattr(getattr(array, "dtype", None), "kind", "?") not in "fiub":
@@ -280,19 +280,19 @@ def as_array(value, name: str):
 
 
 def as_flag(value, name: str) -> bool:
-    """``value``. Raises TypeError unless it is True or False."""
+    """``value`` itself. Raises TypeError unless it is True or False."""
     if value is not True and value is not False and not isinstance(value, np.bool_):
         raise TypeError(f"{name}: got {value!r}, needs True or False")
     return value
 
 
 def as_tensor(value, name: str) -> Tensor:
-    """``value`` itself where it is a Tensor, else one of ``as_array``."""
+    """``value`` itself if it is a Tensor, else a Tensor of its array."""
     return value if isinstance(value, Tensor) else Tensor(as_array(value, name))
 
 
 def as_list(tensors, name: str) -> list[Tensor]:
-    """A list of one Tensor or several; TypeError for anything else."""
+    """One Tensor or several as a list. Raises TypeError for anything else."""
     several = [tensors] if isinstance(tensors, Tensor) or not hasattr(tensors, "__iter__") else list(tensors)
     if not all([isinstance(x, Tensor) for x in several]):
         raise TypeError(f"{name}: got {tensors!r}, needs a Tensor or a sequence of them")
@@ -304,10 +304,10 @@ class Op:
 
     ``forward(*arrays) -> array`` (or a tuple of arrays) on arrays, and
     ``backward(*gradients) -> gradient or tuple`` on Tensors: it takes a gradient for each output (None for an unused
-    one) and returns one for each input (None where none is needed). There ``self.inputs`` and ``self.output`` (the
-    first) are Tensors, connected to the graph, and ``self.result`` is what forward returned.
+    one) and returns one for each input (None where no gradient is needed). Inside backward, ``self.inputs`` and
+    ``self.output`` (the first) are Tensors of the graph, and ``self.result`` is what forward returned.
 
-    ``saves``: which of "inputs" and "output" backward reads the values of. Of the others only shape and dtype are kept.
+    ``saves`` lists whose values backward reads, "inputs", "output" or both; of other inputs it knows shape and dtype.
     Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``.
     """
 
@@ -318,7 +318,7 @@ class Op:
             inputs = _as_tensors(type(self).__name__, inputs)
         op = self
         if record := not _recording.paused and any([x.requires_grad for x in inputs]):
-            op = object.__new__(type(self))  # each use is a step of its own
+            op = object.__new__(type(self))  # each call is recorded as an Op of its own
             op.__dict__.update(self.__dict__)
         try:
             result = op.forward(*[x._data for x in inputs])
@@ -345,12 +345,12 @@ class Op:
         self.result = result if "output" in saves else None
 
     def _explained(self, error, inputs) -> Exception:
-        """NumPy's or CuPy's ``error``, with the operation and what it was given."""
-        backend.xp(*(x.data for x in inputs))  # some on the host, some on the device: says so
+        """The ``error`` of NumPy or CuPy, with the Op's name and its inputs added."""
+        backend.xp(*(x.data for x in inputs))  # raises if some are on the host and some on the device
         given = ", ".join(f"{x.shape} {x.dtype}" for x in inputs)
         kind = next(k for k in (ValueError, IndexError, TypeError) if isinstance(error, k))
         text = str(error).strip()
-        for name in ("shape", "axis", "keepdims"):  # NumPy's words do not name these
+        for name in ("shape", "axis", "keepdims"):  # NumPy's messages do not name these
             value = vars(self).get(name, 0)
             entries = value if isinstance(value, tuple) and name != "keepdims" else (value,)
             entries = () if name == "axis" and value is None else entries
@@ -360,13 +360,13 @@ class Op:
 
     @property
     def output(self) -> Tensor:
-        """The result, connected: made on demand, since storing it would tie Op and Tensor into a reference cycle."""
+        """The first output as a Tensor of the graph. It is made on demand: storing it would be a reference cycle."""
         if self.result is None:
             raise RuntimeError(f"{type(self).__name__}.saves is {self.saves}, needs 'output' for backward to read it")
         return _made_by(self, 0, self.result[0] if isinstance(self.result, tuple) else self.result)
 
     def _gradients(self, gys, on_path):
-        """Pairs of an input on the path and its gradient, from ``backward``, checked."""
+        """Call ``backward``, check its result, and yield (input, gradient) for each input on the path."""
         for i, (version, number) in enumerate(self._versions):
             if version[0] != number:
                 raise RuntimeError(
@@ -390,7 +390,7 @@ class Op:
 
 
 _new = Tensor.__new__
-_FIXED = [0]  # the version of all computed values but views of a leaf
+_FIXED = [0]  # the version of all computed values, except views of a leaf
 
 
 def _made_by(op, index, data, inputs=()) -> Tensor:
@@ -406,7 +406,7 @@ def _made_by(op, index, data, inputs=()) -> Tensor:
 
 
 class _Place(Tensor):
-    """A Tensor without values: what an operation that does not save its inputs knows of one."""
+    """An input without its values, as an Op keeps it whose ``saves`` does not list "inputs"."""
 
     __slots__ = ("dtype", "shape")
 
@@ -417,7 +417,7 @@ class _Place(Tensor):
 
 def _place(x):
     if x._op is None and x.requires_grad:
-        return x  # a leaf is known by its identity
+        return x  # a leaf is identified by the object itself
     place = _new(_Place)
     place.shape, place.dtype = x._data.shape, x._data.dtype
     place._op, place._index, place.requires_grad = x._op, x._index, x.requires_grad
@@ -425,7 +425,7 @@ def _place(x):
 
 
 def _as_tensors(op, inputs):
-    """Inputs of an Op as Tensors: whole numbers that meet floating ones take their dtype."""
+    """Inputs of an Op as Tensors; integers are converted to the dtype of a floating-point input, if any."""
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     like = next((x for x in tensors if x.dtype.kind == "f"), tensors[0] if tensors else None)
     return tuple(
@@ -437,7 +437,7 @@ def _as_tensors(op, inputs):
 
 
 def _constant(value, like: Tensor | None, name: str) -> Tensor:
-    """``value`` as a Tensor beside ``like``. A number becomes a NumPy scalar in its dtype: these suit either device."""
+    """``value`` as a Tensor to combine with ``like``. A number becomes a NumPy scalar, which works on any device."""
     if like is not None and not hasattr(value, "get") and not isinstance(value, list | tuple) and np.ndim(value) == 0:
         number = np.asarray(value)
         if number.dtype.kind in "fiub":
@@ -446,7 +446,7 @@ def _constant(value, like: Tensor | None, name: str) -> Tensor:
             return Tensor((like.dtype if takes else other).type(value))
     array = as_array(value, f"{name}: an input")
     if like is not None and like.dtype.kind == "f" and array is value and array.dtype.kind in "iub":
-        return Tensor(array.astype(like.dtype))  # whole numbers do not turn float32 into float64
+        return Tensor(array.astype(like.dtype))  # otherwise integers would turn float32 into float64
     if like is not None and isinstance(value, list | tuple):
         dtype = like.dtype if like.dtype.kind == "f" else None
         return Tensor(backend.to_device(np.asarray(value, dtype), like.device))
@@ -465,22 +465,22 @@ def grad(
 ) -> tuple[Tensor, ...]:
     """Gradients of ``sum_i <grad_outputs[i], outputs[i]>`` with respect to each of ``inputs``, as a tuple.
 
-    ``grad_outputs``: one array or Tensor for each output, of its shape; may be left out (or None) for outputs of one
-    element. ``create_graph``: record the derivative's own computation, so that it can be differentiated again.
-    ``materialize_grads``: zeros for an input that none of the outputs depends on, which is an error otherwise.
-    Nothing is stored in ``.grad``; the graph stays as it is, so a second call gives the same.
-    Raises ValueError where there is no derivative, or shapes do not fit; RuntimeError where a leaf has got new values
+    ``grad_outputs``: one array or Tensor for each output, of its shape; None, or left out, for outputs of one element.
+    ``create_graph``: record the computation of the gradients, so that they can be differentiated again.
+    ``materialize_grads``: return zeros for an input that no output depends on, which is otherwise an error.
+    Nothing is stored in ``.grad``, and the graph is kept, so a second call returns the same.
+    Raises ValueError where there is no derivative or shapes do not fit, RuntimeError where a leaf has got new values
     since the outputs were computed.
     """
     outputs, inputs = as_list(outputs, "grad: outputs"), as_list(inputs, "grad: inputs")
     as_flag(create_graph, "grad: create_graph"), as_flag(materialize_grads, "grad: materialize_grads")
     wanted = {_key(x) for x in inputs}
     steps, on_path = _steps_between(outputs, wanted)
-    sums = {}  # for each value, by key: its gradient so far
+    sums = {}  # the gradient of each value so far, by its key
     for y, gy in zip(outputs, _cotangents(outputs, grad_outputs, materialize_grads)):
         _add(sums, y, gy)
     with contextlib.nullcontext() if create_graph else no_grad():
-        for op in reversed(steps):  # whatever uses an output of op has been here before: its gradient is complete
+        for op in reversed(steps):  # all users of op's outputs came before, so their gradients are complete
             gys = [sums.get(key) if key in wanted else sums.pop(key, None) for key in op._keys]
             for x, gx in op._gradients(gys, on_path):
                 _add(sums, x, gx)
@@ -488,14 +488,14 @@ def grad(
 
 
 def _key(tensor: Tensor):
-    """The value a Tensor stands for: an Op's output, however many Tensor objects stand for it, or a leaf."""
+    """Identifies a value: a leaf by its object, an output by Op and index, since several Tensors may hold it."""
     return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
 
 
 def history(outputs) -> list[Op]:
-    """The recorded Ops that ``outputs`` were computed by, oldest first."""
+    """The recorded Ops that computed ``outputs``, oldest first."""
     ops, todo = {}, [y._op for y in outputs]
-    while todo:  # a loop, not a recursion: a chain of 100,000 steps is fine
+    while todo:  # a loop and no recursion, so that a chain of 100,000 steps works
         op = todo.pop()
         if op is not None and op._order not in ops:
             ops[op._order] = op
@@ -514,7 +514,7 @@ def _steps_between(outputs, wanted):
 
 
 def _cotangents(outputs, grad_outputs, materialize_grads):
-    """``grad_outputs`` as Tensors, checked; one for an output that none was given for."""
+    """Yield the ``grad_outputs`` as checked Tensors, with 1 where none was given."""
     if grad_outputs is None:
         grad_outputs = [None] * len(outputs)
     elif not isinstance(grad_outputs, list | tuple):
@@ -534,7 +534,7 @@ def _cotangents(outputs, grad_outputs, materialize_grads):
         gy = gy if isinstance(gy, Tensor) else _constant(gy, y, f"grad_outputs[{i}]")
         if gy.shape != y.shape:
             raise ValueError(f"grad_outputs[{i}] has shape {gy.shape}, outputs[{i}] has {y.shape}")
-        backend.xp(gy.data, y.data)  # both on one device, or it says so
+        backend.xp(gy.data, y.data)  # raises if they are on different devices
         yield gy
 
 

@@ -1,7 +1,7 @@
-"""The trained models that ship with tinygen, and the files they are in.
+"""The trained models that ship with tinygen, and the files that hold them.
 
-A file is NumPy's npz: every parameter and buffer by its name, and ``about``, a JSON text: the class of the model, the
-settings it is built with, and how it was trained. Nothing is unpickled.
+A file is an npz with every parameter and buffer by its name, and ``about``, a JSON text with the class of the model,
+the settings it is built with, and how it was trained. Nothing is unpickled.
 """
 
 import json
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "assets" / "weights"
 
 
 def pretrained(name: str) -> Module:
-    """The trained model of that name, ``"gated-pixelcnn"`` for instance, in float32 on the host.
+    """The trained model of that name, such as ``"gated-pixelcnn"``, in float32 on the host.
 
     benchmarks/RESULTS.md says how each was trained and how good it is. Raises ValueError for an unknown name.
     """
@@ -28,10 +28,10 @@ def pretrained(name: str) -> Module:
 
 
 def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
-    """The model in a file of ``save``, and what the file says about it.
+    """The model in a file written by ``save``, and the ``about`` that was saved with it.
 
-    ``model``: takes the values; for a class of your own, which only you can build. Those of ``tinygen.models`` are
-    built as the file says. Raises OSError for a file that cannot be read, ValueError for one that is something else.
+    ``model``: a model of your own class, into which the values are loaded. Models of ``tinygen.models`` are built from
+    the settings in the file. Raises OSError for a file that cannot be read, ValueError for one without such a model.
     """
     if model is not None:
         _check(model)
@@ -40,9 +40,9 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
         about = json.loads(str(arrays.pop("about")))
         name, known = about["model"], about["model"] in models.__all__
         if model is None and known:
-            numbers = _Limited(sum(a.nbytes for a in arrays.values()) // 2)  # half precision has two bytes
+            numbers = _Limited(sum(a.nbytes for a in arrays.values()) // 2)  # a half-precision number has two bytes
             model = getattr(models, name)(**about["settings"], rng=numbers)
-    except Exception as error:  # whatever json and the model's constructor have to say
+    except Exception as error:  # any error of json or of the model's constructor
         raise ValueError(f"{path}: damaged, or no model that was saved here ({error})") from error
     if model is None:
         raise ValueError(f"{path}: is of the class {name}, not one of tinygen.models: build it and pass it as model")
@@ -54,7 +54,7 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
 
 
 class _Limited(np.random.Generator):
-    """Raises once more numbers are drawn than it was given, before memory for them is asked for."""
+    """Raises ValueError when more than ``numbers`` are drawn, before it allocates memory for them."""
 
     def __init__(self, numbers):
         super().__init__(np.random.PCG64(0))
@@ -73,11 +73,11 @@ def _check(model):
 
 
 def save(path: str | Path, model: Module, about: dict | None = None, half: bool = True) -> None:
-    """Write parameters and buffers, and what is said about them: at any moment the file is whole, the old or the new.
+    """Write parameters, buffers and ``about``; at any moment the file is the old or the complete new one.
 
-    ``about``: whatever JSON can hold; for a model of ``tinygen.models`` with ``"settings"``, the arguments that it was
-    built with, without ``rng``. ``half``: in half precision; otherwise as they are, to the last bit.
-    Raises ValueError for values that half precision cannot hold or that are not of these settings.
+    ``about``: anything that JSON can hold. For a model of ``tinygen.models`` it needs ``"settings"``, the arguments of
+    the constructor without ``rng``. ``half``: store half precision; otherwise values are stored exactly.
+    Raises ValueError for values that half precision cannot hold or that do not fit the settings.
     """
     _check(model)
     about, arrays = {**(about or {}), "model": type(model).__name__}, model.state_dict()
@@ -95,4 +95,4 @@ def save(path: str | Path, model: Module, about: dict | None = None, half: bool 
         np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
         file.flush()
         if ours:
-            load(file.name)  # raises where settings and parameters are not of one model
+            load(file.name)  # raises if settings and parameters do not fit

@@ -1,4 +1,4 @@
-"""What all models ask of their images, and the unit that makes likelihoods of different images comparable."""
+"""The checks that all models make of images, and bits per dimension, which compare images of different sizes."""
 
 import math
 
@@ -15,11 +15,11 @@ def check_shape(image_shape) -> tuple[int, int, int]:
 
 
 def check_images(x, image_shape=("C", "H", "W"), levels: int | None = None, grey: bool = False) -> Tensor:
-    """A batch x of images (N, C, H, W) as a Tensor; x itself where it is one, so that gradients pass.
+    """A batch x of images (N, C, H, W) as a Tensor; x itself if it is one, so that gradients pass.
 
-    With ``levels`` its values must be whole numbers 0 .. levels - 1; with ``grey`` they are real numbers, and whole
-    ones beyond 1 are a mistake. Values are looked at on the host only: on a device that would make every step wait.
-    Raises ValueError for another shape, an empty batch, or other values, TypeError for no numbers at all.
+    With ``levels`` the values must be whole numbers 0 .. levels - 1; with ``grey`` they are real numbers, and integers
+    above 1 raise. Values are checked on the host only: on a device every step would have to wait.
+    Raises ValueError for another shape, an empty batch, or other values, TypeError for anything but numbers.
     """
     tensor = check.tensor("images", x, "N", *image_shape)
     x = tensor.data

@@ -1,11 +1,11 @@
-"""The convolutional networks of the autoencoder and the VAE: an image to a code, and back."""
+"""The convolutional encoder and decoder of the autoencoder and the VAE."""
 
 import math
 
 from tinygen import check, ops
 from tinygen.nn import Conv2d, Linear, Module, UpConv2d
 
-CHANNELS = (16, 32, 64, 64)  # after each of the four convolutions, each of which halves height and width
+CHANNELS = (16, 32, 64, 64)  # output channels of four convolutions, each of which halves height and width
 
 
 def sizes(image_shape, convolutions: int = 4) -> list[tuple[int, int]]:
@@ -17,7 +17,7 @@ def sizes(image_shape, convolutions: int = 4) -> list[tuple[int, int]]:
 
 
 class Residual(Module):
-    """h + (ReLU, 3x3, ReLU, 3x3), at first the identity: (N, channels, H, W) -> the same.
+    """h + conv(ReLU(conv(ReLU(h)))), 3x3, initially the identity: (N, channels, H, W) -> the same.
 
     Source: He et al. 2016b (arXiv 1603.05027), figure 1, without its normalization.
     """
@@ -31,7 +31,7 @@ class Residual(Module):
 
 
 class Encoder(Module):
-    """Convolutions of stride 2 with ReLU, each followed by so many residual ``blocks``, then a linear layer:
+    """Convolutions of stride 2 with ReLU, each followed by that many residual ``blocks``, and a linear layer:
     (N, C, H, W) -> (N, outputs)."""
 
     def __init__(self, image_shape, outputs, channels=CHANNELS, blocks=0, *, rng):
@@ -50,7 +50,7 @@ class Encoder(Module):
 
 
 class Decoder(Module):
-    """The mirror image: a linear layer, then upconvolutions, each after so many residual ``blocks``:
+    """The encoder in reverse: a linear layer, and upconvolutions that each follow that many residual ``blocks``:
     (N, inputs), array or Tensor -> (N, C, H, W)."""
 
     def __init__(self, image_shape, inputs, channels=CHANNELS, blocks=0, *, rng):

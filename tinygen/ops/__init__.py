@@ -1,4 +1,4 @@
-"""Every differentiable operation, one family a file, and the operators and methods of Tensor."""
+"""All differentiable operations, one family per file, and the operators and methods of Tensor."""
 
 import functools
 
@@ -77,7 +77,7 @@ Tensor.T = property(transpose)
 
 
 def _of_anything(operation):
-    """``operation`` for users: an array, number or nested list as x becomes a Tensor."""
+    """Let ``operation`` accept an array, number or nested list as x: it becomes a Tensor."""
 
     @functools.wraps(operation)
     def call(x, *args, **kwargs):
@@ -87,7 +87,7 @@ def _of_anything(operation):
     return call
 
 
-for _op in (  # what takes one Tensor is a method of it, too
+for _op in (  # operations on one Tensor are also its methods
     *(
         abs,
         astype,

@@ -3,20 +3,20 @@
 With x the images, w the filters and y the result of a convolution,
 
     conv2d(x, w)            = y        the forward pass
-    conv_transpose2d(gy, w) = gx       its derivative in x
-    conv_filter_grad(x, gy) = gw       its derivative in w
+    conv_transpose2d(gy, w) = gx       the gradient with respect to x
+    conv_filter_grad(x, gy) = gw       the gradient with respect to w
 
-and each one's derivatives are the other two. All are matrix products with the *columns* of the images: row
-p holds the inputs that pixel p of y sees, for each tap of the kernel all channels.
+and the derivatives of each are the other two. All are matrix products with the *columns* of the images (im2col): row p
+holds the inputs that pixel p of y sees, all channels of each kernel tap.
 
     y = cols(x) W,    gw = cols(x)^T gy,    gx = cols^T(gy W^T)
 
-with W the filters as a (taps * in, out) matrix, y and gy as (pixels, out), and cols^T adding each number to where it
-was seen. Taps that a mask forbids are in none of them: they cost nothing, and their gradient is exactly zero.
+W is the filters as a (taps * in, out) matrix, y and gy are (pixels, out), and cols^T (col2im) adds each number to the
+input it was read from. Taps that a mask forbids are left out: they cost nothing, and their gradient is exactly zero.
 
-Images are (N, C, H, W) to the outside and lie in memory as (N, H, W, C), as with PyTorch's ``channels_last``: what
-neighbouring taps see is one run of numbers, and a 1x1 convolution multiplies the images as they lie. NumPy keeps the
-order of memory through elementwise operations, so that nearly all images arrive in it.
+Images have shape (N, C, H, W) but lie in memory as (N, H, W, C), as with PyTorch's ``channels_last``: neighbouring taps
+are then contiguous, and a 1x1 convolution multiplies the images without copying them. NumPy keeps the memory order
+through elementwise operations, so nearly all images arrive in it.
 """
 
 import functools
@@ -29,15 +29,15 @@ from tinygen.backend import device_of, xp
 from tinygen.ops.shape import broadcast_to
 from tinygen.tensor import Op, Tensor, as_array, recording
 
-# Numbers in a block of columns: 1 MB of float32 fits the core's cache; a GPU needs few, large products.
+# Size of a block of columns: 1 MB of float32 fits the cache of a core; a GPU needs few, large products.
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 class Geometry:
-    """How images of ``size`` (H, W) and results of ``out_size`` (P, Q) meet.
+    """Which pixels of images of ``size`` (H, W) each pixel of a result of ``out_size`` (P, Q) sees.
 
-    ``rectangles``: the kept taps as ``(first, i, j, rows, columns)``, where (i, j) is the upper left tap of a rectangle
-    and ``first`` counts the taps before it. A whole kernel is one rectangle, a causal mask two.
+    ``rectangles``: the kept taps as ``(first, i, j, rows, columns)``: (i, j) is the upper left tap of a rectangle, and
+    ``first`` counts the taps before it. A kernel without mask is one rectangle, a causal mask two.
     """
 
     def __init__(self, size, kernel_size, stride, padding, mask):
@@ -48,21 +48,21 @@ class Geometry:
                 f"convolution: images {size}, padding {padding}, are smaller than the kernel {kernel_size}"
             )
         self.padded_size = tuple(n + 2 * p for n, p in zip(size, padding))
-        self.inside = (slice(None), *(slice(p, p + n) for n, p in zip(size, padding)))  # of padded images
+        self.inside = (slice(None), *(slice(p, p + n) for n, p in zip(size, padding)))  # the image within its padding
         self.rectangles = list(_rectangles(mask))
         self.taps = [(i + k, j + l) for _, i, j, m, n in self.rectangles for k in range(m) for l in range(n)]
         self.pointwise = kernel_size == stride == (1, 1) and padding == (0, 0)
 
     @functools.cached_property
     def turned(self):
-        """The stride-1 convolution that computes the derivative in x (kernel turned by 180 degrees), or None."""
+        """The geometry of the convolution that computes gx at stride 1, with rotated filters; None if there is none."""
         (kh, kw), (ph, pw) = self.kernel_size, self.padding
         if self.stride == (1, 1) and ph < kh and pw < kw:
             mask = tuple(row[::-1] for row in self.mask[::-1])
             return geometry(self.out_size, self.kernel_size, self.stride, (kh - 1 - ph, kw - 1 - pw), mask)
 
     def columns(self, x):
-        """What each pixel of the result sees: images (n, H, W, C) -> (n * P * Q, taps * C)."""
+        """im2col: images (n, H, W, C) -> (n * P * Q, taps * C), what each pixel of the result sees."""
         (n, _, _, c), (p, q), (sh, sw), m = x.shape, self.out_size, self.stride, xp(x)
         if self.pointwise:
             return x.reshape(n * p * q, c)
@@ -70,21 +70,22 @@ class Geometry:
         padded = m.zeros((n, h, w, c), x.dtype)
         padded[self.inside] = x
         cols = m.empty((n, p, q, len(self.taps) * c), x.dtype)
+        # bytes to the next image, pixel down, pixel right, tap down, and number in a row of taps
         strides = [x.dtype.itemsize * step for step in (h * w * c, sh * w * c, sw * c, w * c, 1)]
         for first, i, j, rows, columns in self.rectangles:
-            shape = n, p, q, rows, columns * c  # taps of a row are neighbours in memory, and so are their channels
+            shape = n, p, q, rows, columns * c  # a row of taps with all channels is contiguous
             seen = m.lib.stride_tricks.as_strided(padded[:, i:, j:], shape, strides)
             cols[..., first * c : (first + rows * columns) * c].reshape(shape)[...] = seen
         return cols.reshape(n * p * q, len(self.taps) * c)
 
     def matrix(self, w):
         """Filters (out, in, kh, kw) -> (taps * in, out)"""
-        w = w.transpose(2, 3, 1, 0)
+        w = w.transpose(2, 3, 1, 0)  # (kh, kw, in, out)
         parts = [w[i : i + m, j : j + n].reshape(m * n * w.shape[2], w.shape[3]) for _, i, j, m, n in self.rectangles]
         return parts[0] if len(parts) == 1 else xp(w).concatenate(parts)
 
     def filters(self, matrix):
-        """The inverse, zero where there is no tap."""
+        """The inverse: (taps * in, out) -> (out, in, kh, kw), zero where the mask forbids."""
         c, out = len(matrix) // len(self.taps), matrix.shape[1]
         w = xp(matrix).zeros((*self.kernel_size, c, out), matrix.dtype)
         for first, i, j, m, n in self.rectangles:
@@ -92,7 +93,7 @@ class Geometry:
         return w.transpose(3, 2, 0, 1)
 
     def blocks(self, x, channels):
-        """Slices of the batch x with about CHUNK numbers in the columns of so many channels."""
+        """Slices of the batch x whose columns, for images of ``channels``, have about CHUNK numbers each."""
         numbers = len(self.taps) * channels * self.out_size[0] * self.out_size[1]
         step = max(1, CHUNK[device_of(x)] // max(1, numbers))
         return [slice(start, start + step) for start in range(0, len(x), step)]
@@ -102,7 +103,7 @@ geometry = functools.lru_cache(Geometry)
 
 
 def _rectangles(mask):
-    """The True entries of a mask in rectangles, each a run that neighbouring rows have in common."""
+    """Cut the True entries of a mask into rectangles: equal rows are grouped, with a rectangle for each run of True."""
     first = i = 0
     for row, same in itertools.groupby(mask):
         rows, j = len(list(same)), 0
@@ -116,20 +117,22 @@ def _rectangles(mask):
 
 
 def _multiply(x, geo, w=None, b=None, g=None):
-    """With the columns of x (n, C, H, W): ``cols W + b`` (n, out, P, Q), and ``cols^T g`` as filters (out, C, kh, kw);
-    None in place of one without w, or without g (n, out, P, Q)."""
-    m, x = xp(x), x.transpose(0, 2, 3, 1)
+    """From the columns of x (n, C, H, W): ``cols W + b`` (n, out, P, Q), and ``cols^T g`` as filters (out, C, kh, kw).
+
+    The first is None without w, the second without g (n, out, P, Q).
+    """
+    m, x = xp(x), x.transpose(0, 2, 3, 1)  # (n, H, W, C)
     if w is not None:
         matrix, y = geo.matrix(w), m.empty((len(x), *geo.out_size, len(w)), x.dtype)
     if b is not None:
-        bias = m.tile(b, geo.out_size[1])  # for a row of pixels: sums over few channels are slow
+        bias = m.tile(b, geo.out_size[1])  # for a row of pixels at once: adding few channels at a time is slow
     if g is not None:
-        g = g.transpose(0, 2, 3, 1)
+        g = g.transpose(0, 2, 3, 1)  # (n, P, Q, out)
         total = m.zeros((len(geo.taps) * x.shape[3], g.shape[3]), x.dtype)
     for part in geo.blocks(x, x.shape[3]):
-        cols = geo.columns(x[part])
+        cols = geo.columns(x[part])  # (pixels, taps * C)
         if w is not None:
-            pixels = y[part].reshape(len(cols), len(w))
+            pixels = y[part].reshape(len(cols), len(w))  # (pixels, out), a view of y
             m.matmul(cols, matrix, out=pixels)
             if b is not None:
                 pixels.reshape(len(pixels) // geo.out_size[1], len(bias))[...] += bias
@@ -143,7 +146,7 @@ def _spread(g, w, b, geo):
     (n, out, p, q), c, (sh, sw), m = g.shape, w.shape[1], geo.stride, xp(g, w)
     g, matrix = g.transpose(0, 2, 3, 1), geo.matrix(w).T
     padded = m.zeros((n, *geo.padded_size, c), g.dtype)
-    for part in geo.blocks(g, c):
+    for part in geo.blocks(g, c):  # cols is (images, P, Q, taps, C)
         cols = (g[part].reshape(len(g[part]) * p * q, out) @ matrix).reshape(len(g[part]), p, q, len(geo.taps), c)
         for k, (i, j) in enumerate(geo.taps):
             padded[part, i : i + p * sh : sh, j : j + q * sw : sw] += cols[:, :, :, k]
@@ -152,11 +155,11 @@ def _spread(g, w, b, geo):
 
 
 def _turn(w):
-    """Filters of the convolution that is the derivative in x."""
+    """Filters rotated by 180 degrees, in and out exchanged: (out, in, kh, kw) -> (in, out, kh, kw)."""
     return w[:, :, ::-1, ::-1].swapaxes(0, 1)
 
 
-# -- the three operations, all of one geometry
+# -- the three operations; derivatives keep the geometry
 
 
 class ConvOp(Op):
@@ -210,13 +213,13 @@ class ConvFilterGrad(ConvOp):
 
 
 class ChannelSums(Op):
-    """The derivative in b: sums over images and pixels, (N, C, H, W) -> (C,)."""
+    """The gradient with respect to b: sums over images and pixels, (N, C, H, W) -> (C,)."""
 
     saves = ()
 
     def forward(self, g):
         pixels = g.transpose(0, 2, 3, 1).reshape(g.shape[0] * g.shape[2] * g.shape[3], g.shape[1])
-        return xp(g).ones(len(pixels), g.dtype) @ pixels  # a fifth of the time of pixels.sum(0)
+        return xp(g).ones(len(pixels), g.dtype) @ pixels  # takes a fifth of the time of pixels.sum(0)
 
     def backward(self, gb):
         return broadcast_to(gb.reshape(gb.size, 1, 1), self.inputs[0].shape)
@@ -237,7 +240,7 @@ def _mask(mask, kernel_size):
 
 
 def _tensors(op, **arrays):
-    """Images and filters as Tensors. Raises unless they have four axes each and one floating dtype."""
+    """Images and filters as Tensors. Raises unless each has four axes and both have one floating dtype."""
     tensors = [check.tensor(f"{op}: {name}", x, *AXES[name]) for name, x in arrays.items()]
     if tensors[0].dtype != tensors[1].dtype or tensors[0].dtype.kind != "f":
         given = " and ".join(f"{name} {x.shape} {x.dtype}" for name, x in zip(arrays, tensors))
@@ -246,7 +249,7 @@ def _tensors(op, **arrays):
 
 
 def _bias(op, x, w, b, axis):
-    """Checks x's channels against axis ``axis`` of w, and b's shape; returns b as a list, empty for None."""
+    """Check x's channels against axis ``axis`` of w, and b's shape; return b as a list, empty for None."""
     channels, out = w.shape[axis], w.shape[1 - axis]
     if x.shape[1] != channels:
         raise ValueError(f"{op}: x has {x.shape[1]} channels, w expects {channels} (x {x.shape}, w {w.shape})")
@@ -262,7 +265,7 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
     """Cross-correlation of x (N, in, H, W) with filters w (out, in, kh, kw), plus b (out,).
 
     ``stride`` and ``padding`` (zeros on both sides): an integer or (vertical, horizontal).
-    ``mask``: boolean (kh, kw), the taps to keep; the others count as zero, cost nothing and get gradient zero.
+    ``mask``: boolean (kh, kw), the taps to keep; the others are zero, cost nothing and get a zero gradient.
     Result: (N, out, P, Q) with P = (H + 2 padding - kh) // stride + 1.
     Raises ValueError where shapes, or b's dtype, do not fit, TypeError where the dtypes of x and w differ.
     """
@@ -273,10 +276,11 @@ def conv2d(x, w, b=None, stride=1, padding=0, mask=None) -> Tensor:
 
 
 def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Tensor:
-    """The derivative of conv2d in its input, as a layer: x (N, in, P, Q), w (in, out, kh, kw), b (out,).
+    """Transposed convolution, the gradient of conv2d in its input: x (N, in, P, Q), w (in, out, kh, kw), b (out,).
 
     Result: (N, out, H, W) with H = (P - 1) stride - 2 padding + kh + output_padding.
-    Raises ValueError where shapes do not fit (output_padding must be smaller than the stride), TypeError for dtypes.
+    Raises ValueError where shapes do not fit or output_padding is not smaller than the stride, TypeError where the
+    dtypes of x and w differ.
     """
     x, w = _tensors("conv_transpose2d", x=x, w=w)
     b = _bias("conv_transpose2d", x, w, b, 0)
@@ -292,9 +296,9 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Ten
 
 
 def conv_filter_grad(x, gy, kernel_size, stride=1, padding=0, mask=None) -> Tensor:
-    """The derivative of ``conv2d(x, w)`` in w, applied to gy: x (N, in, H, W), gy (N, out, P, Q).
+    """The gradient of ``conv2d(x, w)`` in w, from its gradient gy: x (N, in, H, W), gy (N, out, P, Q).
 
-    Result: (out, in, kh, kw), zero where ``mask`` forbids. Raises ValueError where x and gy do not belong together.
+    Result: (out, in, kh, kw), zero where ``mask`` forbids. Raises ValueError where the shapes of x and gy do not fit.
     """
     x, gy = _tensors("conv_filter_grad", x=x, gy=gy)
     stride, padding = check.pair("stride", stride), check.pair("padding", padding, 0)

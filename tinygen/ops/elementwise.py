@@ -12,7 +12,7 @@ from tinygen.tensor import Op, Tensor, as_array
 
 
 class Binary(Op):
-    """An operation on two broadcast inputs. ``dx`` and ``dy`` give the gradient before the broadcast is undone."""
+    """An operation on two broadcast inputs. ``dx`` and ``dy`` return gradients of the broadcast shape."""
 
     def backward(self, gy):
         x, y = self.inputs
@@ -97,14 +97,14 @@ class Pow(Binary):
         return x**y
 
     def dx(self, gy, x, y):
-        # y x^(y-1), where 0 * 0^(-1) is its limit, 0.
+        # y x^(y-1), set to its limit 0 at x = y = 0
         power = y - 1
-        if not (isinstance(y.data, np.generic) and y.data):  # a number other than 0 leaves nothing to look for in x
+        if not (isinstance(y.data, np.generic) and y.data):  # with a constant y other than 0 this cannot occur
             power = where((x.data == 0) & (y.data == 0), 1, power)
         return gy * (y * x**power)
 
     def dy(self, gy, x, y):
-        # x^y log x, where 0^y log 0 is its limit, 0.
+        # x^y log x, set to its limit 0 at x = 0
         return gy * (self.output * log(where(x.data == 0, 1, x)))
 
 
@@ -138,7 +138,7 @@ class Minimum(Maximum):
 
 
 def _share(x, y):
-    """1 where x is larger, 1/2 where equal."""
+    """1 where x > y, 1/2 where they are equal, 0 elsewhere."""
     half = x.dtype.type(0.5)
     return Tensor((x > y) * half + (x >= y) * half)
 
@@ -160,7 +160,7 @@ class Where(Op):
         self.condition = condition
 
     def forward(self, x, y):
-        return xp(self.condition, x, y).where(self.condition, x, y)[()]  # a scalar stays one: both devices take it
+        return xp(self.condition, x, y).where(self.condition, x, y)[()]  # [()] keeps scalars, which work on any device
 
     def backward(self, gy):
         x, y = self.inputs
@@ -178,7 +178,7 @@ def where(condition, x, y) -> Tensor:
     if condition.dtype != bool:
         raise TypeError(f"where: condition has dtype {condition.dtype}, needs booleans")
     if not isinstance(x, Tensor) and not isinstance(y, Tensor):
-        if isinstance(x, int | float):  # as a NumPy scalar it goes with either device
+        if isinstance(x, int | float):  # a NumPy scalar works on any device
             x = np.asarray(x, np.float32 if isinstance(x, float) else None)[()]
         x = Tensor(x)
     return Where(condition)(x, y)
@@ -210,7 +210,7 @@ class Exp(Op):
 
 
 def exp(x) -> Tensor:
-    """e to the x"""
+    """e^x"""
     return Exp()(x)
 
 
@@ -225,7 +225,7 @@ class Log(Op):
 
 
 def log(x) -> Tensor:
-    """natural logarithm"""
+    """The natural logarithm of x."""
     return Log()(x)
 
 
@@ -240,7 +240,7 @@ class Log1p(Op):
 
 
 def log1p(x) -> Tensor:
-    """log(1 + x), exact near 0"""
+    """log(1 + x), accurate near 0"""
     return Log1p()(x)
 
 
@@ -255,7 +255,7 @@ class Expm1(Op):
 
 
 def expm1(x) -> Tensor:
-    """exp(x) - 1, exact near 0"""
+    """exp(x) - 1, accurate near 0"""
     return Expm1()(x)
 
 
@@ -270,7 +270,7 @@ class Sqrt(Op):
 
 
 def sqrt(x) -> Tensor:
-    """square root"""
+    """The square root of x."""
     return Sqrt()(x)
 
 
@@ -286,7 +286,7 @@ class Abs(Op):
 
 
 def abs(x) -> Tensor:
-    """absolute value; derivative 0 at 0"""
+    """|x|; the derivative at 0 is 0"""
     return Abs()(x)
 
 
@@ -301,7 +301,7 @@ class Sin(Op):
 
 
 def sin(x) -> Tensor:
-    """sine"""
+    """The sine of x."""
     return Sin()(x)
 
 
@@ -316,7 +316,7 @@ class Cos(Op):
 
 
 def cos(x) -> Tensor:
-    """cosine"""
+    """The cosine of x."""
     return Cos()(x)
 
 
@@ -348,7 +348,7 @@ class Tanh(Op):
 
 
 def tanh(x) -> Tensor:
-    """hyperbolic tangent"""
+    """The hyperbolic tangent of x."""
     return Tanh()(x)
 
 
@@ -357,7 +357,7 @@ class Sigmoid(Op):
 
     def forward(self, x):
         # exp overflows above 11, 88, 709 (float16, float32, float64), where the sigmoid is 0 or denormal anyway
-        x = 0.0 - x  # where -x of unsigned whole numbers would be positive
+        x = 0.0 - x  # -x would be positive for unsigned integers
         return 1 / (1 + xp(x).exp(xp(x).minimum(x, {2: 11, 4: 88}.get(x.dtype.itemsize, 709))))
 
     def backward(self, gy):
@@ -398,7 +398,7 @@ class Relu(Op):
 
 
 def relu(x) -> Tensor:
-    """max(x, 0); derivative 0 at 0"""
+    """max(x, 0); the derivative at 0 is 0"""
     return Relu()(x)
 
 
@@ -450,7 +450,7 @@ class Clip(Op):
 
 
 def clip(x, low: float, high: float) -> Tensor:
-    """x limited to [low, high]; derivative 1 inside and on the limits, 0 outside"""
+    """x limited to [low, high]; the derivative is 1 inside and at the limits, 0 outside"""
     low = check.number("clip: low", low, "[-inf, inf]")
     return Clip(low, check.number("clip: high", high, f"[{low}, inf]"))(x)
 
@@ -469,7 +469,7 @@ class Astype(Op):
 
 
 def astype(x, dtype) -> Tensor:
-    """x in another floating dtype; TypeError for one that is not, since it would have no derivative"""
+    """x in another floating dtype. Raises TypeError for any other dtype, which would have no derivative."""
     with contextlib.suppress(TypeError, ValueError):
         dtype = dtype if dtype is None else np.dtype(dtype)
     if getattr(dtype, "kind", "?") != "f":
@@ -480,11 +480,11 @@ def astype(x, dtype) -> Tensor:
 def dropout(x, p: float, rng) -> Tensor:
     """Zero each value with probability p and divide the others by 1 - p (Srivastava et al. 2014, inverted).
 
-    Raises ValueError for another p than 0 <= p < 1, TypeError for whole numbers.
+    Raises ValueError unless 0 <= p < 1, TypeError where x has integers.
     """
     p = check.number("dropout: p", p, "[0, 1)")
     if x.dtype.kind != "f":
         raise TypeError(f"dropout: x has dtype {x.dtype}, needs a floating one")
-    kept = xp(x.data).empty_like(x.data)  # lies in memory as x does: products are five times faster
+    kept = xp(x.data).empty_like(x.data)  # has x's memory order, which makes products five times faster
     kept[...] = to_device(check.generator(rng).random(x.shape, np.float32) >= p, x.device)
     return x * Tensor(kept / x.dtype.type(1 - p))

@@ -1,4 +1,4 @@
-"""Stable losses on logits: one value an element, in nats; summing and averaging is left to the caller."""
+"""Numerically stable losses on logits, in nats per element; the caller sums or averages them."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class BceWithLogits(Binary):
             raise ValueError(
                 f"logits {x.shape} and targets {t.shape} would give losses of shape {shape}, not of one of these"
             )
-        # In this order: max(x, 0) - x t may cancel exactly, and the small rest is not lost.
+        # In this order, max(x, 0) - x t may cancel exactly without losing the small last term.
         return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(0.0 - xp(x).abs(x)))
 
     def dx(self, gy, x, t):
@@ -32,7 +32,7 @@ class SoftmaxCrossEntropy(Op):
 
     def __init__(self, labels, axis):
         self.axis = axis
-        self.labels = xp(labels).expand_dims(labels, axis)  # one class each, lined up with the logits
+        self.labels = xp(labels).expand_dims(labels, axis)  # of size 1 along axis, to broadcast with the logits
 
     def forward(self, x):
         shifted = x - largest(x, self.axis)
@@ -59,7 +59,7 @@ def bce_with_logits(logits, targets) -> Tensor:
 def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
     """-log softmax(logits)[label]: logits with K classes along ``axis``, integer labels without that axis.
 
-    Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host (a device is not waited for).
+    Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host only: a device would have to wait.
     """
     logits = as_tensor(logits, "softmax_cross_entropy: logits")
     axis = check.axis("softmax_cross_entropy", axis, logits.ndim)

@@ -1,6 +1,6 @@
 """One recurrence for three layers: an LSTM over steps, whose state is a line of cells.
 
-    a_t = gates_t + W * h_{t-1}             W: taps along the line, zero beyond its ends
+    a_t = gates_t + W * h_{t-1}             a convolution along the line, with zeros beyond its ends
     i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of the four parts of a_t
     c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)
 
@@ -8,10 +8,10 @@
     taps (-1, 0, 1)                   the Row LSTM: steps are rows, the line is a row
     taps (-1, 0)                      the Diagonal BiLSTM on a skewed image: steps are diagonals, the line is a column
 
-Of a skewed image each diagonal has a span of the line, and only there is anything computed; the other cells stay zero.
+A diagonal of a skewed image covers a span of the line. Only the cells in the span are computed; the others stay zero.
 
-Arrays are laid out (step, channel, line, image): each step is then one matrix product, (4h, taps * h) times
-(taps * h, cells * images), a shift along the line moves whole runs of images, and the four gates are contiguous blocks.
+Arrays are laid out (step, channel, line, image). Each step is then one matrix product, (4h, taps * h) times
+(taps * h, cells * images), a shift along the line moves contiguous images, and the four gates are contiguous blocks.
 """
 
 import math
@@ -34,15 +34,15 @@ class LstmScan(Op):
         matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)  # (4h, taps * h)
         hs, cs = (m.zeros((steps, n, line, images), gates.dtype) for _ in range(2))
         self.activations = []
-        before, c_before = h0, c0
+        before, c_before = h0, c0  # (h, line, N)
         for t in range(steps):
             span, shape = self._cells(t, images)
             a = m.matmul(matrix, _shifted(before, self.taps, span)).reshape(4 * n, *shape)
-            a += gates[t, :, span]
+            a += gates[t, :, span]  # (4h, cells, N)
             _sigmoid(a[: 2 * n])
             m.tanh(a[2 * n : 3 * n], out=a[2 * n : 3 * n])
             _sigmoid(a[3 * n :])
-            i, f, g, o = a = a.reshape(4, n, *shape)
+            i, f, g, o = a = a.reshape(4, n, *shape)  # (h, cells, N) each
             self.activations.append(a)
             h, c = hs[t, :, span], cs[t, :, span]
             m.multiply(f, c_before[:, span], out=c)
@@ -53,7 +53,7 @@ class LstmScan(Op):
         return hs, cs
 
     def _cells(self, t, images):
-        """The span of step t, and (cells, images)."""
+        """The span of step t as a slice, and the shape (cells, images)."""
         span = slice(*self.spans[t])
         return span, (span.stop - span.start, images)
 
@@ -63,8 +63,8 @@ class LstmScan(Op):
         return tuple(Tensor(g) for g in self._backward_arrays(*(None if t is None else t.data for t in (ghs, gcs))))
 
     def _backward_composed(self, ghs, gcs):
-        """To be differentiated again: the derivative of the textbook loop."""
-        xs = [x * 1.0 for x in self.inputs]  # apart from each other, though one may have been computed from another
+        """The derivative of ``lstm_loop``, recorded to be differentiated again."""
+        xs = [x * 1.0 for x in self.inputs]  # separate values, since one may have been computed from another
         pairs = [(y, gy) for y, gy in zip(lstm_loop(*xs, self.taps, self.spans), (ghs, gcs)) if gy is not None]
         wanted = [x for x in xs if x.requires_grad]
         found = iter(grad([y for y, _ in pairs], wanted, [gy for _, gy in pairs], create_graph=True))
@@ -76,38 +76,38 @@ class LstmScan(Op):
         m = xp(w)
         steps, n, line, images = hs.shape
         matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)
-        gates = m.zeros((steps, 4, n, line, images), hs.dtype)
+        ggates = m.zeros((steps, 4, n, line, images), hs.dtype)
         gmatrix = m.zeros_like(matrix)
-        gh, gc = m.zeros_like(h0), m.zeros_like(c0)
+        gh, gc = m.zeros_like(h0), m.zeros_like(c0)  # (h, line, N)
         for t in reversed(range(steps)):
             span, shape = self._cells(t, images)
-            i, f, g, o = a = self.activations[t]
+            i, f, g, o = a = self.activations[t]  # (h, cells, N) each
             h_before, c_before = (hs[t - 1], cs[t - 1]) if t else (h0, c0)
             gh, gc, tanh_c = gh[:, span], gc[:, span], m.tanh(cs[t, :, span])
             if ghs is not None:
                 gh = gh + ghs[t, :, span]
             if gcs is not None:
                 gc = gc + gcs[t, :, span]
-            gc = gc + gh * o * (1 - tanh_c * tanh_c)
-            ga = 1 - a  # before the nonlinearities: sigmoid' = y (1 - y), tanh' = 1 - y^2
+            gc = gc + gh * o * (1 - tanh_c * tanh_c)  # h = o tanh(c)
+            ga = 1 - a  # gradient before the nonlinearities: sigmoid' = y (1 - y), tanh' = 1 - y^2
             ga *= a
             m.subtract(1, g * g, out=ga[2])
             ga[0] *= gc * g
             ga[1] *= gc * c_before[:, span]
             ga[2] *= gc * i
             ga[3] *= gh * tanh_c
-            gates[t, :, :, span] = ga
+            ggates[t, :, :, span] = ga
             ga = ga.reshape(4 * n, math.prod(shape))
             gmatrix += ga @ _shifted(h_before, self.taps, span).T
             gh = _unshifted((matrix.T @ ga).reshape(len(self.taps), n, *shape), self.taps, span, line)
-            here, gc = gc * f, m.zeros((n, line, images), hs.dtype)
+            here, gc = gc * f, m.zeros((n, line, images), hs.dtype)  # c = f c_before + i g
             gc[:, span] = here
         gw = gmatrix.reshape(4 * n, len(self.taps), n).transpose(0, 2, 1)
-        return gates.reshape(steps, 4 * n, line, images), gw, gh, gc
+        return ggates.reshape(steps, 4 * n, line, images), gw, gh, gc
 
 
 def _sigmoid(a):
-    """In place, as (1 + tanh(a / 2)) / 2: faster than ``ops.sigmoid``; gates need no precision at tiny values."""
+    """The sigmoid in place, as (1 + tanh(a / 2)) / 2: faster than ``ops.sigmoid``; gates may be inexact near 0."""
     a *= 0.5
     xp(a).tanh(a, out=a)
     a *= 0.5
@@ -115,7 +115,7 @@ def _sigmoid(a):
 
 
 def _shifted(h, taps, span):
-    """(h, line, images) -> (taps * h, cells of the span * images): what each tap sees."""
+    """What each tap sees: (h, line, images) -> (taps * h, cells of the span * images)."""
     n, line, images = h.shape
     cells = span.stop - span.start
     seen = xp(h).zeros((len(taps), n, cells, images), h.dtype)
@@ -136,14 +136,14 @@ def _unshifted(g, taps, span, line):
 
 
 def _overlap(tap, line, span):
-    """Positions in the span, counted from its start, and those on the line ``tap`` further along, where both exist."""
+    """Two slices: of the span, its cells with a neighbour ``tap`` further along; of the line, these neighbours."""
     start = max(span.start, -tap)
     stop = max(start, min(span.stop, line - tap))
     return slice(start - span.start, stop - span.start), slice(start + tap, stop + tap)
 
 
 def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
-    """What ``lstm_scan`` computes, as the textbook writes it: its oracle, and its derivatives beyond the first."""
+    """``lstm_scan`` as a textbook writes it: the oracle of its tests, and the code of its higher derivatives."""
     taps = check.counts("lstm_loop: taps", taps, smallest=-(10**6))
     gates, w, c0 = (as_tensor(x, "lstm_loop: an input") for x in (gates, w, c0))
     h0 = check.tensor("lstm_loop: h0", h0, "h", "line", "N")
@@ -152,9 +152,9 @@ def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
     h, c, hs, cs = h0, c0, [], []
     for t in range(gates.shape[0]):
         wide = pad(h, ((0, 0), (reach, reach), (0, 0)))
-        a = gates[t]
+        a = gates[t]  # (4h, line, N)
         for k, tap in enumerate(taps):
-            seen = wide[:, reach + tap : reach + tap + line]
+            seen = wide[:, reach + tap : reach + tap + line]  # (h, line, N)
             a = a + (w[:, :, k] @ seen.reshape(n, line * images)).reshape(4 * n, line, images)
         start, stop = (0, line) if spans is None else spans[t]
         a, c = a[:, start:stop], c[:, start:stop]
@@ -170,12 +170,12 @@ def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
 def lstm_scan(
     gates, w, h0, c0, taps: tuple[int, ...] = (0,), spans: list[tuple[int, int]] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """An LSTM over a line of cells, fused: all its states and cells.
+    """An LSTM over a line of cells, as one fused operation.
 
-    gates (T, 4h, line, N): input to state with the bias, in the order i, f, g, o; w (4h, h, taps): state to state;
-    h0, c0 (h, line, N): before the first step; ``taps``: which neighbours along the line a cell sees; ``spans``: for
-    each step the part of the line, (start, stop), where there are cells: elsewhere state and cell are zero.
-    Result: h and c after each step, both (T, h, line, N).
+    gates (T, 4h, line, N): the input-to-state part with the bias, in the order i, f, g, o.
+    w (4h, h, taps): the state-to-state weights. h0, c0 (h, line, N): the state before the first step.
+    ``taps``: the offsets of the cells that a cell sees. ``spans``: (start, stop) for each step, the part of the line
+    that has cells; h and c are zero elsewhere. Result: h and c after each step, both (T, h, line, N).
     Raises ValueError where shapes or spans do not fit, TypeError where dtypes differ.
     Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
     """

@@ -28,9 +28,9 @@ def _swapped(x):
 
 
 def matmul(x, y) -> Tensor:
-    """``x @ y`` as NumPy has it: (..., n, k) @ (..., k, m), leading axes broadcast.
+    """``x @ y`` as in NumPy: (..., n, k) @ (..., k, m), with broadcast leading axes.
 
-    A vector is a row on the left, a column on the right. Raises ValueError where the inner sizes differ.
+    A vector is a row on the left and a column on the right. Raises ValueError where the inner sizes differ.
     """
     x, y = as_tensor(x, "matmul: x"), as_tensor(y, "matmul: y")
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[max(y.ndim - 2, 0)]:
@@ -45,7 +45,7 @@ def matmul(x, y) -> Tensor:
 
 
 class Einsum(Op):
-    """``terms``: the letters of each operand's axes, none twice; ``result``: those of the result's."""
+    """``terms``: one letter for each axis of each operand, none twice in a term; ``result``: those of the result."""
 
     saves = ("inputs",)
 
@@ -59,10 +59,10 @@ class Einsum(Op):
         return tuple(self._gradient(i, gy) if x.requires_grad else None for i, x in enumerate(self.inputs))
 
     def _gradient(self, i, gy):
-        """Operand i takes the place of the result and gy its own, as in x @ y, where it is gy @ y.T or x.T @ gy."""
+        """Operand i and the result change places: for x @ y the gradients are gy @ y.T and x.T @ gy."""
         x, term = self.inputs[i], self.terms[i]
         others, terms = ([*kept[:i], *kept[i + 1 :]] for kept in (self.inputs, self.terms))
-        # Along an axis that is in no other operand and not in the result, or has size 1, all entries get the same.
+        # Along an axis that no other term has, or of size 1, all entries get the same gradient: it is broadcast.
         known = "".join(c for c, n in zip(term, x.shape) if n != 1 and c in "".join([self.kept, *terms]))
         g = Einsum([self.kept, *terms], known)(gy, *others)
         sizes = dict(zip(known, g.shape))
@@ -70,10 +70,10 @@ class Einsum(Op):
 
 
 def einsum(subscripts: str, *operands) -> Tensor:
-    """Sum of products as ``numpy.einsum`` has it: ``einsum("nic,ioc->no", x, w)``; axes of ``...`` are broadcast.
+    """Sum of products as in ``numpy.einsum``: ``einsum("nic,ioc->no", x, w)``; axes of ``...`` are broadcast.
 
-    An index that the result lacks is summed. Without ``->`` the result has ``...`` and each index that occurs once, in
-    the order of the alphabet. Raises ValueError where a term does not have one letter for each axis, all different.
+    Indices that are not in the result are summed. Without ``->`` the result has ``...`` and then each index that occurs
+    once, in alphabetical order. Raises ValueError where a term does not have one letter for each axis, all different.
     """
     operands = [as_tensor(x, "einsum: an operand") for x in operands]
     terms, arrow, result = str(subscripts).replace(" ", "").partition("->")
@@ -83,7 +83,7 @@ def einsum(subscripts: str, *operands) -> Tensor:
     if len(terms) != len(operands):
         raise ValueError(f"einsum: {subscripts!r} has {len(terms)} terms, but there are {len(operands)} operands")
     spare = [c for c in string.ascii_letters if c not in subscripts]
-    counts = [x.ndim - len(term.replace("...", "")) for x, term in zip(operands, terms)]  # of axes in place of ...
+    counts = [x.ndim - len(term.replace("...", "")) for x, term in zip(operands, terms)]  # how many axes ... stands for
     for x, term, n in zip(operands, terms, counts):
         letters = term.replace("...", "", 1)
         if n < 0 or (n and "..." not in term) or len({*letters}) < len(letters):
@@ -101,14 +101,15 @@ class Inverse(Op):
     def forward(self, x):
         return xp(x).linalg.inv(x)
 
-    def backward(self, gy):  # Y X = 1, so dY = -Y dX Y
+    def backward(self, gy):  # Y X = I, so dY = -Y dX Y
         y = _swapped(self.output)
         return -(y @ gy @ y)
 
 
 def inverse(x) -> Tensor:
-    """The inverse of a square matrix, or of each of a batch (..., n, n). Raises ValueError for a singular one (not on a
-    device, which is not waited for).
+    """The inverse of a square matrix, or of each in a batch (..., n, n).
+
+    Raises ValueError for a singular matrix, but only on the host: a device would have to wait.
     """
     return Inverse()(x)
 
@@ -119,12 +120,12 @@ class Slogdet(Op):
     def forward(self, x):
         return tuple(xp(x).linalg.slogdet(x))
 
-    def backward(self, _, gy):  # the sign has derivative 0
+    def backward(self, _, gy):  # d log |det X| = tr(X^-1 dX); the sign has derivative 0
         x = self.inputs[0]
         return reshape(gy, *gy.shape, 1, 1) * _swapped(inverse(x))
 
 
 def slogdet(x) -> tuple[Tensor, Tensor]:
-    """Sign and log |det x| of a square matrix, or of each of a batch (..., n, n); (0, -inf) of a singular one."""
+    """Sign and log |det x| of a square matrix, or of each in a batch (..., n, n); (0, -inf) if it is singular."""
     sign, log_det = Slogdet()(x)
     return sign.detach(), log_det

@@ -11,7 +11,7 @@ from tinygen.tensor import Op, Tensor
 
 
 class Windows(Op):
-    """What all windows of a size, ``stride`` apart, have at each of their places: (..., H, W) -> (kh kw, ..., P, Q)."""
+    """All windows, ``stride`` apart: (..., H, W) -> (kh kw, ..., P, Q); the first axis is the place in the window."""
 
     saves = ()
 
@@ -26,7 +26,7 @@ class Windows(Op):
 
 
 class Overlaid(Op):
-    """The derivative of Windows: each is added where it was taken from, (kh kw, ..., P, Q) -> (..., H, W)."""
+    """The derivative of Windows, which adds each number to its pixel: (kh kw, ..., P, Q) -> (..., H, W)."""
 
     saves = ()
 
@@ -50,7 +50,7 @@ def _places(x, size, stride):
 
 
 def _windows(op, x, kernel_size, stride, padding, value):
-    """Of x between ``padding`` rows and columns of ``value``."""
+    """The windows of x, padded with ``value``."""
     size, padding = check.pair("kernel_size", kernel_size), check.pair("padding", padding, 0)
     stride = check.pair("stride", size if stride is None else stride)
     if x.ndim < 2 or any(2 * p > k or n + 2 * p < k for n, k, p in zip(x.shape[-2:], size, padding)):
@@ -64,9 +64,9 @@ def _windows(op, x, kernel_size, stride, padding, value):
 
 
 def avg_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
-    """Mean of each window, zeros of the padding included: (..., H, W) -> (..., P, Q).
+    """Mean of each window, including zeros of the padding: (..., H, W) -> (..., P, Q).
 
-    ``kernel_size``, ``stride`` (as the kernel where None), ``padding``: an integer or (vertical, horizontal); as in
+    ``kernel_size``, ``stride`` (None: the kernel size) and ``padding``: an integer or (vertical, horizontal). As in
     PyTorch, P = (H + 2 padding - kh) // stride + 1. Raises ValueError where they do not fit x.
     """
     return mean(_windows("avg_pool2d", x, kernel_size, stride, padding, 0), 0)
@@ -93,11 +93,11 @@ def interpolate(x, size, mode: str = "nearest") -> Tensor:
 
 
 def _resizing(x, axis, size, mode):
-    """The matrix (size, n) of the resizing of an axis with n entries."""
+    """The matrix (size, n) that resizes an axis of n entries to ``size``."""
     m, n = xp(x.data), x.shape[axis]
     if mode == "nearest":
         source = m.arange(size) * n // size
     else:
         source = m.clip((m.arange(size) + 0.5) * (n / size) - 0.5, 0, n - 1)
-    weights = m.maximum(0, 1 - m.abs(source[:, None] - m.arange(n)))  # 1 at the source, 0 from one pixel away
+    weights = m.maximum(0, 1 - m.abs(source[:, None] - m.arange(n)))  # falls from 1 at the source to 0 one pixel away
     return Tensor(weights.astype(x.dtype if x.dtype.kind == "f" else np.float32))

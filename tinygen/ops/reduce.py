@@ -1,4 +1,4 @@
-"""Reductions over any axes: ``axis`` None (all), a number or a tuple, and ``keepdims``, as in NumPy.
+"""Reductions. ``axis`` (None for all, an integer or a tuple) and ``keepdims`` are as in NumPy.
 
 Sums and products of float16 are computed in float32.
 """
@@ -17,7 +17,7 @@ class Reduction(Op):
         self.axis, self.keepdims = tuple(axis) if isinstance(axis, list) else axis, keepdims
 
     def spread(self, t):
-        """A Tensor of the result's shape, broadcast to the input's."""
+        """Broadcast t from the shape of the result to that of the input."""
         shape = self.inputs[0].shape
         axes = [a % (len(shape) or 1) for a in _axes(self.axis, len(shape))]
         kept = [1 if i in axes else n for i, n in enumerate(shape)]
@@ -98,14 +98,14 @@ class Cumsum(Op):
     def forward(self, x):
         return x.cumsum(self.axis)
 
-    def backward(self, gy):  # x[i] is part of y[i], y[i+1], ..: their gradients, summed from the end
+    def backward(self, gy):  # x[i] is a term of y[i], y[i+1], ..., so gx[i] = gy[i] + gy[i+1] + ...
         return flip(cumsum(flip(gy, self.axis), self.axis), self.axis)
 
 
 def largest(x, axis):
-    """``x.max(axis, keepdims=True)``; of an empty array, which has no largest value, zeros of that shape."""
+    """``x.max(axis, keepdims=True)``, or zeros of that shape if x is empty."""
     top = x.max(axis=axis, keepdims=True) if x.size else x.sum(axis=axis, keepdims=True)
-    return top if x.dtype.kind == "f" else top * 1.0  # unsigned whole numbers minus a larger one would be positive
+    return top if x.dtype.kind == "f" else top * 1.0  # x - top of unsigned integers would wrap around
 
 
 def _axes(axis, ndim) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def sum(x, axis=None, keepdims: bool = False) -> Tensor:
 @in_float32
 def mean(x, axis=None, keepdims: bool = False) -> Tensor:
     """Mean over ``axis``."""
-    total = sum(x, axis, keepdims)  # x.size / total.size numbers went into each sum
+    total = sum(x, axis, keepdims)  # each sum has x.size / total.size terms
     return total / (x.size // (total.size or 1))
 
 
@@ -133,7 +133,7 @@ def var(x, axis=None, keepdims: bool = False) -> Tensor:
 
 @in_float32
 def std(x, axis=None, keepdims: bool = False) -> Tensor:
-    """Square root of ``var``; derivative 0 where all values are equal, as in PyTorch."""
+    """Square root of ``var``; its derivative is 0 where all values are equal, as in PyTorch."""
     v = var(x, axis, keepdims)
     zero = v.data == 0
     return where(zero, 0, sqrt(where(zero, 1, v)))
@@ -141,14 +141,14 @@ def std(x, axis=None, keepdims: bool = False) -> Tensor:
 
 @in_float32
 def prod(x, axis=None, keepdims: bool = False) -> Tensor:
-    """Product over ``axis``. Halves are multiplied with each other, so that a zero leaves every derivative right."""
+    """Product over ``axis``, by repeatedly multiplying two halves, so that derivatives are right at zeros too."""
     if x.dtype.kind != "f":
         return Tensor(x.data.prod(axis=axis, keepdims=keepdims))
     axes = [check.axis("prod", a, x.ndim) for a in _axes(axis, x.ndim)]
     others = [i for i in range(x.ndim) if i not in axes]
     y = reshape(transpose(x, *axes, *others), math.prod(x.shape[i] for i in axes), *[x.shape[i] for i in others])
     if not len(y):
-        y = pad(y, [(0, 1)] + [(0, 0)] * len(others), 1)  # the product of nothing is 1
+        y = pad(y, [(0, 1)] + [(0, 0)] * len(others), 1)  # the empty product is 1
     while len(y) > 1:
         half = len(y) // 2
         y = concatenate([y[:half] * y[half : 2 * half], y[2 * half :]])
@@ -157,7 +157,7 @@ def prod(x, axis=None, keepdims: bool = False) -> Tensor:
 
 @in_float32
 def cumsum(x, axis: int | None = None) -> Tensor:
-    """Sums of the first 1, 2, ... entries along ``axis``; along x in one row where that is None."""
+    """Cumulative sum along ``axis``, or of the flattened x if ``axis`` is None."""
     return Cumsum(0)(reshape(x, -1)) if axis is None else Cumsum(check.axis("cumsum", axis, x.ndim))(x)
 
 
@@ -173,7 +173,7 @@ def min(x, axis=None, keepdims: bool = False) -> Tensor:
 
 @in_float32
 def logsumexp(x, axis=None, keepdims: bool = False) -> Tensor:
-    """log sum exp(x) over ``axis``, without overflow. All x -inf, or none at all, give -inf, with gradient nan."""
+    """log sum exp(x) over ``axis``, without overflow. It is -inf, with gradient nan, if x is empty or all -inf."""
     return LogSumExp(axis, keepdims)(x)
 
 

@@ -1,4 +1,4 @@
-"""Operations that move values without changing them. Each one's derivative moves them back (and sums where copied)."""
+"""Operations that move values without changing them. Derivatives move gradients back and sum those of copies."""
 
 import functools
 import operator
@@ -217,7 +217,7 @@ class To(Op):
 
 
 def in_float32(operation):
-    """Of float16, ``operation`` is computed in float32: sums beyond 65,504 are finite, small terms are not lost."""
+    """Make ``operation`` compute float16 in float32, in which sums can pass 65,504 and small terms are not lost."""
 
     @functools.wraps(operation)
     def wide(x, *args, **kwargs):
@@ -229,7 +229,7 @@ def in_float32(operation):
 
 
 def _rows(skewed, straight, row, column):
-    """Views of each row: its place in the skewed array and in the straight one."""
+    """Yield views of each row, in the skewed array and in the straight one."""
     skewed, straight = (xp(a).moveaxis(a, (row, column), (0, 1)) for a in (skewed, straight))
     for r in range(straight.shape[0]):
         yield skewed[r, r : r + straight.shape[1]], straight[r]
@@ -240,7 +240,7 @@ def _tuple(index):
 
 
 def _shape(shape):
-    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)  # what has no sizes the operation refuses
+    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)  # the operation raises if it is no size
 
 
 def _slice(x, axis, start, stop):
@@ -248,28 +248,28 @@ def _slice(x, axis, start, stop):
 
 
 def reshape(x, *shape) -> Tensor:
-    """x with another shape, given as one tuple or as numbers; one entry may be -1."""
+    """x with another shape, given as one tuple or as integers; one entry may be -1."""
     return Reshape(_shape(shape[0]) if len(shape) == 1 else shape)(x)
 
 
 def transpose(x, *axes) -> Tensor:
-    """x with its axes in another order (reversed where none is given)."""
+    """x with its axes in another order, reversed if none is given."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
     return Transpose(tuple(check.axis("transpose", a, x.ndim) for a in axes or reversed(range(x.ndim))))(x)
 
 
 def squeeze(x, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    """x without its axes of size 1, or without those that ``axis`` names; ValueError where one of them is longer."""
+    """x without its axes of size 1, or without those in ``axis``. Raises ValueError where one of these is longer."""
     return Squeeze(axis)(x)
 
 
 def expand_dims(x, axis: int | tuple[int, ...]) -> Tensor:
-    """x with new axes of size 1, which are ``axis`` in the result."""
+    """x with new axes of size 1 at the positions ``axis`` of the result."""
     return ExpandDims(_shape(axis))(x)
 
 
 def repeat(x, repeats: int, axis: int | None = None) -> Tensor:
-    """Each entry ``repeats`` times, one after the other, along ``axis``; along x in one row where that is None."""
+    """Repeat each entry ``repeats`` times along ``axis``, or of the flattened x if ``axis`` is None."""
     repeats = check.count("repeat: repeats", repeats, 0)
     x, axis = (reshape(x, -1), 0) if axis is None else (x, check.axis("repeat", axis, x.ndim))
     before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
@@ -278,7 +278,7 @@ def repeat(x, repeats: int, axis: int | None = None) -> Tensor:
 
 
 def broadcast_to(x, shape) -> Tensor:
-    """x repeated to ``shape`` by NumPy's rule."""
+    """x broadcast to ``shape``, as in NumPy."""
     shape = _shape(shape)
     return x if x.shape == shape else BroadcastTo(shape)(x)
 
@@ -291,13 +291,13 @@ def sum_to(x, shape) -> Tensor:
 
 
 def _list(index):
-    """A list of indices as an array, of whole numbers also where it is empty."""
+    """A list of indices as an array; an empty one gets an integer dtype."""
     array = as_array(index, "index")
     return array if array.size else array.astype(int)
 
 
 def getitem(x, index) -> Tensor:
-    """``x[index]``: slices, integers, None, ..., boolean or integer arrays (host index arrays go to x's device)."""
+    """``x[index]``: slices, integers, None, ..., boolean or integer arrays (moved to x's device)."""
     index = (_list(i) if isinstance(i, list) else i for i in _tuple(index))
     index = (i.data if isinstance(i, Tensor) else i for i in index)
     index = tuple(to_device(i, x.device) if hasattr(i, "dtype") and i.ndim else i for i in index)
@@ -311,20 +311,20 @@ def _tensors(op, xs):
 
 
 def concatenate(xs, axis: int = 0) -> Tensor:
-    """Tensors of equal shape except along ``axis``, one after the other."""
+    """Join Tensors along ``axis``; their shapes are equal otherwise."""
     xs = _tensors("concatenate", xs)
     return Concatenate(check.axis("concatenate", axis, xs[0].ndim))(*xs)
 
 
 def stack(xs, axis: int = 0) -> Tensor:
-    """Tensors of one shape along a new axis."""
+    """Join Tensors of one shape along a new axis."""
     xs = _tensors("stack", xs)
     axis = check.axis("stack", axis, xs[0].ndim + 1)
     return concatenate([x.reshape(x.shape[:axis] + (1,) + x.shape[axis:]) for x in xs], axis)
 
 
 def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
-    """As ``numpy.split``: into ``sections`` equal parts, or cut before each of the indices in a list."""
+    """Split x like ``numpy.split``: into ``sections`` equal parts, or before each of the indices in a list."""
     axis = check.axis("split", axis, x.ndim)
     size = x.shape[axis]
     if isinstance(sections, list | tuple | range) or (isinstance(sections, np.ndarray) and sections.ndim):
@@ -337,10 +337,10 @@ def split(x, sections: int | list[int], axis: int = 0) -> list[Tensor]:
 
 
 def pad(x, widths, value: float = 0) -> Tensor:
-    """x between zeros, or other numbers of one ``value``; ``widths``: one ``(before, after)`` for each axis."""
+    """x padded with ``value``; ``widths``: one ``(before, after)`` for each axis."""
     try:
         pairs = [(operator.index(before), operator.index(after)) for before, after in widths]
-    except (TypeError, ValueError):  # no numbers, or no pairs: the sentence below shows them
+    except (TypeError, ValueError):  # no integers, or no pairs: the error below shows them
         pairs = [(-1, -1)]
     if len(pairs) != x.ndim or any(min(pair) < 0 for pair in pairs):
         raise ValueError(f"pad: widths {widths!r} needs one (before, after), not negative, for each of {x.ndim} axes")
@@ -348,7 +348,7 @@ def pad(x, widths, value: float = 0) -> Tensor:
 
 
 def flip(x, axis: int | tuple[int, ...]) -> Tensor:
-    """x backwards along one axis or several."""
+    """x reversed along one axis or several."""
     return Flip(axis if axis is None else _shape(axis))(x)
 
 
@@ -361,7 +361,7 @@ def skew(x, row: int = -2, column: int = -1) -> Tensor:
 
 
 def unskew(x, row: int = -2, column: int = -1) -> Tensor:
-    """The inverse of ``skew``; what skewing left empty is dropped."""
+    """The inverse of ``skew``: it drops the entries that skewing filled with zeros."""
     row, column = check.axis("unskew", row, x.ndim), check.axis("unskew", column, x.ndim)
     if x.shape[column] < x.shape[row]:
         raise ValueError(f"unskew: {x.shape[row]} rows skewed need at least as many columns, x has {x.shape[column]}")
@@ -369,5 +369,5 @@ def unskew(x, row: int = -2, column: int = -1) -> Tensor:
 
 
 def to(x, device: str) -> Tensor:
-    """x on ``device``, ``"cpu"`` or ``"cuda"``; itself where it is there already. Gradients travel back."""
+    """x on ``device``, ``"cpu"`` or ``"cuda"``; x itself if it is there. Gradients return to x's device."""
     return x if x.device == device else To(device)(x)

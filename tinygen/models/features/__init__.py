@@ -1,1 +1,1 @@
-"""Structure found without labels, and without a density: autoencoder, principal components, k-means."""
+"""Models that find structure without labels and without a density: autoencoder, PCA, k-means."""

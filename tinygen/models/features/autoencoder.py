@@ -1,4 +1,4 @@
-"""The lecture's autoencoder: features without labels, by reconstructing the image through a narrow code."""
+"""The lecture's autoencoder: it learns features without labels by reconstructing images through a narrow code."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from tinygen.tensor import Tensor
 
 
 class Autoencoder(Module):
-    """Convolutions down to a code, upconvolutions up, squared error.
+    """A convolutional encoder to a code and a decoder back, trained with squared error.
 
-    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: after each convolution.
+    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: those after each convolution.
     Images are real numbers, best in [0, 1]. Raises ValueError for a number below 1 or no channels.
     """
 
@@ -40,10 +40,10 @@ class Autoencoder(Module):
         return self.decode(self.encode(x))
 
     def loss(self, x, rng=None) -> Tensor:
-        """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not needed."""
+        """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not used."""
         x = self._checked(x)
         return ((self.reconstruct(x) - x) ** 2).sum() / x.shape[0]
 
     def _checked(self, x):
-        """A Tensor in the parameters' dtype."""
+        """x, checked, as a Tensor in the parameters' dtype."""
         return check_images(x, self.image_shape, grey=True).astype(self.dtype)

@@ -7,11 +7,11 @@ from tinygen.models.images import check_images
 
 
 class KMeans:
-    """Learned from ``images`` (N, C, H, W), a NumPy array; ``clusters``: the number of centres, at most N.
+    """``centres`` (clusters, C * H * W) of ``images`` (N, C, H, W), a NumPy array; ``clusters``: at most N.
 
-    ``centres`` (clusters, C * H * W). The first are images, each drawn with a probability proportional to its squared
-    distance from the nearest before (k-means++, Arthur and Vassilvitskii 2007), so that they start apart. Then each
-    centre becomes the mean of the images nearest to it, until none changes its centre, or for ``iterations``.
+    The initial centres are images, each drawn with a probability proportional to its squared distance from the nearest
+    one before (k-means++, Arthur and Vassilvitskii 2007), so that they start far apart. Then each centre becomes the
+    mean of the images nearest to it, until no image changes its centre, or for ``iterations``.
     Raises ValueError for other shapes, and where ``clusters`` is not from 1 to N.
     """
 
@@ -23,16 +23,18 @@ class KMeans:
             raise ValueError(f"clusters: got {clusters}, needs at most the {len(x)} images")
         centres = x[rng.integers(len(x), size=1)]
         while len(centres) < clusters:
-            nearest = squared_distances(x, centres).min(1)
-            total = nearest.sum()  # 0 where every image is a centre already: any will do
-            p = nearest / total if total else None
+            distances = squared_distances(x, centres).min(1)
+            total = distances.sum()  # 0 if every image equals a centre: then any is drawn
+            p = distances / total if total else None
             centres = np.concatenate([centres, x[rng.choice(len(x), 1, p=p)]])
         self.centres = centres
-        of = self._nearest(x)
+        nearest = self._nearest(x)
         for _ in range(check.count("iterations", iterations, 0)):
-            self.centres = np.stack([x[of == j].mean(0) if (of == j).any() else c for j, c in enumerate(self.centres)])
-            before, of = of, self._nearest(x)
-            if (of == before).all():
+            self.centres = np.stack(
+                [x[nearest == j].mean(0) if (nearest == j).any() else c for j, c in enumerate(self.centres)]
+            )
+            before, nearest = nearest, self._nearest(x)
+            if (nearest == before).all():
                 break
 
     def encode(self, x) -> np.ndarray:

@@ -7,9 +7,9 @@ from tinygen.models.images import check_images
 
 
 class PCA:
-    """Learned from ``images`` (N, C, H, W), a NumPy array; ``code``: numbers in the code, at most C * H * W.
+    """The principal components of ``images`` (N, C, H, W), a NumPy array; ``code``: their number, at most C * H * W.
 
-    ``directions`` (code, C * H * W): of most variance, strongest first; ``variances`` (code,) along them.
+    ``directions`` (code, C * H * W): those of most variance, largest first; ``variances`` (code,): along each.
     Raises ValueError for other shapes, and where ``code`` is not from 1 to C * H * W.
     """
 

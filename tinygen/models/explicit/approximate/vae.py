@@ -1,4 +1,7 @@
-"""The variational autoencoder (Kingma and Welling 2014)."""
+"""The variational autoencoder (Kingma and Welling 2014).
+
+It maximizes ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x).
+"""
 
 import math
 from typing import NamedTuple
@@ -13,24 +16,24 @@ from tinygen.models.networks import CHANNELS, Decoder, Encoder
 from tinygen.nn import Module, init
 from tinygen.tensor import Tensor, no_grad
 
-ENCODED, DECODED = 64, 512  # images at once in log_likelihood, which bounds its memory
+ENCODED, DECODED = 64, 512  # images at once in log_likelihood, to bound its memory
 
 
 class Terms(NamedTuple):
-    """The two terms of the evidence lower bound, each (N,) in nats: ELBO(x) = reconstruction - kl <= log p(x)."""
+    """The two terms of the evidence lower bound, each (N,) in nats: ELBO(x) = reconstruction - kl."""
 
     reconstruction: Tensor  # E_q[log p(x|z)], estimated with one z
     kl: Tensor  # KL(q(z|x) || p(z)), exact
 
 
 class VAE(Module):
-    """z ~ N(0, I), x ~ p(x|z), with q(z|x) a diagonal Gaussian; encoder and decoder as in the autoencoder.
+    """z ~ N(0, I), x ~ p(x|z), and q(z|x) is a diagonal Gaussian. The networks are like the autoencoder's.
 
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
     (1: the ELBO; Higgins et al. 2017). ``likelihood``: ``"bernoulli"`` for images of 0 and 1, or ``"gaussian"`` for
-    real ones, whose variance is one learned number for all pixels. ``channels``: after each convolution; ``blocks``:
-    residual ones after each convolution and before each upconvolution.
-    Raises ValueError for another likelihood, or numbers that make no sense.
+    real ones, with one learned variance for all pixels. ``channels``: those after each convolution; ``blocks``:
+    residual blocks after each convolution and before each upconvolution.
+    Raises ValueError for another likelihood or invalid numbers.
     """
 
     unit = "nats per image"  # of the loss
@@ -59,17 +62,17 @@ class VAE(Module):
 
     def encode(self, x) -> Gaussian:
         """q(z|x): (N, C, H, W) -> Gaussian over (N, latent)."""
-        y = self.encoder(self._checked(x))
+        y = self.encoder(self._checked(x))  # (N, 2 latent): mean and log-variance
         return Gaussian(y[:, : self.latent], y[:, self.latent :])
 
     def likelihood(self, z) -> Bernoulli | Gaussian:
         """p(x|z): (N, latent) -> distribution over (N, C, H, W)."""
-        y = self.decoder(z)
+        y = self.decoder(z)  # (N, C, H, W): logits or means
         return Bernoulli(y) if self.log_var is None else Gaussian(y, self.log_var)
 
     def decode(self, z) -> Tensor:
-        """(N, latent), array or Tensor on the model's device -> (N, C, H, W): the mean of p(x|z), for a Bernoulli the
-        probability of 1."""
+        """(N, latent), array or Tensor on the model's device -> (N, C, H, W): the mean of p(x|z), which for a Bernoulli
+        is the probability of 1."""
         return self.likelihood(z).mean
 
     def reconstruct(self, x) -> Tensor:
@@ -77,22 +80,27 @@ class VAE(Module):
         return self.decode(self.encode(x).mean)
 
     def elbo(self, x, rng: np.random.Generator) -> Terms:
-        """Reconstruction and KL of each image, in nats (equation 10 with L = 1)."""
-        x = self._checked(x)
-        q = self.encode(x)
+        """log p(x|z) with one z ~ q(z|x), and KL(q(z|x) || p(z)), of each image in nats.
+
+        Source: Kingma and Welling 2014, equation 10 with L = 1.
+        """
+        x = self._checked(x)  # (N, C, H, W)
+        q = self.encode(x)  # N(m, s^2), m and s (N, latent)
+        # z = m + s eps with eps ~ N(0, I);  log p(x|z) = sum_i log p(x_i|z) over the pixels i
         reconstruction = self.likelihood(q.rsample(rng)).log_prob(x).sum((1, 2, 3))
+        # KL(q(z|x) || p(z)) = sum_j (m_j^2 + s_j^2 - 1 - log s_j^2) / 2 over the dimensions j of z
         return Terms(reconstruction, q.kl().sum(1))
 
     def loss(self, x, rng: np.random.Generator) -> Tensor:
-        """Mean of -(reconstruction - beta KL), in nats per image."""
+        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 this is -ELBO."""
         terms = self.elbo(x, rng)
         return (self.beta * terms.kl - terms.reconstruction).mean()
 
     @no_grad()
     def log_likelihood(self, x, rng: np.random.Generator, samples: int = 5000):
-        """(N,) array: log 1/K sum_k p(x, z_k) / q(z_k|x) with K = ``samples`` draws of q, in nats.
+        """(N,) array: log 1/K sum_k p(x, z_k) / q(z_k|x) with K = ``samples`` draws z_k ~ q(z|x), in nats.
 
-        A lower bound on log p(x) in expectation, tighter with every sample. Streamed: memory does not grow with K or N.
+        Its expectation is a lower bound on log p(x) that grows with K. Memory does not grow with K or N.
         Source: Burda et al. 2016, equation 8.
         """
         samples = check.count("samples", samples)
@@ -100,28 +108,29 @@ class VAE(Module):
         m, prior = xp(x), Gaussian(Tensor(x.dtype.type(0)), Tensor(x.dtype.type(0)))
         parts = []
         for start in range(0, len(x), ENCODED):
-            part = x[start : start + ENCODED]
+            part = x[start : start + ENCODED]  # (n, C, H, W)
             q, n = self.encode(part), len(part)
-            total = m.full(n, -m.inf, x.dtype)
+            total = m.full(n, -m.inf, x.dtype)  # log sum_k w_k of the draws so far
             left = samples
             while left:
                 k = min(left, max(1, DECODED // n))
                 wide = Gaussian(ops.broadcast_to(q.mean, (k, n, self.latent)), q.log_var)
-                z = wide.rsample(rng)
-                p = self.likelihood(z.reshape(k * n, self.latent)).log_prob(Tensor(m.concatenate([part] * k)))
-                log_w = p.sum((1, 2, 3)).reshape(k, n) + (prior.log_prob(z) - wide.log_prob(z)).sum(2)
+                z = wide.rsample(rng)  # (k, n, latent)
+                log_p = self.likelihood(z.reshape(k * n, self.latent)).log_prob(Tensor(m.concatenate([part] * k)))
+                # log w = log p(x|z) + log p(z) - log q(z|x), (k, n)
+                log_w = log_p.sum((1, 2, 3)).reshape(k, n) + (prior.log_prob(z) - wide.log_prob(z)).sum(2)
                 total = m.logaddexp(total, ops.logsumexp(log_w, 0).data)
                 left -= k
-            parts.append(total - math.log(samples))
+            parts.append(total - math.log(samples))  # log 1/K sum_k w_k
         return m.concatenate(parts)
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
-        """(n, C, H, W) array on the model's device: the means, not draws, of p(x|z) for n draws of z from the prior."""
+        """(n, C, H, W) array on the model's device: means of p(x|z), not draws, for n draws of z from the prior."""
         n = check.count("n", n)
         z = check.generator(rng).standard_normal((n, self.latent), self.dtype)
         return self.decode(to_device(z, self.device)).data
 
     def _checked(self, x):
-        """A Tensor in the parameters' dtype; values 0 and 1 only where the likelihood is a Bernoulli."""
+        """x as a Tensor in the parameters' dtype. For a Bernoulli its values must be 0 or 1."""
         return check_images(x, self.image_shape, 2 if self.log_var is None else None, grey=True).astype(self.dtype)
