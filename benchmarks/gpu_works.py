@@ -85,7 +85,7 @@ def drawing(name, n, ours="cuda", theirs="cuda"):
     model, weights = built(LOSSES[name][0])
     model.to(ours)
     return {
-        "tinygen": Contender(repeated(lambda: model.sample(n, rng))),
+        "tinygen": Contender(repeated(lambda: model.sample_means(n, rng))),
         "pytorch": Contender(pytorch_models.vae_sampler(weights, n, theirs)),
     }
 

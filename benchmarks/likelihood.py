@@ -357,8 +357,10 @@ def draw(name):
         chosen = tested[64:72, None]
         completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
         rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
-        kind = "pixel probabilities of 64 samples" if isinstance(model, models.VAE) else "64 samples"
-        panels[kind] = model.sample(64, rng), 8
+        if isinstance(model, models.VAE):
+            panels["pixel probabilities of 64 samples"] = model.sample_means(64, rng), 8
+        else:
+            panels["64 samples"] = model.sample(64, rng), 8
         panels["given half, six completions, the digit"] = rows.reshape(-1, 1, 28, 28), 8
     PICTURES.mkdir(exist_ok=True)
     plotting.figure(panels).savefig(PICTURES / f"{name}.png", dpi=110)

@@ -94,7 +94,7 @@ def main():
     first = to_device(np.repeat(images[:1], 24, axis=0), config.device)
     with no_grad():
         from_encoder = vae.decode(vae.encode(first).rsample(rng)).numpy()
-    pictures = np.concatenate([to_host(vae.sample(24, rng)), from_encoder])
+    pictures = np.concatenate([to_host(vae.sample_means(24, rng)), from_encoder])
     draw_images(axes[2], pictures, 8, "decoded: z from the prior; from q(z|x)")
     save(figure, config.out, "08_intractable")
 

@@ -57,7 +57,7 @@ def main():
         if beta in (BETAS[0], 1.0, BETAS[-1]):
             with no_grad():
                 pairs = np.stack([to_host(binary[:16]), vae.reconstruct(Tensor(binary[:16])).numpy()], axis=1)
-            ends[beta] = pairs.reshape(-1, 1, 28, 28), to_host(vae.sample(32, rng))
+            ends[beta] = pairs.reshape(-1, 1, 28, 28), to_host(vae.sample_means(32, rng))
 
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))

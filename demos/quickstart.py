@@ -106,7 +106,7 @@ def draw(models, digits, binary, rng):
         "b  autoencoder: digit, reconstruction",
     )
     draw_images(next(axes), pairs(vae, binary[:40].astype(np.float32)), 8, "c  VAE, 2-d z: digit, reconstruction")
-    draw_images(next(axes), vae.sample(100, rng), 10, "d  VAE: samples (pixel probabilities)")
+    draw_images(next(axes), vae.sample_means(100, rng), 10, "d  VAE: samples (pixel probabilities)")
     draw_images(next(axes), manifold(vae, 12), 12, "e  VAE: plane of z, by normal quantiles")
     draw_images(next(axes), cnn.sample(100, rng), 10, "f  PixelCNN: samples")
     draw_images(next(axes), rnn.sample(100, rng), 10, "g  PixelRNN (Row LSTM): samples")

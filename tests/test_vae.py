@@ -155,17 +155,28 @@ def test_any_image_size(shape, likelihood, rng):
     assert model.loss(x, rng).dtype == model.sample(1, rng).dtype == np.float32
     assert model.log_likelihood(x, rng, samples=3).shape == (2,)
     if likelihood == "bernoulli":
-        assert ((model.sample(2, rng) > 0) & (model.sample(2, rng) < 1)).all()
+        means = model.sample_means(2, rng)
+        assert ((means > 0) & (means < 1)).all() and set(np.unique(model.sample(2, rng))) <= {0, 1}
 
 
 def test_samples_are_means_of_p_given_z_of_the_prior(rng):
     model = build((1, 2, 2), 1, rng)
     z = np.random.default_rng(5).standard_normal((4, 1))
     expected = 1 / (1 + np.exp(-model.decoder(Tensor(z)).data))
-    np.testing.assert_allclose(model.sample(4, np.random.default_rng(5)), expected)
+    np.testing.assert_allclose(model.sample_means(4, np.random.default_rng(5)), expected)
 
 
-@pytest.mark.parametrize("what", ["log_likelihood", "sample", "reconstruct"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_samples_are_draws_from_p_given_z(likelihood, rng):
+    """Their moments over many draws: E x = E m(z), and var x = E var(x|z) + var m(z)."""
+    model, n = VAE((1, 2, 2), latent=1, likelihood=likelihood, rng=rng), 20_000
+    x, m = model.sample(n, rng).astype(float), model.sample_means(n, rng).astype(float)
+    noise = m * (1 - m) if likelihood == "bernoulli" else np.exp(model.log_var.numpy())
+    assert x.shape == (n, 1, 2, 2) and abs(x.mean(0) - m.mean(0)).max() < 6 * x.std(0).max() / n**0.5
+    np.testing.assert_allclose(x.var(0), (noise + (m - m.mean(0)) ** 2).mean(0), rtol=0.1)
+
+
+@pytest.mark.parametrize("what", ["log_likelihood", "sample", "sample_means", "reconstruct"])
 def test_the_same_on_every_device(what, rng, device):
     model, x = build((1, 3, 2), 2, rng), images((1, 3, 2), 3, "bernoulli", rng)
 
@@ -174,7 +185,7 @@ def test_the_same_on_every_device(what, rng, device):
         if what == "reconstruct":
             return model.reconstruct(Tensor(x).to(device) if model.device == "cuda" else x).numpy()
         given = Tensor(x).to(model.device).data
-        y = model.sample(3, seeded) if what == "sample" else model.log_likelihood(given, seeded, 20)
+        y = getattr(model, what)(3, seeded) if "sample" in what else model.log_likelihood(given, seeded, 20)
         return Tensor(y).numpy()
 
     host = result()

@@ -38,6 +38,10 @@ class Gaussian:
         eps = check.generator(rng).standard_normal(shape, np.float64 if dtype == np.float64 else np.float32)
         return self.mean + (self.log_var * 0.5).exp() * Tensor(to_device(eps.astype(dtype), self.mean.device))
 
+    def sample(self, rng: np.random.Generator):
+        """A draw as an array."""
+        return self.rsample(rng).data
+
     def log_prob(self, x) -> Tensor:
         """log N(x; m, s^2) = -((x - m)^2 / s^2 + log s^2 + log 2 pi) / 2 of each element, in nats."""
         return -0.5 * ((x - self.mean) ** 2 * (-self.log_var).exp() + self.log_var + math.log(2 * math.pi))

@@ -126,10 +126,18 @@ class VAE(Module):
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator):
-        """(n, C, H, W) array on the model's device: means of p(x|z), not draws, for n draws of z from the prior."""
+        """(n, C, H, W) array on the model's device: z ~ N(0, I), then x ~ p(x|z)."""
+        return self.likelihood(self._prior(n, rng)).sample(rng)
+
+    @no_grad()
+    def sample_means(self, n: int, rng: np.random.Generator):
+        """As ``sample``, but the means of p(x|z) instead of draws: what pictures of VAEs usually show."""
+        return self.decode(self._prior(n, rng)).data
+
+    def _prior(self, n, rng):
+        """n draws of z ~ N(0, I): (n, latent)"""
         n = check.count("n", n)
-        z = check.generator(rng).standard_normal((n, self.latent), self.dtype)
-        return self.decode(to_device(z, self.device)).data
+        return to_device(check.generator(rng).standard_normal((n, self.latent), self.dtype), self.device)
 
     def _checked(self, x):
         """x as a Tensor in the parameters' dtype. For a Bernoulli its values must be 0 or 1."""
