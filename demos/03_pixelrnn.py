@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.distributions import Bernoulli
-from tinygen.nn import DiagonalBiLSTM, Module, Parameter, RowLSTM
+from tinygen.nn import Module, Parameter
 from tinygen.optim import Adam, cosine
 from tinygen.parallel import first_rank
 from tinygen.plotting import tile
@@ -58,16 +58,11 @@ class BeliefNetwork(Module):
 @no_grad()
 def states(model, x):
     """The Euclidean norm of the last LSTM layer's state at each pixel, (N, 1, H, W)."""
-    found = []
-
-    def apply(layer, h, **relu):
-        y = layer(h, **relu)
-        if isinstance(layer, RowLSTM | DiagonalBiLSTM):
-            found.append(y)
-        return y
-
-    model.network(Tensor(to_device(2 * x.astype(np.float32) - 1, model.device)), apply)
-    return ((found[-1] ** 2).sum(1, keepdims=True) ** 0.5).numpy()
+    h = model.first(Tensor(to_device(2 * x.astype(np.float32) - 1, model.device)))
+    for layer in model.layers:
+        state = layer.lstm(h)
+        h = h + layer.up(state)
+    return ((state**2).sum(1, keepdims=True) ** 0.5).numpy()
 
 
 def animate(columns, frames, path):

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from tinygen import Tensor, data, grad, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import GatedPixelCNN, PixelCNN
-from tinygen.nn import Module
 from tinygen.plotting import draw_images
 
 CONFIG = {"layers": (8, "of the two networks whose context is shown"), **TRAIN}
@@ -28,7 +27,7 @@ def context(model):
     for p in model.parameters():  # residual branches are zero at first
         p.data = np.full(p.shape, 0.05)  # positive and small: no ReLU is off, no gate is saturated
     x = Tensor(np.ones((1, 1, 28, 28)), requires_grad=True)
-    (g,) = grad(model.network(x, Module.__call__)[0, 0, PIXEL[0], PIXEL[1]], x)
+    (g,) = grad(model.network(x)[0, 0, PIXEL[0], PIXEL[1]], x)
     seen = (g.numpy()[0, 0] != 0).astype(int)
     seen[PIXEL] = 2
     return seen

@@ -8,8 +8,8 @@ import pytest
 from tinygen import Tensor, grad, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
-from tinygen.models.explicit.tractable.pixel_cache import PixelCache
 from tinygen.nn import Module
+from tinygen.nn.pixel_cache import PixelCache
 from tinygen.optim import Adam
 from tinygen.training import evaluate, fit
 
@@ -84,8 +84,9 @@ def test_where_dropout_acts(rng, monkeypatch):
     assert seen == [((3, 6, 4, 5), 0.4, True)] * 6  # two in each model
     monkeypatch.undo()
     block = build("cnn", (1, 4, 5), dropout=0.4).blocks[0]
-    order = []
-    block.forward(Tensor(np.zeros((1, 12, 4, 5))), lambda layer, h, **given: order.append(layer) or layer(h, **given))
+    order, call = [], Module.__call__
+    monkeypatch.setattr(Module, "__call__", lambda layer, *given: order.append(layer) or call(layer, *given))
+    block.forward(Tensor(np.zeros((1, 12, 4, 5))))
     assert order == [block.down, block.middle, block.dropout, block.up]
 
 
@@ -112,7 +113,7 @@ def jacobian(model, positive=False, rng=None):
             p.data = np.full(p.shape, 0.05)
     x = Tensor(np.full((n, c, height, width), 0.3) if positive else rng.standard_normal((n, c, height, width)))
     x.requires_grad = True
-    y = model.network(x, Module.__call__)
+    y = model.network(x)
     chosen = np.zeros((n, c, model.outputs, height, width))  # of image i only the logits of sub-pixel i
     for i, (row, column, colour) in enumerate(np.ndindex(height, width, c)):
         chosen[i, colour, :, row, column] = 1 if positive else rng.standard_normal(model.outputs)
@@ -286,7 +287,7 @@ def test_log_prob_is_the_chain_rule_and_loss_its_mean(name, rng):
 def test_the_network_sees_values_from_minus_one_to_one(levels, monkeypatch):
     model, seen = build("cnn", (1, 1, levels), levels), []
     network = model.network
-    monkeypatch.setattr(model, "network", lambda x, apply: seen.append(x.data) or network(x, apply))
+    monkeypatch.setattr(model, "network", lambda x, *given: seen.append(x.data) or network(x, *given))
     model.logits(np.arange(levels).reshape(1, 1, 1, levels))
     np.testing.assert_allclose(seen[0].ravel(), np.linspace(-1, 1, levels), atol=1e-15)
 
@@ -320,21 +321,6 @@ def test_without_its_branches_the_residual_stack_is_the_identity(name, rng):
 # --- the sampler
 
 
-@no_grad()
-def naive_sample(model, n, rng, given=None, mask=None):
-    """The definition: the network on the whole image for every value that is drawn."""
-    c, height, width = model.image_shape
-    u = rng.random((n, c, height, width))
-    x = np.zeros(u.shape, int)
-    if given is not None:
-        x = np.where(mask, given, x)
-    for row, column, colour in np.ndindex(height, width, c):
-        drawn = model._distribution(model.logits(x), axis=1).at(u)[:, colour, row, column]
-        kept = mask is not None and np.broadcast_to(mask, u.shape)[:, colour, row, column]
-        x[:, colour, row, column] = np.where(kept, x[:, colour, row, column], drawn)
-    return x
-
-
 def record_logits(model, monkeypatch):
     """The logits that the sampler draws from, one entry for each value of an image: (K, n)."""
     recorded, distribution = [], model._distribution
@@ -356,24 +342,25 @@ def record_logits(model, monkeypatch):
         *(((3, 4, 3), 5), ((3, 2, 4), 2)),
     ],
 )
-def test_sampler_is_the_naive_loop(name, shape, levels, dtype, atol, monkeypatch):
+def test_sampler_is_its_definition(name, shape, levels, dtype, atol, monkeypatch):
     model = build(name, shape, levels, dtype)
-    naive = naive_sample(model, 7, np.random.default_rng(5))
+    defined = model.sample_by_definition(7, np.random.default_rng(5))
     recorded = record_logits(model, monkeypatch)
     x = model.sample(7, np.random.default_rng(5))
     assert x.dtype == np.uint8 and x.shape == (7, *shape)
     monkeypatch.undo()
     if dtype == np.float64:
-        np.testing.assert_array_equal(x, naive)
+        np.testing.assert_array_equal(x, defined)
     by_value = np.array(recorded).reshape(*shape[1:], shape[0], model.outputs, 7)
     np.testing.assert_allclose(by_value.transpose(4, 3, 2, 0, 1), model.logits(x).data, atol=atol)
 
 
+@pytest.mark.parametrize("kernel, first", [(5, 15), (1, 3)])
 @pytest.mark.parametrize("name", ["cnn", "gated"])
-def test_sampler_of_larger_kernels(name):
-    model = build(name, (3, 4, 7), 3, kernel=5, first=15)
+def test_sampler_of_other_kernels(name, kernel, first):
+    model = build(name, (3, 4, 7), 3, kernel=kernel, first=first)
     x = model.sample(7, np.random.default_rng(5))
-    np.testing.assert_array_equal(x, naive_sample(model, 7, np.random.default_rng(5)))
+    np.testing.assert_array_equal(x, model.sample_by_definition(7, np.random.default_rng(5)))
 
 
 @every_model
@@ -392,7 +379,7 @@ def test_completion_keeps_what_is_given(name, shape, levels, part, rng):
     kept = np.broadcast_to(mask, x.shape)
     np.testing.assert_array_equal(x[kept], given[kept])
     assert x.dtype == np.uint8
-    np.testing.assert_array_equal(x, naive_sample(model, n, np.random.default_rng(5), given, mask))
+    np.testing.assert_array_equal(x, model.sample_by_definition(n, np.random.default_rng(5), given, mask))
     # What is not to be kept may be anything.
     other = np.where(mask, given, rng.integers(0, levels, given.shape))
     np.testing.assert_array_equal(x, model.sample(n, np.random.default_rng(5), other, mask))
@@ -425,6 +412,7 @@ def test_temperature_divides_the_logits(name, levels, colours, monkeypatch):
     monkeypatch.undo()
     by_value = np.array(recorded).reshape(3, 4, colours, model.outputs, 6).transpose(4, 3, 2, 0, 1)
     np.testing.assert_allclose(by_value, model.logits(x).data / 0.4, atol=1e-12)
+    np.testing.assert_array_equal(x, model.sample_by_definition(6, np.random.default_rng(5), temperature=0.4))
 
 
 @pytest.mark.parametrize("levels", [2, 3])
@@ -484,6 +472,8 @@ def test_sampling_crosses_to_the_device_once_whatever_the_size(name, strict):
         strict.count.clear()
         x = model.sample(2, np.random.default_rng(5), **kwargs)
         counted = +strict.count
+        defined = model.sample_by_definition(2, np.random.default_rng(5), **kwargs)
+        np.testing.assert_array_equal(x.get(), defined.get())
         host = model.to("cpu").sample(2, np.random.default_rng(5), **kwargs)
         np.testing.assert_array_equal(x.get(), host)
         return counted
@@ -583,10 +573,8 @@ def test_the_position_begins_at_zero_and_is_of_the_models_dtype(rng):
     for dtype in (np.float32, np.float64):
         model = build("gated", (1, 4, 5), dtype=dtype)
         assert model.vertical.position_bias(4, 5).dtype == model.logits(np.zeros((1, 1, 4, 5))).dtype == dtype
-        cache = PixelCache(2, (1, 4, 5), model.parameters()[0].data)
-        cache.move(0, 0)
-        cache(model.vertical, Tensor(np.zeros((1, 2), dtype)))
-        assert cache.layers[model.vertical].position.dtype == dtype
+        at = PixelCache(2, 4, 5, model.parameters()[0].data)
+        assert model.vertical(Tensor(np.zeros((1, 2), dtype)), at=at).dtype == dtype
 
 
 def test_gated_starts_with_activations_of_its_inputs_scale(rng):
@@ -595,7 +583,7 @@ def test_gated_starts_with_activations_of_its_inputs_scale(rng):
     x = Tensor(rng.choice([-1.0, 1.0], (4, 1, 16, 16)).astype(np.float32))
     to_horizontal = model.vertical(x)
     assert all(0.6 < y.data.std() < 1.5 for y in to_horizontal)
-    assert 0.2 < model.first(x, to_horizontal[0], Module.__call__, None).data.std() < 1
+    assert 0.2 < model.first(x, to_horizontal[0]).data.std() < 1
     h = Tensor(rng.standard_normal((4, 64, 16, 16), np.float32))
     assert 0.75 < model.hidden(ops.relu(h)).data.std() < 1.5
 
@@ -663,6 +651,7 @@ def test_sampler_with_classes_draws_from_the_logits(shape, levels, monkeypatch):
     monkeypatch.undo()
     by_value = np.array(recorded).reshape(*shape[1:], shape[0], model.outputs, 5)
     np.testing.assert_allclose(by_value.transpose(4, 3, 2, 0, 1), model.logits(x, labels).data, atol=1e-12)
+    np.testing.assert_array_equal(x, model.sample_by_definition(5, np.random.default_rng(5), labels=labels))
 
 
 @pytest.mark.parametrize(

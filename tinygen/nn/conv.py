@@ -108,8 +108,54 @@ class MaskedConv2d(Module):
         """The weights with what the mask forbids at a visited tap set to zero: (out, in, kh, kw)."""
         return self.weight if self.channel_mask is None else self.weight * Tensor(self.channel_mask)
 
-    def forward(self, x):
+    def forward(self, x, at=None):
+        """``at``: the ``PixelCache`` for one pixel, with x (in_channels, N); None for whole images."""
+        if at is not None:
+            return at(self, x)
         return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask)
+
+    def one_pixel(self, at):
+        """(in_channels, N) -> (out_channels, N). A 1x1 kernel sees no other pixel: nothing is kept for it."""
+        if self.weight.shape[2:] != (1, 1):
+            return MaskedConvPixel(self, at)
+        weight, bias = self.masked_weight().data[:, :, 0, 0], self.bias.data[:, None]
+        return lambda h: weight @ h + bias
 
     def describe(self):
         return f"mask {self.kind}"
+
+
+class MaskedConvPixel:
+    """A masked convolution at one pixel: (in, N) -> (out, N). Its inputs are kept, with zeros around the image.
+
+    ``weights``: weight (out, in, kh, kw) and bias (out,) to use in place of the layer's own.
+    """
+
+    def __init__(self, layer, at, weights=None):
+        weight, bias = weights or (layer.masked_weight(), layer.bias)
+        self.bias, self.at = bias.data[:, None], at
+        self.above, self.left = layer.padding
+        # For each row of the kernel: where its kept taps start, how many, and their weights (out, taps * in)
+        self.rows = []
+        for i, kept in enumerate(layer.mask):
+            if kept.any():
+                taps = int(kept.sum())  # the kept taps of a row come first
+                matrix = weight.data[:, :, i, :taps].transpose(0, 2, 1).reshape(weight.shape[0], -1)
+                self.rows.append((i, taps, matrix))
+        self.inputs = at.zeros(at.height + self.above, at.width + 2 * self.left, weight.shape[1])
+        if layer.kind in ("A", "above"):  # its input is the image
+            at.readers.append(self)
+
+    def store(self, h, row, column):
+        self.inputs[row + self.above, column + self.left] = h
+
+    def read(self, row, column):
+        """The output there, of the inputs that are stored."""
+        y = self.bias
+        for i, taps, matrix in self.rows:
+            y = y + matrix @ self.inputs[row + i, column : column + taps].reshape(matrix.shape[1], -1)
+        return y
+
+    def __call__(self, h):
+        self.store(h, self.at.row, self.at.column)
+        return self.read(self.at.row, self.at.column)

@@ -1,12 +1,16 @@
-"""Layers of Gated PixelCNN: the gate, and the stack of convolutions that sees the rows above."""
+"""Layers of Gated PixelCNN: the gate, and the stack of convolutions that sees the rows above.
+
+``at`` is None for whole images, or the ``PixelCache`` for one pixel.
+"""
 
 import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import xp
 from tinygen.nn import init
-from tinygen.nn.conv import Conv2d, MaskedConv2d
+from tinygen.nn.conv import Conv2d, MaskedConv2d, MaskedConvPixel
 from tinygen.nn.module import Module
+from tinygen.ops.elementwise import Sigmoid
 from tinygen.tensor import Tensor
 
 GATE_VARIANCE = 0.116  # of the output of a gate of two standard normals: E[tanh^2] E[sigmoid^2]
@@ -27,7 +31,9 @@ class Gate(Module):
         self.classes = check.count("classes", classes, 0)
         self.weight = init.zeros((self.classes, 2 * self.channels)) if self.classes else None
 
-    def forward(self, x, labels=None):
+    def forward(self, x, labels=None, at=None):
+        if at is not None:
+            return at(self, x, labels)
         x = check.tensor("Gate: x", x, "N", 2 * self.channels, "H", "W")
         n, _, height, width = x.shape
         labels = check.classes(labels, self.classes, n)
@@ -35,6 +41,17 @@ class Gate(Module):
             x = x + self.weight[labels].reshape(n, -1, 1, 1)
         f, g = ops.split(x.reshape(n * self.groups, -1, height, width), 2, axis=1)
         return (ops.tanh(f) * ops.sigmoid(g)).reshape(n, -1, height, width)
+
+    def one_pixel(self, at, labels):
+        """(2 channels, N) -> (channels, N). The classes' weights are looked up once."""
+        of_class = None if labels is None else self.weight.data[labels].T
+
+        def gate(x):
+            x = x if of_class is None else x + of_class
+            f, g = x.reshape(self.groups, 2, -1, at.n).swapaxes(0, 1)
+            return (xp(x).tanh(f) * Sigmoid().forward(g)).reshape(-1, at.n)
+
+        return gate
 
 
 class VerticalStack(Module):
@@ -61,7 +78,9 @@ class VerticalStack(Module):
         self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
         self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
 
-    def forward(self, x, labels=None):
+    def forward(self, x, labels=None, at=None):
+        if at is not None:
+            return at(self, x, labels)
         x = check.tensor("VerticalStack: x", x, *"NCHW")
         position, to_horizontal = self.position_bias(*x.shape[2:]), []
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
@@ -70,6 +89,30 @@ class VerticalStack(Module):
             if i < len(self.gates):
                 x = self.gates[i](y, labels)
         return to_horizontal
+
+    def one_pixel(self, at, labels):
+        """(channels, N) -> (layers, 2 width, N). The stack needs whole rows, but none below the last: so when a row
+        begins, all of it is computed from the rows above, which is again one pixel's work a pixel."""
+        convs = [MaskedConvPixel(conv, at) for conv in self.convs]
+        gates = [gate.one_pixel(at, labels) for gate in self.gates]
+        links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in self.links]
+        position = self.position_bias(at.height, at.width).data[..., None]
+        to_horizontal = at.zeros(at.width, len(links), position.shape[1])  # of the row that has begun
+        begun = None
+
+        def stack(_):  # of the image only the rows above are seen, and they are stored
+            nonlocal begun
+            if at.row != begun:
+                begun = at.row
+                for i, (weight, bias) in enumerate(links):
+                    for j in range(at.width):
+                        y = convs[i].read(at.row, j) + position[i, :, at.row, j]
+                        to_horizontal[j, i] = weight @ y + bias
+                        if i < len(gates):
+                            convs[i + 1].store(gates[i](y), at.row, j)
+            return to_horizontal[at.column]
+
+        return stack
 
     def position_bias(self, height: int, width: int):
         """(layers, 2 width, H, W), from rows and columns that go from -1 to 1."""

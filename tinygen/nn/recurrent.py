@@ -1,12 +1,16 @@
-"""Recurrent layers: the LSTM on sequences, and the two that scan an image, all on ``ops.lstm_scan``."""
+"""Recurrent layers: the LSTM on sequences, and the two that scan an image, all on ``ops.lstm_scan``.
+
+``at`` is None for whole images, or the ``PixelCache`` for one pixel.
+"""
 
 import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import xp
 from tinygen.nn import init
-from tinygen.nn.conv import MaskedConv2d
+from tinygen.nn.conv import MaskedConv2d, MaskedConvPixel
 from tinygen.nn.module import Module
+from tinygen.ops.elementwise import Sigmoid
 from tinygen.tensor import Tensor
 
 
@@ -59,7 +63,9 @@ class RowLSTM(Module):
         self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, scale=1.0)
         self.h0, self.c0 = init.zeros(hidden), init.zeros(hidden)
 
-    def forward(self, x):
+    def forward(self, x, at=None):
+        if at is not None:
+            return at(self, x)
         hidden = self.h0.size
         weight, bias = input_weights(self)
         x = check.tensor("RowLSTM: x", x, "N", weight.shape[1], "H", "W")
@@ -74,6 +80,22 @@ class RowLSTM(Module):
         h0, c0 = (ops.broadcast_to(s.reshape(hidden, 1, 1), line) for s in (self.h0, self.c0))
         h, _ = ops.lstm_scan(gates, self.weight_state, h0, c0, self.taps)
         return h.transpose(3, 1, 0, 2)
+
+    def one_pixel(self, at):
+        """(channels, N) -> (hidden, N). The states of the row above and of this one are kept."""
+        convolve, matrix = MaskedConvPixel(self.input, at, input_weights(self)), _state_matrix(self)
+        h = at.zeros(2, at.width + 2, self.h0.size)  # this row's and the other's in turn, zero at both ends
+        c = at.zeros(2, at.width, self.c0.size)
+        h[1, 1:-1], c[1] = self.h0.data[:, None], self.c0.data[:, None]
+
+        def step(x):
+            now, before = at.row % 2, (at.row + 1) % 2
+            above = h[before, at.column : at.column + 3].reshape(matrix.shape[1], -1)  # (3 hidden, N)
+            new_h, new_c = _cell(convolve(x) + matrix @ above, c[before, at.column])
+            h[now, at.column + 1], c[now, at.column] = new_h, new_c
+            return new_h
+
+        return step
 
 
 class DiagonalBiLSTM(Module):
@@ -90,12 +112,44 @@ class DiagonalBiLSTM(Module):
         self.left = DiagonalLSTM(channels, hidden, groups, rng=rng)
         self.right = DiagonalLSTM(channels, hidden, groups, rng=rng)
 
-    def forward(self, x):
+    def forward(self, x, at=None):
+        if at is not None:
+            return at(self, x)
         x = check.tensor("DiagonalBiLSTM: x", x, "N", self.left.input.weight.shape[1], "H", "W")
         x = x.transpose(2, 1, 3, 0)  # (H, C, W, N)
         right = ops.flip(self.right(ops.flip(x, 2)), 2)
         h = self.left(x) + ops.pad(right[:-1], ((1, 0), (0, 0), (0, 0), (0, 0)))
         return h.transpose(3, 1, 0, 2)
+
+    def one_pixel(self, at):
+        """(channels, N) -> (hidden, N). From the left: the states to the left and above are kept.
+
+        From the right: a pixel's state needs its whole row, but is first asked for one row further down. So when a row
+        begins, the row above is scanned from the right, which is again one pixel's work a pixel.
+        """
+        left, right = self.left.one_step(), self.right.one_step()
+        channels, hidden = self.left.input.weight.shape[1], self.left.weight_state.shape[1]
+        # h: this row's and the other's in turn; c: this row's alone. Zero at the left end.
+        h_left, c_left = at.zeros(2, at.width + 1, hidden), at.zeros(at.width + 1, hidden)
+        inputs = at.zeros(at.width, channels)
+        h_right = at.zeros(at.width, hidden)  # of the row above, once scanned
+        scanned = 0
+
+        def step(x):
+            nonlocal scanned
+            if at.row != scanned:
+                scanned = at.row
+                h = c = at.zeros(hidden)
+                for j in reversed(range(at.width)):
+                    h, c = right(inputs[j], h_right[j], h, c)
+                    h_right[j] = h
+            inputs[at.column] = x
+            now, before = at.row % 2, (at.row + 1) % 2
+            h, c = left(x, h_left[before, at.column + 1], h_left[now, at.column], c_left[at.column])
+            h_left[now, at.column + 1], c_left[at.column + 1] = h, c
+            return h + h_right[at.column]
+
+        return step
 
 
 class DiagonalLSTM(Module):
@@ -121,6 +175,12 @@ class DiagonalLSTM(Module):
         h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps, spans)
         return ops.unskew(h.transpose(2, 1, 0, 3), row=0, column=2)
 
+    def one_step(self):
+        """The function from a pixel's input and the states above and beside it to its own state and cell."""
+        (weight, bias), matrix = input_weights(self), _state_matrix(self)
+        weight, bias = weight.data[:, :, 0, 0], bias.data[:, None]
+        return lambda x, above, beside, c: _cell(weight @ x + bias + matrix @ xp(x).concatenate([above, beside]), c)
+
 
 def input_weights(layer) -> tuple[Tensor, Tensor]:
     """Weight and bias from input to gates, in the order of the gates.
@@ -134,6 +194,20 @@ def input_weights(layer) -> tuple[Tensor, Tensor]:
 
     weight, bias = layer.input.masked_weight(), layer.input.bias
     return (weight, bias) if layer.groups == 1 else (by_gate(weight), by_gate(bias))
+
+
+def _state_matrix(layer):
+    """(4h, h, taps) -> (4h, taps * h)"""
+    w = layer.weight_state.data
+    return w.transpose(0, 2, 1).reshape(w.shape[0], -1)
+
+
+def _cell(a, c):
+    """One step (2016, equation 3): gates (4h, N) before their nonlinearities and cell (h, N) -> state and cell."""
+    sigmoid = Sigmoid().forward
+    i, f, g, o = a.reshape(4, *c.shape)
+    c = sigmoid(f) * c + sigmoid(i) * xp(a).tanh(g)
+    return sigmoid(o) * xp(a).tanh(c), c
 
 
 def _zeros(hidden, line, images, like) -> Tensor:

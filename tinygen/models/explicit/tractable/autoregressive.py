@@ -2,8 +2,8 @@
 
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
 
-A subclass describes its network once, in ``network(x, apply)``: with ``apply`` calling a layer on whole images that is
-the likelihood, all pixels at once; with a ``PixelCache`` it is the same network at one pixel, for sampling.
+A subclass describes its network once, in ``network``: on whole images it gives the likelihood, all pixels at once, and
+with a ``PixelCache`` as ``at`` it is the same network at one pixel, for sampling.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ import numpy as np
 from tinygen import check
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
-from tinygen.models.explicit.tractable.pixel_cache import PixelCache
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Dropout, Module
+from tinygen.nn import Module
+from tinygen.nn.pixel_cache import PixelCache
 from tinygen.tensor import Tensor, as_array, no_grad, recording
 
 
@@ -23,7 +23,7 @@ class Autoregressive(Module):
     """Images (N, C, H, W) of whole numbers 0 .. levels - 1."""
 
     unit = "nats per image"  # of the loss
-    classes = 0  # how many there are to label images with; where it is not 0, ``network`` takes labels, too
+    classes = 0  # how many there are to label images with
 
     def __init__(self, image_shape, levels, width):
         self.image_shape = check_shape(image_shape)
@@ -37,9 +37,12 @@ class Autoregressive(Module):
         classes = f", classes={self.classes}" if self.classes else ""
         return f"image_shape={self.image_shape}, levels={self.levels}{classes}"
 
-    def network(self, x, apply) -> Tensor:
-        """From scaled images to C * outputs channels, colour by colour; ``apply(layer, h, ...)`` evaluates a layer,
-        with ``labels`` where it has classes."""
+    def network(self, x, labels=None, rng=None, at=None) -> Tensor:
+        """From scaled images (N, C, H, W) to logits (N, C * outputs, H, W), colour by colour.
+
+        ``labels`` (N,): where there are classes; ``rng``: for dropout; ``at``: the ``PixelCache`` for one pixel, where
+        x is (C, N) and the logits (C * outputs, N).
+        """
         raise NotImplementedError
 
     def logits(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
@@ -47,14 +50,10 @@ class Autoregressive(Module):
 
         ``rng``: for dropout, while learning; without one nothing is dropped.
         """
-
-        def apply(layer, h, **given):
-            return layer(h, rng) if isinstance(layer, Dropout) else layer(h, **given)
-
         check.generator(rng, or_none=True)
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(self._scaled(x), apply, **self._condition(labels, n))
+        y = self.network(self._scaled(x, self.dtype), self._labels(labels, n), rng)
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
     def log_prob(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
@@ -66,22 +65,22 @@ class Autoregressive(Module):
         """
         x = check_images(x, self.image_shape, self.levels)
         p = self._distribution(self.logits(x, labels, rng=rng), axis=1)
-        # a Bernoulli takes floats, a Categorical classes
-        return p.log_prob(x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)).sum((1, 2, 3))
+        values = x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)  # a Bernoulli takes floats
+        return p.log_prob(values).sum((1, 2, 3))  # sum_i log p(x_i | x_1 .. x_{i-1})
 
     def loss(self, x, rng=None, labels=None) -> Tensor:
         """Mean of -log p(x) in nats per image. ``rng``: for dropout; not used under ``no_grad``, where nothing is
         learned."""
         return -self.log_prob(x, labels, rng=rng if recording() else None).mean()
 
-    def _scaled(self, x):
+    def _scaled(self, x, dtype):
         """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""
-        return x.astype(self.dtype) * (2 / (self.levels - 1)) - 1
+        return x.astype(dtype) * (2 / (self.levels - 1)) - 1
 
-    def _condition(self, labels, n) -> dict:
-        """What ``network`` is given beside the image: nothing, or labels (n,) on the model's device."""
+    def _labels(self, labels, n):
+        """(n,) on the model's device, or None for a model without classes."""
         labels = check.classes(labels, self.classes, n)
-        return {} if labels is None else {"labels": to_device(labels, self.device)}
+        return None if labels is None else to_device(labels, self.device)
 
     def _distribution(self, logits, axis):
         """Of the values, given logits with the K outputs along ``axis``."""
@@ -102,19 +101,53 @@ class Autoregressive(Module):
         *_, images = self.paint(n, rng, given, mask, labels, temperature)
         return images
 
+    @no_grad()
+    def sample_by_definition(self, n, rng, given=None, mask=None, labels=None, temperature=1.0):
+        """What ``sample`` means: for each value the whole network again, so H * W * C times its work.
+
+        The arguments are those of ``sample``; so are the draws, up to rounding.
+        """
+        x, u, keep, labels, temperature = self._begin(n, rng, given, mask, labels, temperature)
+        for row, column, colour in np.ndindex(*x.shape[2:], x.shape[1]):
+            i = np.s_[:, colour, row, column]
+            p = self._distribution(self.logits(x, labels) / temperature, axis=1)  # p(x_i | x_1 .. x_{i-1}) for every i
+            x[i] = xp(x).where(keep[i], x[i], p.at(u)[i])
+        return x
+
     def paint(self, n, rng, given=None, mask=None, labels=None, temperature=1.0) -> Iterator:
         """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet.
 
         As in any generator, nothing is checked before the first row is asked for.
         """
-        n, scale = check.count("n", n), check.number("temperature", temperature, "[1e-30, 1e30]")  # beyond it overflows
+        x, u, keep, labels, temperature = self._begin(n, rng, given, mask, labels, temperature)
+        (n, c, height, width), dtype = x.shape, self.dtype
+        at = PixelCache(n, height, width, self.parameters()[0].data)
+        for row in range(height):
+            with no_grad():  # not while the caller has the images
+                for column in range(width):
+                    at.row, at.column = row, column
+                    for colour in range(c):
+                        i = np.s_[:, colour, row, column]
+                        seen = Tensor(self._scaled(x[:, :, row, column], dtype).T)  # the colours before
+                        logits = self.network(seen, labels, at=at).reshape(c, self.outputs, n)[colour]
+                        p = self._distribution(logits / temperature, axis=0)  # p(x_i | x_1 .. x_{i-1})
+                        x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
+                    at.store(self._scaled(x[:, :, row, column], dtype).T)
+                check.no_nan("logits", logits.data)
+            yield x
+
+    def _begin(self, n, rng, given, mask, labels, temperature):
+        """What a sampler starts from: the images with what is given, a uniform number for each value, where values are
+        kept, all (n, C, H, W), labels and temperature. All are checked, and on the device: nothing crosses later."""
+        n = check.count("n", n)
+        temperature = check.number("temperature", temperature, "[1e-30, 1e30]")  # beyond it logits overflow
         if (given is None) != (mask is None):
             got = "mask" if given is None else "given"
             raise ValueError(f"given and mask go together: got {got} alone, needs both, or neither")
         shape, device = (n, *self.image_shape), self.device
-        u = to_device(check.generator(rng).random(shape), device)  # all at once: nothing crosses to the device later
+        u = to_device(check.generator(rng).random(shape), device)
         x = xp(u).zeros(shape, np.uint8 if self.levels <= 256 else np.int64)
-        keep = None
+        keep = xp(u).zeros(shape, bool)
         if given is not None:
             given = check_images(given, self.image_shape, self.levels).data
             if given.shape != shape:
@@ -127,20 +160,4 @@ class Autoregressive(Module):
             except ValueError:
                 raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
-        of_class = self._condition(labels, n)
-        cache = PixelCache(n, self.image_shape, self.parameters()[0].data)
-        c, height, width = self.image_shape
-        for row in range(height):
-            with no_grad():  # not while the caller has the images
-                for column in range(width):
-                    cache.move(row, column)
-                    for colour in range(c):
-                        seen = Tensor(self._scaled(x[:, :, row, column]).T)  # the colours before
-                        logits = self.network(seen, cache, **of_class).reshape(c, self.outputs, n)[colour]
-                        drawn = self._distribution(logits / scale, axis=0).at(u[:, colour, row, column])
-                        if keep is not None:
-                            drawn = xp(u).where(keep[:, colour, row, column], x[:, colour, row, column], drawn)
-                        x[:, colour, row, column] = drawn
-                    cache.input(self._scaled(x[:, :, row, column]).T)
-                check.no_nan("logits", logits.data)
-            yield x
+        return x, u, keep, self._labels(labels, n), temperature

@@ -44,13 +44,13 @@ class GatedPixelCNN(Autoregressive):
         self.hidden = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", 2 * width, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
-    def network(self, x, apply, labels=None):
-        above = apply(self.vertical, x, labels=labels)
-        h = self.first(x, above[0], apply, labels)
-        for i, layer in enumerate(self.layers):
-            h = h + layer(h, above[i + 1], apply, labels)
-        h = apply(self.hidden, ops.relu(h))
-        return apply(self.last, ops.relu(h))
+    def network(self, x, labels=None, rng=None, at=None):
+        above = self.vertical(x, labels, at)
+        h = self.first(x, above[0], labels, at)
+        for i, layer in enumerate(self.layers, start=1):
+            h = h + layer(h, above[i], labels, at)
+        h = self.hidden(ops.relu(h), at)
+        return self.last(ops.relu(h), at)
 
 
 class HorizontalLayer(Module):
@@ -62,5 +62,6 @@ class HorizontalLayer(Module):
         self.gate = Gate(width, groups, classes)
         self.out = MaskedConv2d("B", width, width, 1, groups, rng=rng, scale=1.0 if mask == "A" else 0.0)
 
-    def forward(self, h, above, apply, labels):
-        return apply(self.out, apply(self.gate, apply(self.conv, h) + above, labels=labels))
+    def forward(self, h, above, labels=None, at=None):
+        y = self.conv(h, at) + above
+        return self.out(self.gate(y, labels, at), at)

@@ -47,12 +47,12 @@ class PixelCNN(Autoregressive):
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
-    def network(self, x, apply):
-        h = apply(self.first, x)
+    def network(self, x, labels=None, rng=None, at=None):
+        h = self.first(x, at)
         for block in self.blocks:
-            h = block(h, apply)
-        h = apply(self.hidden, ops.relu(h))
-        return apply(self.last, ops.relu(h))
+            h = block(h, rng, at)
+        h = self.hidden(ops.relu(h), at)
+        return self.last(ops.relu(h), at)
 
 
 class ResidualBlock(Module):
@@ -64,7 +64,8 @@ class ResidualBlock(Module):
         self.dropout = Dropout(dropout)
         self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
-    def forward(self, h, apply):
-        y = apply(self.down, ops.relu(h))
-        y = apply(self.dropout, apply(self.middle, ops.relu(y)))
-        return h + apply(self.up, ops.relu(y))
+    def forward(self, h, rng=None, at=None):
+        y = self.down(ops.relu(h), at)
+        y = self.middle(ops.relu(y), at)
+        y = self.dropout(y, rng)
+        return h + self.up(ops.relu(y), at)

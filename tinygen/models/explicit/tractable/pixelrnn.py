@@ -48,12 +48,12 @@ class PixelRNN(Autoregressive):
         self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
         self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
 
-    def network(self, x, apply):
-        h = apply(self.first, x)
+    def network(self, x, labels=None, rng=None, at=None):
+        h = self.first(x, at)
         for layer in self.layers:
-            h = layer(h, apply)
-        h = apply(self.hidden, ops.relu(h))
-        return apply(self.last, ops.relu(h))
+            h = layer(h, rng, at)
+        h = self.hidden(ops.relu(h), at)
+        return self.last(ops.relu(h), at)
 
 
 class ResidualLSTM(Module):
@@ -64,5 +64,6 @@ class ResidualLSTM(Module):
         self.dropout = Dropout(dropout)
         self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
 
-    def forward(self, h, apply):
-        return h + apply(self.up, apply(self.dropout, apply(self.lstm, h)))
+    def forward(self, h, rng=None, at=None):
+        y = self.dropout(self.lstm(h, at), rng)
+        return h + self.up(y, at)
