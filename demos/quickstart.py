@@ -111,9 +111,9 @@ def draw(models, digits, binary, rng):
     draw_images(next(axes), cnn.sample(100, rng), 10, "f  PixelCNN: samples")
     draw_images(next(axes), rnn.sample(100, rng), 10, "g  PixelRNN (Row LSTM): samples")
     draw_images(next(axes), rows.reshape(-1, 1, 28, 28), 8, "h  PixelCNN: given half, 6 completions, truth")
-    for title, name in (("i  Row LSTM", "row-lstm"), ("j  Diagonal BiLSTM", "diagonal-bilstm")):
+    for title, name in (("i  Row LSTM, 42 minutes", "row-lstm"), ("j  Diagonal BiLSTM, 66 minutes", "diagonal-bilstm")):
         shipped = pretrained(name).to(vae.device)
-        draw_images(next(axes), shipped.sample(100, rng), 10, f"{title} after an hour, as shipped: samples")
+        draw_images(next(axes), shipped.sample(100, rng), 10, f"{title} (shipped)")
     return figure
 
 

@@ -86,12 +86,12 @@ def test_quickstart_prints_its_table_and_saves_its_figure(tmp_path):
 
 
 @pytest.mark.slow  # three minutes
-def test_quickstart_reaches_the_figures_of_the_readme(tmp_path):
+def test_quickstart_reaches_the_figures_of_the_gallery(tmp_path):
     done = run("demos/quickstart.py", "--out", str(tmp_path), timeout=1200)
     assert done.returncode == 0, done.stderr
     figures = {words[0]: words[4] for words in map(str.split, done.stdout.splitlines()) if len(words) > 5}
     row = r"^\| (\w+) \| [\d,]+ \| \d+ \| \S+ \| ([\d.]+) "
-    readme = re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE)
+    readme = re.findall(row, (ROOT / "demos" / "README.md").read_text(), re.MULTILINE)
     assert len(readme) == 4
     for model, figure in readme:
         assert float(figures[model]) == pytest.approx(float(figure), rel=0.02), model

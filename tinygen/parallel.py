@@ -7,6 +7,17 @@ result is the same to the last bit for any number of workers.
 Workers are processes, not threads: a step is made of many small NumPy calls, between which threads wait for the
 interpreter's lock. Measured on two cores, 64 images: two threads are 0.8 to 1.5 times as fast as one (autoencoder to
 PixelCNN), two processes 1.8 to 2.
+
+The same script trains on several machines, or on one with several GPUs, under MPI (extra ``mpi``):
+
+    mpiexec -n 2 python -m mpi4py demos/quickstart.py
+
+All ranks call ``fit`` and ``evaluate``, and one prints: ``if first_rank(): print(...)``. One Allreduce adds the
+gradients, so all ranks have the same parameters, which differ from those of one process by rounding. The first rank
+alone writes checkpoints and shows progress. An error or Ctrl-C on any rank ends them all. On GPUs each rank takes the
+next device of its machine, and NCCL adds the gradients. Without ``-m mpi4py`` each process would train alone, and they
+would overwrite each other's files. On one machine without GPUs ranks gain nothing over workers, since they share the
+cores.
 """
 
 import contextlib

@@ -17,8 +17,8 @@ class PixelCNN(Autoregressive):
     convolution. Raises ValueError for a width that is no multiple of C, an even kernel size, or a number that is too
     small.
 
-    Deviations from the paper, each for faster learning: what the mask leaves of a kernel sets the scale of its first
-    weights (He et al. 2015), and the last convolution of a block and the logits start at zero, so that the stack starts
+    Deviations from the paper, each for faster learning: the fan-in that scales the first weights (He et al. 2015)
+    counts unmasked weights only; the last convolution of a block and the logits start at zero, so that the stack starts
     as the identity and the model as the uniform distribution. Dropout, against overfitting: Salimans et al. 2017,
     section 2.5.
     The blind spot (pixels above, to the right, that 3x3 masks never reach) is the paper's: Gated PixelCNN removes it.
