@@ -241,7 +241,7 @@ def _learned(model, optimizer=None) -> list:
 
 
 def _digests(data, held_out, prepare, schedule, anneal) -> dict:
-    """What tells this run's data and functions from another's."""
+    """Texts that differ where the data or the functions of another run do."""
     return {
         **{f"images[{i}]": digest(array) for i, array in enumerate(data)},
         **{f"validation[{i}]": digest(array) for i, array in enumerate(held_out or ())},
@@ -252,7 +252,7 @@ def _digests(data, held_out, prepare, schedule, anneal) -> dict:
 
 
 def _probed(name, function) -> str:
-    """What tells one function of the fraction done from another: its values, which have to be finite numbers."""
+    """A digest of a function of the fraction done: of its values, which have to be finite numbers."""
     fractions = np.linspace(0, 1, PROBES)
     return digest(np.array([check.number(name, function(float(done)), "(-inf, inf)") for done in fractions]))
 
@@ -370,7 +370,7 @@ def _interrupts():
 
 
 class _Log:
-    """Where a progress bar is written to a file: a line now and then instead of one that is drawn over itself."""
+    """A file for a progress bar that writes a line now and then, instead of drawing one line over itself."""
 
     def write(self, text):
         if text := text.strip("\r\n "):

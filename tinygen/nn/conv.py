@@ -41,7 +41,7 @@ class UpConv2d(Conv2d):
         in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
         self.stride, self.padding = check.pair("stride", stride), check.pair("padding", padding, 0)
         (kh, kw), (sh, sw) = check.pair("kernel_size", kernel_size), self.stride
-        # Of the kernel's taps an output pixel meets one in sh * sw.
+        # An output pixel meets one in sh * sw of the kernel's taps, so the scale is larger by that.
         self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw / (sh * sw), scale)
         self.bias = init.zeros(out_channels)
 
@@ -80,7 +80,7 @@ class MaskedConv2d(Module):
                 f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
             )
         self.kind, self.padding = mask, (kh // 2, kw // 2)
-        # What the last group sees, which sees most. The weights are drawn before there is a mask of their size.
+        # The fan-in counts what the last group sees. Weights are drawn before a mask of their size is made.
         above, left, own = in_channels * (kh // 2) * kw, in_channels * (kw // 2), in_channels // groups
         seen = {"A": left + in_channels - own, "B": left + in_channels, "above": 0, "rows": in_channels * kw}
         self.weight = init.he(rng, (out_channels, in_channels, kh, kw), above + seen[mask], scale)

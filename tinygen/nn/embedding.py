@@ -8,9 +8,9 @@ from tinygen.nn.module import Module
 
 
 class Embedding(Module):
-    """Row i of ``weight`` (count, size) for each integer i: (...) -> (..., size). At first standard normal.
+    """Looks up row i of ``weight`` (count, size) for each integer i: (...) -> (..., size). It starts standard normal.
 
-    Raises ValueError for what is not an integer from 0 to count - 1 (on a device a range is not waited for).
+    Raises ValueError for indices that are not integers from 0 to count - 1 (on a device their values are not checked).
     """
 
     def __init__(self, count: int, size: int, *, rng: np.random.Generator):

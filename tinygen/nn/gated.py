@@ -55,13 +55,14 @@ class Gate(Module):
 
 
 class VerticalStack(Module):
-    """What each pixel is told of the rows above, all of it: (N, channels, H, W) -> for each layer (N, 2 width, H, W).
+    """A stack of gated convolutions that sees all rows above a pixel: (N, channels, H, W) -> for each layer
+    (N, 2 width, H, W).
 
-    Gated convolutions whose rows end above the pixel in the first layer (``first`` x ``first``), at its own row in the
-    others (``kernel`` x ``kernel``): nothing to the right is missed, and nothing of the image's own row is seen.
-    A layer's output, before its gate, goes through a 1x1 convolution to the horizontal stack.
-    To each convolution's output is added ``position``, a linear function of the pixel's coordinates that begins at
-    zero: away from the border a convolution alone computes the same wherever it is.
+    The kernel of the first layer (``first`` x ``first``) ends above the pixel, those of the others (``kernel`` x
+    ``kernel``) at its row. So the stack misses nothing to the right, and sees nothing of the image's own row.
+    The output of a layer, before its gate, goes through a 1x1 convolution to the horizontal stack.
+    ``position``, a linear function of the pixel's coordinates that starts at zero, is added to each convolution: away
+    from the border, a convolution alone cannot know where it is.
     ``channels``: the image's; ``width``: after a gate; ``layers``: how many, the first included; ``classes``: as for
     the gates. Raises ValueError for even kernel sizes.
     Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:

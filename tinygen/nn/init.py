@@ -7,9 +7,10 @@ from tinygen.nn.module import Parameter
 
 
 def he(rng: np.random.Generator, shape, fan_in: float, scale: float) -> Parameter:
-    """Normal with variance scale / fan_in: 2 keeps the variance through ReLU (He et al. 2015, eq. 10), 1 through none.
+    """Normal with variance scale / fan_in. A scale of 2 keeps the variance through a layer with ReLU (He et al. 2015,
+    equation 10), a scale of 1 through one without.
 
-    ``fan_in``: how many inputs each output sums (of a masked convolution only the kept ones).
+    ``fan_in``: how many inputs each output sums; of a masked convolution, only unmasked ones count.
     Raises ValueError for a layer without inputs or outputs, or a negative scale.
     """
     shape, fan_in = check.counts("a layer's sizes", shape), check.number("a layer's inputs", fan_in, "(0, inf)")

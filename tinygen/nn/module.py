@@ -105,7 +105,7 @@ class Module:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the parameters: what the module computes in."""
+        """The dtype of the parameters, in which the module computes."""
         return self._first().dtype
 
     def _first(self) -> Parameter:

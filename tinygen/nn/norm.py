@@ -11,7 +11,7 @@ EPS = 1e-5  # added to the variance, as in PyTorch
 
 
 class Norm(Module):
-    """What the three have in common: ``weight`` and ``bias``, one for each channel along ``axis``."""
+    """The base class: it owns ``weight`` and ``bias``, with a number for each channel along ``axis``."""
 
     axis = 1
 
@@ -36,7 +36,7 @@ def normalized(x, axis):
 
 
 class LayerNorm(Norm):
-    """Over the last axis: (..., size) -> the same. Source: Ba et al. 2016 (arXiv 1607.06450)."""
+    """Normalizes over the last axis: (..., size) -> the same. Source: Ba et al. 2016 (arXiv 1607.06450)."""
 
     axis = -1
 
@@ -47,7 +47,7 @@ class LayerNorm(Norm):
 
 
 class GroupNorm(Norm):
-    """For each image over the channels of a group and all positions: (N, channels, ...) -> the same.
+    """Normalizes each image over the channels of a group and all positions: (N, channels, ...) -> the same.
 
     Raises ValueError where ``groups`` does not divide the channels. Source: Wu and He 2018 (arXiv 1803.08494).
     """
@@ -69,7 +69,7 @@ class GroupNorm(Norm):
 
 
 class BatchNorm(Norm):
-    """For each channel over all images and positions: (N, channels, ...) -> the same.
+    """Normalizes each channel over all images and positions: (N, channels, ...) -> the same.
 
     With ``training=True`` it uses the mean and variance of x and updates the running averages, the buffers
     ``running_mean`` and ``running_var`` (momentum 0.1, the variance unbiased, as in PyTorch); otherwise it uses those.

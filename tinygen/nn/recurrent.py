@@ -170,7 +170,7 @@ class DiagonalLSTM(Module):
         gates = gates.reshape(height, -1, width, images)
         gates = ops.skew(gates, row=0, column=2).transpose(2, 1, 0, 3)  # (W + H - 1, 4h, H, N)
         zero = _zeros(hidden, height, images, x)
-        # Of diagonal t the image has the rows from t - (W - 1) to t.
+        # Diagonal t crosses the rows t - (W - 1) to t of the image.
         spans = [(max(0, t - width + 1), min(height, t + 1)) for t in range(width + height - 1)]
         h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps, spans)
         return ops.unskew(h.transpose(2, 1, 0, 3), row=0, column=2)

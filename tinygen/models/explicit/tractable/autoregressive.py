@@ -1,4 +1,4 @@
-"""What PixelCNN, Gated PixelCNN and PixelRNN share: the likelihood by the chain rule, sampling pixel by pixel.
+"""The base class of PixelCNN, Gated PixelCNN and PixelRNN: likelihood by the chain rule, sampling pixel by pixel.
 
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
 
@@ -83,7 +83,7 @@ class Autoregressive(Module):
         return None if labels is None else to_device(labels, self.device)
 
     def _distribution(self, logits, axis):
-        """Of the values, given logits with the K outputs along ``axis``."""
+        """The distribution of the values, given logits with the K outputs along ``axis``."""
         if self.levels > 2:
             return Categorical(logits, axis)
         return Bernoulli(logits.reshape(logits.shape[:axis] + logits.shape[axis + 1 :]))
@@ -103,9 +103,9 @@ class Autoregressive(Module):
 
     @no_grad()
     def sample_by_definition(self, n, rng, given=None, mask=None, labels=None, temperature=1.0):
-        """What ``sample`` means: for each value the whole network again, so H * W * C times its work.
+        """``sample`` as its definition has it: the whole network runs again for each value, H * W * C times.
 
-        The arguments are those of ``sample``; so are the draws, up to rounding.
+        It takes the arguments of ``sample``, and gives the same draws up to rounding.
         """
         x, u, keep, labels, temperature = self._begin(n, rng, given, mask, labels, temperature)
         for row, column, colour in np.ndindex(*x.shape[2:], x.shape[1]):
@@ -137,8 +137,10 @@ class Autoregressive(Module):
             yield x
 
     def _begin(self, n, rng, given, mask, labels, temperature):
-        """What a sampler starts from: the images with what is given, a uniform number for each value, where values are
-        kept, all (n, C, H, W), labels and temperature. All are checked, and on the device: nothing crosses later."""
+        """Check the arguments of a sampler and move them to the device, so that nothing crosses later.
+
+        Returns the images with what is given, a uniform number for each value, and where values are kept, all
+        (n, C, H, W); labels; temperature."""
         n = check.count("n", n)
         temperature = check.number("temperature", temperature, "[1e-30, 1e30]")  # beyond it logits overflow
         if (given is None) != (mask is None):

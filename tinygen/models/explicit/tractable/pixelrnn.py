@@ -19,9 +19,9 @@ class PixelRNN(Autoregressive):
     at zero. Raises ValueError for another kind, a width that is no multiple of C, an even kernel size, or a number that
     is too small.
 
-    A stack of Diagonal BiLSTM layers sees all of its input that comes earlier. Its input, through mask A, knows of a
-    pixel only later; so where that kernel does not reach, the last pixel of the row above, at which the scan from
-    the right begins, stays unseen. That is the paper's construction.
+    A stack of Diagonal BiLSTM layers sees every earlier pixel of its input. But its input is the first convolution,
+    whose mask A hides each pixel at its own position. So beyond the reach of that kernel a pixel does not see the last
+    pixel of the row above, at which the scan from the right begins. That is the paper's construction.
     """
 
     def __init__(
