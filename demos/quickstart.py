@@ -1,10 +1,10 @@
-"""Four models learn handwritten digits: autoencoder, VAE, PixelCNN, PixelRNN. One to three minutes on two cores.
+"""Four models learn handwritten digits: autoencoder, VAE, PixelCNN, PixelRNN. Two to four minutes on two cores.
 
 Trains each on 4,500 real MNIST digits that ship with tinygen, prints how well it does on 500 others, and saves one
 figure with what it has learned to draw. Binary models see every training digit with its pixels drawn anew each time
 (dynamic binarization) and are tested on one fixed draw of the test digits.
 
-    python demos/quickstart.py               # one to three minutes
+    python demos/quickstart.py               # two to four minutes
     python demos/quickstart.py --minutes 10  # better samples
     mpiexec -n 2 python -m mpi4py demos/quickstart.py  # by two processes, here or on several machines
 """

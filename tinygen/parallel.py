@@ -347,7 +347,7 @@ def _workers_alive():
 
 def _send(pipe, process, task):
     """Send a task in pieces, each when the pipe has room for it, since a write without room would block."""
-    content = pickle.dumps(task)
+    content = pickle.dumps(task)  # as pipe.send does; only a process forked from this one reads it
     pieces = [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
     pipe.send(len(pieces))
     for piece in pieces:
