@@ -21,13 +21,13 @@ class Contender(NamedTuple):
 
 
 NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
-    "pixelcnn-h16": (functools.partial(PixelCNN, width=16), pytorch_models.pixelcnn),
-    "pixelcnn-h32": (functools.partial(PixelCNN, width=32), pytorch_models.pixelcnn),
-    "pixelcnn-h64": (functools.partial(PixelCNN, width=64), pytorch_models.pixelcnn),
-    "gated-pixelcnn-h32": (functools.partial(GatedPixelCNN, width=32, layers=7), pytorch_models.gated_pixelcnn),
-    "pixelrnn-row-h16": (functools.partial(PixelRNN, "row", width=16, layers=7), pytorch_models.row_pixelrnn),
+    "pixelcnn-h16": (functools.partial(PixelCNN, channels=16), pytorch_models.pixelcnn),
+    "pixelcnn-h32": (functools.partial(PixelCNN, channels=32), pytorch_models.pixelcnn),
+    "pixelcnn-h64": (functools.partial(PixelCNN, channels=64), pytorch_models.pixelcnn),
+    "gated-pixelcnn-h32": (functools.partial(GatedPixelCNN, channels=32, layers=7), pytorch_models.gated_pixelcnn),
+    "pixelrnn-row-h16": (functools.partial(PixelRNN, "row", channels=16, layers=7), pytorch_models.row_pixelrnn),
     "pixelrnn-diagonal-h16": (
-        functools.partial(PixelRNN, "diagonal", width=16, layers=7),
+        functools.partial(PixelRNN, "diagonal", channels=16, layers=7),
         pytorch_models.diagonal_pixelrnn,
     ),
 }

@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -118,78 +118,6 @@ CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
 
 
-@dataclass
-class Row:
-    """What is built and how Muon trains it. ``protocol``: see above; ``averaging``: of the weights, the share kept at
-    each step; ``start``: the row whose weights it begins with."""
-
-    model: str
-    settings: dict
-    protocol: str
-    steps: tuple  # of each part of the schedule
-    lr: float = 5e-3
-    weight_decay: float = 0.1
-    averaging: float = 0.999
-    batch_size: int = 32
-    published: str = "-"  # van den Oord et al. 2016, table 4; for the VAE Burda et al. 2016, table 1, one layer
-    start: str = ""
-
-
-GATED = {"width": 16, "layers": 12, "kernel": 5, "first": 15}
-ROWS = {
-    "pixelcnn": Row(
-        "PixelCNN",
-        {"width": 32, "blocks": 6, "kernel": 5, "first": 15, "dropout": 0.15},
-        "static",
-        (25_000,),
-        published="81.30",
-    ),
-    "row-lstm": Row(
-        "PixelRNN",
-        {"kind": "row", "width": 24, "layers": 7, "first": 15, "dropout": 0.1},
-        "static",
-        (21_000,),
-        published="80.54",
-    ),
-    "diagonal-bilstm": Row(
-        "PixelRNN",
-        {"kind": "diagonal", "width": 16, "layers": 7, "first": 15},
-        "static",
-        (15_000, 9000),
-        published="79.20",
-    ),
-    "gated-pixelcnn": Row("GatedPixelCNN", GATED, "static", (30_000,)),
-    "gated-pixelcnn-classes": Row(
-        "GatedPixelCNN",
-        {**GATED, "classes": 10},
-        "static",
-        (2000,),
-        lr=2e-3,
-        averaging=0.995,
-        start="gated-pixelcnn",
-    ),
-    "vae": Row(
-        "VAE",
-        {"latent": 32, "channels": (32, 64, 64), "blocks": 1},
-        "dynamic",
-        (40_000,),
-        lr=1.5e-3,
-        batch_size=64,
-        published="86.76",
-    ),
-    "vae-2d": Row("VAE", {"latent": 2}, "dynamic", (5000,), lr=3e-3, weight_decay=0.0, batch_size=64),
-    "autoencoder": Row(
-        "Autoencoder",
-        {"code": 32, "channels": (32, 64, 96, 128)},
-        "grey",
-        (6400,),
-        lr=3e-3,
-        weight_decay=0.0,
-        batch_size=64,
-    ),
-}
-
-
 def schedule(parts):
     """The rate of the first part begins to fall after 0.4 of its steps, that of others is 0.4 of the full at first;
     each ends at zero."""
@@ -234,7 +162,7 @@ def labels(model):
 
 def checkpoint(name):
     """The file of a row's run. Its name tells recipes apart, so that no run goes on from one with another recipe."""
-    row = ROWS[name]
+    row = models.RECIPES[name]
     recipe = repr((SEED, replace(row, published=""))).encode()
     start = (FOLDER / f"{row.start}.npz").read_bytes() if row.start else b""
     return CHECKPOINTS / f"{name}-{sha256(recipe + start).hexdigest()[:8]}.npz"
@@ -242,9 +170,9 @@ def checkpoint(name):
 
 def train(name):
     """Train from the start or from the checkpoint. Gives the file of the weights, beside the checkpoint."""
-    row, rng = ROWS[name], np.random.default_rng(SEED)
+    row, rng = models.RECIPES[name], np.random.default_rng(SEED)
     images, validation, _ = sets(row.protocol)
-    model = getattr(models, row.model)(**row.settings, rng=rng)
+    model = row.model(**row.settings, rng=rng)
     if row.start:  # what is missing there, the weights of the classes, begins at zero
         model.load_state_dict({**model.state_dict(), **load(FOLDER / f"{row.start}.npz")[0].state_dict()})
     of_images, of_validation, _ = labels(model)
@@ -274,48 +202,57 @@ def train(name):
     return path
 
 
-def test(model, images, of_images, samples):
-    """(N,) nats of each image (given its label, for a model with classes); of the autoencoder squared errors."""
+def test(model, images, of_images, samples=0):
+    """(N,): the score of each image (given its label, for a model with classes). With ``samples``, minus the
+    importance-weighted bound of a model that has no exact likelihood."""
 
     @no_grad()
     def figures(start):
         part = images[start : start + PART]
-        if isinstance(model, models.Autoencoder):
-            return ((model.reconstruct(part).numpy() - part) ** 2).sum((1, 2, 3))
-        if isinstance(model, models.VAE):
+        if samples:
             return -model.log_likelihood(part, np.random.default_rng([SEED, samples, start]), samples)
-        given = None if of_images is None else of_images[start : start + len(part)]
-        return -model.log_prob(part, given).numpy()
+        part_labels = () if of_images is None else (of_images[start : start + len(part)],)
+        return model.score(part, None, *part_labels).numpy()
 
     keep_memory()
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(CORES) as threads:
         return np.concatenate(list(threads.map(figures, range(0, len(images), PART)))).astype(float)
 
 
+def figure(model, protocol):
+    """The name of a row's figure."""
+    names = {"nats per image": "nats", "squared error per image": "squared_error"}
+    return "bits_per_dim" if protocol == "8-bit" else names[model.unit]
+
+
 def evaluate(name, path, count=None):
-    """The weights in a file on ``count`` test images (default: all; of a VAE SOME), as an object for JSON."""
+    """The weights in a file on ``count`` test images, as an object for JSON. The default is all of them, and SOME for
+    the samples of a bound."""
     model, about = load(path)
     images, _, tested = sets(about["protocol"], getattr(model, "classes", 0))
     of_tested = labels(model)[2]
-    count = min(count or (SOME if isinstance(model, models.VAE) else len(tested)), len(tested))
+    bounded = hasattr(model, "log_likelihood")  # by importance-weighted samples
+    count = min(count or (SOME if bounded else len(tested)), len(tested))
     chosen = np.arange(count) * len(tested) // count  # spread evenly: the halves of the test set differ
-    figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES)
+    figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES if bounded else 0)
     means = [figures]
-    if isinstance(model, models.VAE):
+    if bounded:
         # the gain from more samples differs much less between images than the bound does: few images tell its mean
         rough = test(model, tested, None, ROUGH)
         means = [rough, figures - rough[chosen]]
+    if about["protocol"] == "8-bit":
+        means = [models.bits_per_dim(part, model.image_shape) for part in means]
     result = {
         "name": name,
-        "squared_error" if name == "autoencoder" else "nats": round(sum(part.mean() for part in means), 3),
+        figure(model, about["protocol"]): round(sum(part.mean() for part in means), 3),
         "stderr": round(math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in means)), 3),
         "images": len(means[0]),
         "protocol": about["protocol"] + (", given the class" if getattr(model, "classes", 0) else ""),
-        "parameters": model.size(),
+        "parameters": model.num_parameters(),
     }
-    if isinstance(model, models.VAE):
+    if bounded:
         result["images_with_all_samples"] = count
-    if name == "autoencoder":
+    if "squared_error" in result:
         linear = models.PCA(images, about["settings"]["code"]).reconstruct(tested[chosen])
         result["pca_squared_error"] = round(float(((linear - tested[chosen]) ** 2).sum((1, 2, 3)).mean()), 3)
     return result
@@ -327,28 +264,23 @@ def evaluate(name, path, count=None):
 def completions(model, images, rng):
     """The images with their lower halves drawn anew, given the upper ones."""
     upper = np.arange(images.shape[2])[:, None] < images.shape[2] // 2
-    if not isinstance(model, models.VAE):
-        return model.sample(len(images), rng, given=images, mask=upper)
-    # z given x and x given z in turn, keeping what is given (Rezende et al. 2014, appendix F)
-    x = np.where(upper, images, rng.integers(0, 2, images.shape))
-    for _ in range(200):
-        mean = model.decode(model.encode(x).rsample(rng)).numpy()
-        x = np.where(upper, images, rng.random(x.shape) < mean)
-    return np.where(upper, images, mean)
+    if hasattr(model, "complete"):  # approximately
+        return model.complete(images, upper, rng)
+    return model.sample(len(images), rng, given=images, mask=upper)
 
 
 @no_grad()
 def draw(name):
-    """64 test digits, 64 samples, and completions; of the autoencoder reconstructions, beside PCA's; with classes ten
-    samples of each."""
+    """64 test digits, 64 samples, and completions; with classes ten samples of each; of a model that cannot draw
+    reconstructions, beside PCA's."""
     model, about = load(FOLDER / f"{name}.npz")
     images, _, tested = sets(about["protocol"])
     tested = tested[np.arange(72) * len(tested) // 72]  # spread evenly, since the published set is sorted by digit
     rng, panels = np.random.default_rng(SEED), {"64 test digits": (tested[:64], 8)}
-    if name == "autoencoder":
+    if not hasattr(model, "sample"):
         code = about["settings"]["code"]
         linear = models.PCA(images, code).reconstruct(tested[:64])
-        panels[f"{code} numbers each: autoencoder"] = np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8
+        panels[f"{code} numbers each: {name}"] = np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8
         panels[f"{code} numbers each: PCA"] = np.clip(linear, 0, 1), 8
     elif getattr(model, "classes", 0):
         drawn = model.sample(100, rng, labels=np.arange(100) // 10)
@@ -357,7 +289,7 @@ def draw(name):
         chosen = tested[64:72, None]
         completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
         rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
-        if isinstance(model, models.VAE):
+        if hasattr(model, "sample_means"):
             panels["pixel probabilities of 64 samples"] = model.sample_means(64, rng), 8
         else:
             panels["64 samples"] = model.sample(64, rng), 8
@@ -375,17 +307,17 @@ def write_tables():
         "| row | built with | batch | learning rate | weight decay | averaging | steps | seed | machine |",
         "|---" * 9 + "|",
     ]
-    for name, row in ROWS.items():
+    for name, row in models.RECIPES.items():
         path = FOLDER / f"{name}.npz"
         model, about = load(path) if path.exists() else (None, {})
         if "result" in about:
             result, minutes = about["result"], about["minutes"]
-            if name == "autoencoder":
+            if "squared_error" in result:
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
             else:
-                on_test, published = f"{result['nats']:.2f}", row.published
-                if about["validation"][-1] < 100:  # two dimensions are far off the scale of the others
-                    shown = f"minus ELBO, {result['protocol']}" if about["model"] == "VAE" else result["protocol"]
+                on_test, published = f"{result[figure(model, result['protocol'])]:.2f}", row.published
+                if about["validation"][-1] < 100:  # others are far off the scale
+                    shown = f"minus ELBO, {result['protocol']}" if hasattr(model, "bound") else result["protocol"]
                     ax.plot(
                         minutes,
                         about["validation"],
@@ -396,7 +328,7 @@ def write_tables():
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
             lines.append(
                 f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
-                f"| {result['protocol']} | {model.size():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
+                f"| {result['protocol']} | {model.num_parameters():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
             )
             recipes.append(
                 f"| {name} | `{about['model']}({settings})`{start} | {about['batch_size']} | {about['lr']:g} "
@@ -418,7 +350,7 @@ def main():
         description="Train a row, for one to 75 minutes on two cores, or go on where it was cut off; then replace the "
         "weights that ship, the row's pictures and the tables of RESULTS.md."
     )
-    parser.add_argument("name", choices=ROWS, help="the row")
+    parser.add_argument("name", choices=models.RECIPES, help="the row")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the weights that ship; replaces nothing")
     parser.add_argument(
         "--images", type=int, help="with --evaluate: only so many test images (of a VAE with 5,000 samples)"

@@ -40,7 +40,7 @@ def step_seconds(batch_size):
     """Median seconds of a training step, PixelCNN of width 32 with 7 blocks on 28 x 28, one worker a rank."""
     rng = np.random.default_rng(0)
     images = (rng.random((max(BATCHES), 1, 28, 28)) < 0.2).astype(np.float32)
-    model = PixelCNN(width=32, rng=rng)
+    model = PixelCNN(channels=32, rng=rng)
     optimizer, times = Adam(model.parameters(), 1e-4), []
     for _ in range(ROUNDS):
         record = fit(
@@ -64,7 +64,7 @@ def allreduce_seconds(comm, size):
 def measure():
     """What one process, or each of two ranks, contributes; the first rank prints it."""
     figures = {f"step {batch}": step_seconds(batch) for batch in BATCHES}
-    figures["bytes"] = 4 * PixelCNN(width=32, rng=np.random.default_rng(0)).size()
+    figures["bytes"] = 4 * PixelCNN(channels=32, rng=np.random.default_rng(0)).num_parameters()
     if comm := communicator():
         figures["latency"] = allreduce_seconds(comm, 2)
         figures["allreduce"] = allreduce_seconds(comm, figures["bytes"] // 4)

@@ -128,7 +128,7 @@ def peak(work, contender):
 
 def growth():
     """Memory of this process after 100 and after 1,000 steps of a tiny PixelCNN."""
-    model, images = PixelCNN((1, 8, 8), width=4, blocks=1, rng=np.random.default_rng(0)), IMAGES[:, :, :8, :8]
+    model, images = PixelCNN((1, 8, 8), channels=4, blocks=1, rng=np.random.default_rng(0)), IMAGES[:, :, :8, :8]
     adam, used = Adam(model.parameters(), 1e-4), []
     for steps in 100, 900:
         rng = np.random.default_rng(0)
@@ -247,7 +247,7 @@ def lstm():
 def sampling_width(width):
     """A pixel of 64 images of this width and height."""
     rng = np.random.default_rng(0)
-    model = PixelCNN((1, width, width), width=32, rng=rng)
+    model = PixelCNN((1, width, width), channels=32, rng=rng)
     return {"tinygen": Contender(repeated(lambda: model.sample(BATCH, rng)), units=width * width)}
 
 

@@ -41,7 +41,7 @@ class ConditionalMixture(Module):
     """p(x2 | x1): a mixture whose parameters a network computes from x1 (mixture density network, Bishop 1994)."""
 
     def __init__(self, components, rng, hidden=32):
-        self.into = Linear(1, hidden, rng=rng, scale=4.0)
+        self.into = Linear(1, hidden, rng=rng, gain=4.0)
         self.middle = Linear(hidden, hidden, rng=rng)
         self.out = Linear(hidden, 3 * components, rng=rng)
 

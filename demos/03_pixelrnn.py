@@ -107,13 +107,13 @@ def main():
     )
     binary = data.binarize_static(digits.test_images, seed=0)
     figure = evaluate(belief, binary, rng)
-    print(f"belief network: {belief.size():,} parameters, {figure:.1f} nats per image, on new digits")
+    print(f"belief network: {belief.num_parameters():,} parameters, {figure:.1f} nats per image, on new digits")
     seen = "new" if config.train else "some of its own training"
     columns = {"fully visible belief network": (belief.sample(config.images, rng), None)}
     for name, title in (("row-lstm", "Row LSTM"), ("diagonal-bilstm", "Diagonal BiLSTM")):
         model = trained(name, config)
         figure = evaluate(model, binary, rng)
-        print(f"{title}: {model.size():,} parameters, {figure:.1f} nats per image, on {seen} digits")
+        print(f"{title}: {model.num_parameters():,} parameters, {figure:.1f} nats per image, on {seen} digits")
         x = to_host(model.sample(config.images, rng))
         columns[title] = x, states(model, x)
     path = Path(config.out) / "03_pixelrnn.gif"

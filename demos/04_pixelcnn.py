@@ -57,9 +57,9 @@ def print_times(config, images):
     rng = np.random.default_rng(config.seed)
     print("width 16, 7 layers            training, ms an image   sampling, s for 16   s for one, without the cache")
     for name, model in {
-        "PixelCNN": PixelCNN(width=16, blocks=7, rng=rng),
-        "PixelRNN, Row LSTM": PixelRNN("row", width=16, rng=rng),
-        "PixelRNN, Diagonal BiLSTM": PixelRNN("diagonal", width=16, rng=rng),
+        "PixelCNN": PixelCNN(channels=16, blocks=7, rng=rng),
+        "PixelRNN, Row LSTM": PixelRNN("row", channels=16, rng=rng),
+        "PixelRNN, Diagonal BiLSTM": PixelRNN("diagonal", channels=16, rng=rng),
     }.items():
         model.to(config.device)
         how = {"optimizer": Adam(model.parameters(), 1e-3), "rng": rng, "batch_size": 32, "progress": False}
@@ -77,7 +77,7 @@ def main():
     binary = data.binarize_static(digits.test_images, seed=0)
     model = trained("pixelcnn", config)
     nats = surprise(model, binary[:32])
-    print(f"PixelCNN: {model.size():,} parameters")
+    print(f"PixelCNN: {model.num_parameters():,} parameters")
     seen = "new" if config.train else "of its own training"
     print(f"32 digits, {seen}: {nats.sum((1, 2, 3)).mean():.1f} nats per image;", end=" ")
     worst = np.sort(nats, axis=None)[::-1]

@@ -41,8 +41,8 @@ def main():
     for ax, (name, model) in zip(
         axes,
         {
-            "PixelCNN": PixelCNN(width=4, blocks=config.layers, rng=rng),
-            "Gated PixelCNN": GatedPixelCNN(width=4, layers=config.layers, rng=rng),
+            "PixelCNN": PixelCNN(channels=4, blocks=config.layers, rng=rng),
+            "Gated PixelCNN": GatedPixelCNN(channels=4, layers=config.layers, rng=rng),
         }.items(),
     ):
         seen = context(model)

@@ -32,7 +32,7 @@ def train(config):
     optimizer, terms = Muon(vae.parameters(), lr=RATE), []
     for step in trange(config.steps, unit="step", disable=None):
         x = data.binarize_dynamic(images[rng.integers(len(images), size=64)], rng)
-        reconstruction, kl = (term.mean() for term in vae.elbo(to_device(x, config.device), rng))
+        reconstruction, kl = (term.mean() for term in vae.bound(to_device(x, config.device), rng))
         optimizer.lr = RATE * cosine((step + 0.5) / config.steps)
         optimizer.zero_grad()
         (kl - reconstruction).backward()
@@ -52,7 +52,7 @@ def main():
     binary = data.binarize_static(data.digits().test_images, seed=0)
     shown = trained("vae", config)
     with no_grad():
-        r, k = (float(term.numpy().mean()) for term in vae.elbo(to_device(binary, config.device), rng))
+        r, k = (float(term.numpy().mean()) for term in vae.bound(to_device(binary, config.device), rng))
         print(f"on 500 test digits: ELBO {r - k:.1f} = {r:.1f} - {k:.1f} nats per image")
         chosen = binary[:40].astype(np.float32)
         drawn = shown.reconstruct(Tensor(chosen).to(config.device)).numpy()

@@ -50,7 +50,7 @@ def main():
     for beta in BETAS:
         vae, rng = train(beta, config), np.random.default_rng(config.seed)
         with no_grad():
-            reconstruction, rate = (float(term.numpy().mean()) for term in vae.elbo(binary, rng))
+            reconstruction, rate = (float(term.numpy().mean()) for term in vae.bound(binary, rng))
             active = int((vae.encode(binary).mean.numpy().var(0) > 0.01).sum())
         curve.append((rate, -reconstruction))
         print(f"{beta:6g} {rate:9.1f} {-reconstruction:11.1f} {rate - reconstruction:18.1f} {active:18}")

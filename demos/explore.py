@@ -170,13 +170,13 @@ class Canvas:
         self.last = now
         self.restart()
 
-    def paint(self, event):
+    def sample_rows(self, event):
         self.restart()
         rng, choice = np.random.default_rng(self.seed.val), self.classes.value_selected
         self.heat = self.temperature.val
         self.labels = rng.integers(0, 10, COMPLETIONS) if choice == "any" else np.full(COMPLETIONS, int(choice))
         given = np.broadcast_to(self.ink, (COMPLETIONS, 1, 28, 28))
-        painting = self.model.paint(COMPLETIONS, rng, given, self.given, self.labels, self.heat)
+        painting = self.model.sample_rows(COMPLETIONS, rng, self.labels, given, self.given, self.heat)
         self.painting = enumerate(painting, start=1)
         self.timer.start()
 

@@ -29,8 +29,8 @@ CONFIG = {"minutes": (1.5, "training time of all four on two cores; tests, sampl
 MODELS = {  # constructor, steps in 1.5 minutes (they grow with --minutes), optimizer
     "Autoencoder": (lambda rng: Autoencoder(code=32, rng=rng), 1200, partial(Adam, lr=3e-3)),
     "VAE": (lambda rng: VAE(latent=2, rng=rng), 1600, partial(Adam, lr=4e-3)),
-    "PixelCNN": (lambda rng: PixelCNN(width=16, blocks=3, kernel=5, first=15, rng=rng), 900, MUON),
-    "PixelRNN": (lambda rng: PixelRNN("row", width=16, layers=3, first=15, rng=rng), 620, MUON),
+    "PixelCNN": (lambda rng: PixelCNN(channels=16, blocks=3, kernel=5, first_kernel=15, rng=rng), 900, MUON),
+    "PixelRNN": (lambda rng: PixelRNN("row", channels=16, layers=3, first_kernel=15, rng=rng), 620, MUON),
 }
 
 
@@ -128,7 +128,7 @@ def main():
         model = models[name]
         figure = test(name, model, digits, binary)
         rate = sampling_rate(model) if first_rank() else "-"
-        lines.append((name, f"{model.size():,}", f"{seconds:.0f}", rate, figure))
+        lines.append((name, f"{model.num_parameters():,}", f"{seconds:.0f}", rate, figure))
     print(f"\n{'model':<12} {'parameters':>10} {'train s':>8} {'samples/s':>10}   on 500 test digits")
     for name, size, seconds, rate, figure in lines:
         print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")

@@ -45,7 +45,7 @@ def test_blocks_stand_between_the_convolutions_of_both_sides(rng):
     with pytest.raises(ValueError, match="blocks: got -1, needs a whole number of at least 0"):
         VAE(blocks=-1, rng=rng)
     plain, model = (VAE((1, 9, 8), 2, channels=(5, 7), blocks=n, rng=np.random.default_rng(1)) for n in (0, 2))
-    assert model.size() - plain.size() == 2 * 2 * sum(2 * (9 * n * n + n) for n in (5, 7))
+    assert model.num_parameters() - plain.num_parameters() == 2 * 2 * sum(2 * (9 * n * n + n) for n in (5, 7))
     missing = {name: value for name, value in model.state_dict().items() if name not in plain.state_dict()}
     model.load_state_dict({**missing, **plain.state_dict()})
     x, z = rng.integers(0, 2, (3, 1, 9, 8)), rng.standard_normal((3, 2), np.float32)

@@ -14,10 +14,12 @@ from tinygen.optim import Adam
 from tinygen.training import evaluate, fit
 
 BUILD = {
-    "cnn": lambda shape, levels=2, depth=2, width=6, **kw: PixelCNN(shape, levels, width, depth, **kw),
-    "gated": lambda shape, levels=2, depth=2, width=6, **kw: GatedPixelCNN(shape, levels, width, depth, **kw),
-    "row": lambda shape, levels=2, depth=2, width=6, **kw: PixelRNN("row", shape, levels, width, depth, **kw),
-    "diagonal": lambda shape, levels=2, depth=2, width=6, **kw: PixelRNN("diagonal", shape, levels, width, depth, **kw),
+    "cnn": lambda shape, levels=2, depth=2, channels=6, **kw: PixelCNN(shape, levels, channels, depth, **kw),
+    "gated": lambda shape, levels=2, depth=2, channels=6, **kw: GatedPixelCNN(shape, levels, channels, depth, **kw),
+    "row": lambda shape, levels=2, depth=2, channels=6, **kw: PixelRNN("row", shape, levels, channels, depth, **kw),
+    "diagonal": lambda shape, levels=2, depth=2, channels=6, **kw: PixelRNN(
+        "diagonal", shape, levels, channels, depth, **kw
+    ),
 }
 DROP = ["cnn", "row", "diagonal"]  # have dropout
 every_model = pytest.mark.parametrize("name", BUILD)
@@ -174,7 +176,7 @@ def test_context_of_a_deep_stack(name, height, width):
     The Diagonal BiLSTM sees everything but the last pixel of the row above, unless the 7x7 convolution reaches it.
     The direction from the right, shifted down by one row, ends at that pixel, where mask A hides it.
     """
-    j = jacobian(build(name, (1, height, width), depth=8, width=2), positive=True) != 0
+    j = jacobian(build(name, (1, height, width), depth=8, channels=2), positive=True) != 0
     pixels = list(np.ndindex(height, width))
     expected = np.array([[CONTEXT[name](r - rr, c - cc) for rr, cc in pixels] for r, c in pixels])
     if name == "diagonal":
@@ -196,7 +198,7 @@ def test_context_of_a_shallow_row_lstm_is_a_triangle(depth):
     layer = matrix(lambda up, left: up >= 0 and -up <= left <= up + 1)
     for _ in range(depth):
         expected = layer @ expected  # contains the pixel itself, so the residual adds nothing
-    model = build("row", (1, 7, 9), depth=depth, width=2)
+    model = build("row", (1, 7, 9), depth=depth, channels=2)
     np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
 
 
@@ -211,7 +213,7 @@ def test_context_of_a_shallow_pixelcnn(depth, kernel, first, rng):
     block = matrix(lambda up, left: (1 <= up <= reach and abs(left) <= reach) or (up == 0 and 0 <= left <= reach))
     for _ in range(depth):
         expected = block @ expected
-    model = PixelCNN((1, 9, 9), width=2, blocks=depth, kernel=kernel, first=first, rng=rng)
+    model = PixelCNN((1, 9, 9), channels=2, blocks=depth, kernel=kernel, first_kernel=first, rng=rng)
     np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
 
 
@@ -227,7 +229,7 @@ def test_context_of_a_shallow_gated_pixelcnn(depth, kernel, first, rng):
     for _ in range(depth):
         vertical = matrix(lambda up, left: 0 <= up <= reach and abs(left) <= reach) @ vertical
         expected = matrix(lambda up, left: up == 0 and 0 <= left <= reach) @ expected + vertical
-    model = GatedPixelCNN((1, 9, 9), width=2, layers=depth, kernel=kernel, first=first, rng=rng)
+    model = GatedPixelCNN((1, 9, 9), channels=2, layers=depth, kernel=kernel, first_kernel=first, rng=rng)
     np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected != 0)
 
 
@@ -235,7 +237,7 @@ def test_context_of_a_shallow_gated_pixelcnn(depth, kernel, first, rng):
 def test_the_first_kernel_of_a_pixelrnn(kind, rng):
     pixels = list(np.ndindex(6, 9))
     expected = np.array([[first_layer(r - rr, c - cc, 5) for rr, cc in pixels] for r, c in pixels])
-    model = PixelRNN(kind, (1, 6, 9), width=2, layers=0, first=11, rng=rng)
+    model = PixelRNN(kind, (1, 6, 9), channels=2, layers=0, first_kernel=11, rng=rng)
     np.testing.assert_array_equal(jacobian(model, positive=True) != 0, expected)
 
 
@@ -358,7 +360,7 @@ def test_sampler_is_its_definition(name, shape, levels, dtype, atol, monkeypatch
 @pytest.mark.parametrize("kernel, first", [(5, 15), (1, 3)])
 @pytest.mark.parametrize("name", ["cnn", "gated"])
 def test_sampler_of_other_kernels(name, kernel, first):
-    model = build(name, (3, 4, 7), 3, kernel=kernel, first=first)
+    model = build(name, (3, 4, 7), 3, kernel=kernel, first_kernel=first)
     x = model.sample(7, np.random.default_rng(5))
     np.testing.assert_array_equal(x, model.sample_by_definition(7, np.random.default_rng(5)))
 
@@ -375,31 +377,34 @@ def test_completion_keeps_what_is_given(name, shape, levels, part, rng):
         "each its own": rng.random((n, *shape)) < 0.5,
         "everything": np.array(True),
     }[part]
-    x = model.sample(n, np.random.default_rng(5), given, mask)
+    x = model.sample(n, np.random.default_rng(5), None, given, mask)
     kept = np.broadcast_to(mask, x.shape)
     np.testing.assert_array_equal(x[kept], given[kept])
     assert x.dtype == np.uint8
-    np.testing.assert_array_equal(x, model.sample_by_definition(n, np.random.default_rng(5), given, mask))
+    np.testing.assert_array_equal(x, model.sample_by_definition(n, np.random.default_rng(5), None, given, mask))
     # What is not to be kept may be anything.
     other = np.where(mask, given, rng.integers(0, levels, given.shape))
-    np.testing.assert_array_equal(x, model.sample(n, np.random.default_rng(5), other, mask))
+    np.testing.assert_array_equal(x, model.sample(n, np.random.default_rng(5), None, other, mask))
 
 
 @every_model
 def test_paint_gives_the_sample_row_by_row(name):
     model = build(name, (1, 4, 3), 3)
     sample = model.sample(5, np.random.default_rng(5))
-    seen = [x.copy() for x in model.paint(5, np.random.default_rng(5))]
+    seen = [x.copy() for x in model.sample_rows(5, np.random.default_rng(5))]
     assert len(seen) == 4
     for row, x in enumerate(seen, start=1):
         np.testing.assert_array_equal(x, sample * (np.arange(4)[:, None] < row))
-    left, x = np.arange(3) < 1, next(model.paint(5, np.random.default_rng(5), given=sample, mask=np.arange(3) < 1))
+    left, x = (
+        np.arange(3) < 1,
+        next(model.sample_rows(5, np.random.default_rng(5), given=sample, mask=np.arange(3) < 1)),
+    )
     np.testing.assert_array_equal(x[:, :, 1:], sample[:, :, 1:] * left)  # given ones are there from the start
 
 
 def test_gradients_are_recorded_between_two_rows(rng):
     model = build("cnn", (1, 3, 2), 2)
-    for _ in model.paint(1, rng):
+    for _ in model.sample_rows(1, rng):
         assert model.log_prob(np.zeros((1, 1, 3, 2))).requires_grad
 
 
@@ -450,7 +455,7 @@ def test_frequencies_of_completions_are_the_conditional_probabilities(name, rng)
     shape, images = (1, 2, 3), all_images((1, 2, 3))
     model, n = build(name, shape), 20_000
     given, mask = np.array([1, 0, 0, 0, 1, 0]).reshape(shape), np.array([1, 1, 0, 0, 1, 0], bool).reshape(shape)
-    x = model.sample(n, rng, np.tile(given, (n, 1, 1, 1)), mask).reshape(n, -1)
+    x = model.sample(n, rng, None, np.tile(given, (n, 1, 1, 1)), mask).reshape(n, -1)
     counts = np.bincount(x @ 2 ** np.arange(6)[::-1], minlength=64)
     logits = model.logits(images).data[:, 0]
     p = 1 / (1 + np.exp(np.where(images == 1, -logits, logits)))
@@ -460,7 +465,7 @@ def test_frequencies_of_completions_are_the_conditional_probabilities(name, rng)
 
 
 def test_many_levels_need_more_than_a_byte(rng):
-    x = PixelCNN((1, 2, 2), 300, width=2, blocks=1, rng=rng).sample(200, rng)
+    x = PixelCNN((1, 2, 2), 300, channels=2, blocks=1, rng=rng).sample(200, rng)
     assert x.dtype == np.int64
     assert 255 < x.max() < 300
 
@@ -493,7 +498,7 @@ def test_sampling_crosses_to_the_device_once_whatever_the_size(name, strict):
         ({"shape": (28, 28)}, r"image_shape: got \(28, 28\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 0, 4)}, r"image_shape: got \(1, 0, 4\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 4, 4), "levels": 1}, "levels: got 1, needs a whole number of at least 2"),
-        ({"shape": (3, 4, 4), "width": 4}, "width: got 4, needs a multiple of the 3 colours"),
+        ({"shape": (3, 4, 4), "channels": 4}, "width: got 4, needs a multiple of the 3 colours"),
     ],
 )
 def test_constructors_refuse(name, settings, message, rng):
@@ -518,7 +523,7 @@ def test_unknown_kind(rng):
     ],
 )
 def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
-    model = PixelCNN((1, 2, 3), levels, width=2, blocks=1, rng=rng)
+    model = PixelCNN((1, 2, 3), levels, channels=2, blocks=1, rng=rng)
     x = np.zeros((2, 1, 2, 3), type(value))
     x[1, 0, 1, 1] = value
     for call in (model.logits, model.log_prob, model.loss, lambda x: model.sample(2, rng, x, True)):
@@ -545,17 +550,17 @@ def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
     ],
 )
 def test_sample_refuses(n, given, mask, message, rng):
-    model = PixelCNN((1, 2, 3), width=2, blocks=1, rng=rng)
+    model = PixelCNN((1, 2, 3), channels=2, blocks=1, rng=rng)
     with pytest.raises(ValueError, match=message):
-        model.sample(n, rng, given, mask)
+        model.sample(n, rng, None, given, mask)
 
 
 @pytest.mark.parametrize(
-    "model", [PixelCNN((1, 5, 4), rng=np.random.default_rng(0), width=3, blocks=2), None], ids=["cnn", "row"]
+    "model", [PixelCNN((1, 5, 4), rng=np.random.default_rng(0), channels=3, blocks=2), None], ids=["cnn", "row"]
 )
 def test_the_network_is_the_papers_figure(model, rng):
     """Figure 5 and table 1, layer by layer, with the ReLUs where they belong."""
-    model = model or PixelRNN("row", (1, 5, 4), width=3, layers=2, rng=rng)
+    model = model or PixelRNN("row", (1, 5, 4), channels=3, layers=2, rng=rng)
     for p in model.parameters():
         p.data = rng.standard_normal(p.shape)
     x = rng.integers(0, 2, (2, 1, 5, 4))
@@ -579,7 +584,7 @@ def test_the_position_begins_at_zero_and_is_of_the_models_dtype(rng):
 
 def test_gated_starts_with_activations_of_its_inputs_scale(rng):
     """What the vertical stack tells, and the first layer's output: neither fades nor explodes."""
-    model = GatedPixelCNN((1, 16, 16), width=64, layers=8, rng=rng)
+    model = GatedPixelCNN((1, 16, 16), channels=64, layers=8, rng=rng)
     x = Tensor(rng.choice([-1.0, 1.0], (4, 1, 16, 16)).astype(np.float32))
     to_horizontal = model.vertical(x)
     assert all(0.6 < y.data.std() < 1.5 for y in to_horizontal)
@@ -589,7 +594,7 @@ def test_gated_starts_with_activations_of_its_inputs_scale(rng):
 
 
 def test_blocks_start_with_activations_of_unit_scale(rng):
-    model = PixelCNN((1, 16, 16), width=64, blocks=1, rng=rng)
+    model = PixelCNN((1, 16, 16), channels=64, blocks=1, rng=rng)
     block, h = model.blocks[0], Tensor(rng.standard_normal((4, 128, 16, 16), np.float32))
     for layer in (block.down, block.middle):
         h = layer(ops.relu(h))
@@ -599,11 +604,11 @@ def test_blocks_start_with_activations_of_unit_scale(rng):
 
 @pytest.mark.parametrize("levels,dtype", [(2, np.uint8), (256, np.uint8), (257, np.int64)])
 def test_dtype_of_samples(levels, dtype, rng):
-    assert PixelCNN((1, 1, 2), levels=levels, width=2, blocks=0, rng=rng).sample(1, rng).dtype == dtype
+    assert PixelCNN((1, 1, 2), levels=levels, channels=2, blocks=0, rng=rng).sample(1, rng).dtype == dtype
 
 
 def test_a_mask_may_be_on_the_device(strict, rng):
-    model = PixelCNN((1, 2, 3), width=2, blocks=1, rng=rng).to("cuda")
+    model = PixelCNN((1, 2, 3), channels=2, blocks=1, rng=rng).to("cuda")
     given, mask = rng.integers(0, 2, (4, 1, 2, 3)), rng.random((1, 2, 3)) < 0.5
     here = model.sample(4, np.random.default_rng(1), given=given, mask=mask).get()
     for there in (strict.cupy.asarray(mask), Tensor(strict.cupy.asarray(mask))):
@@ -638,7 +643,7 @@ def test_each_image_has_its_own_class(shape, levels, rng):
     order = np.array([3, 1, 0, 2, 4])
     drawn = model.sample(5, np.random.default_rng(0), labels=labels)
     upper = np.arange(shape[1])[:, None] < 2  # what is completed is what these draws gave before
-    np.testing.assert_array_equal(model.sample(5, np.random.default_rng(0), drawn, upper, labels), drawn)
+    np.testing.assert_array_equal(model.sample(5, np.random.default_rng(0), labels, drawn, upper), drawn)
     for given in (list(labels[order]), tuple(labels[order]), Tensor(labels[order])):
         np.testing.assert_allclose(model.log_prob(x[order], given).data, together[order], atol=1e-10)
 
@@ -686,7 +691,7 @@ def test_classes_are_learned(rng):
     """Class 0 is black, 1 is white: from the labels alone the model comes to know the image."""
     labels = rng.integers(0, 2, 128)
     images = np.broadcast_to(labels[:, None, None, None], (128, 1, 3, 3)).astype(np.uint8)
-    model = GatedPixelCNN((1, 3, 3), width=4, layers=1, first=3, classes=2, rng=rng)
+    model = GatedPixelCNN((1, 3, 3), channels=4, layers=1, first_kernel=3, classes=2, rng=rng)
     optimizer = Adam(model.parameters(), 0.05)
     record = fit(
         model, images, labels=labels, steps=150, optimizer=optimizer, rng=rng, batch_size=32, workers=2, progress=False
@@ -700,7 +705,7 @@ def test_classes_are_learned(rng):
 def test_the_gated_network_is_the_papers_figure(rng):
     """2016b, figure 2, layer by layer on whole images: the vertical stack on images shifted down by one row, with a
     linear function of the coordinates in every layer."""
-    model = with_classes((1, 5, 4), width=3)
+    model = with_classes((1, 5, 4), channels=3)
     x, labels = Tensor(rng.integers(0, 2, (2, 1, 5, 4)) * 2.0 - 1), np.array([2, 0])
 
     def gate(layer, y):

@@ -132,7 +132,7 @@ LSTM = {"gates": (3, 8, 1, 2), "w": (8, 2, 1), "h0": (2, 1, 2), "c0": (2, 1, 2)}
 x, images, rng = {"x": ("array", X)}, {"x": ("array", IMAGES)}, {"rng": ("rng", RNG)}
 window = {"kernel_size": ("pair", 2), "stride": ("pair or None", 1), "padding": ("padding", 1)}
 convolution = {"stride": ("pair", 2), "padding": ("padding", 1)}
-layer, drawn = {"in_channels": ("size", 3), "out_channels": ("size", 6)}, {"scale": ("positive", 0.5)} | rng
+layer, drawn = {"in_channels": ("size", 3), "out_channels": ("size", 6)}, {"gain": ("positive", 0.5)} | rng
 
 CALLS = {
     **{f"ops.{f}": (getattr(ops, f), x) for f in unary},
@@ -213,8 +213,9 @@ CALLS = {
                         | layer | drawn),
     "nn.Embedding": (nn.Embedding, {"count": ("size", 3), "size": ("size", 130)} | rng),
     "nn.Gate": (nn.Gate, {"channels": ("size", 130), "groups": ("size", 2), "classes": ("count", 2)}),
-    "nn.VerticalStack": (nn.VerticalStack, {"channels": ("size", 1), "width": ("size", 130), "layers": ("size", 2),
-                         "first": ("odd", 3), "kernel": ("odd", 3), "classes": ("count", 2)} | rng),
+    "nn.VerticalStack": (nn.VerticalStack, {"in_channels": ("size", 1), "channels": ("size", 130),
+                         "layers": ("size", 2),
+                         "first_kernel": ("odd", 3), "kernel": ("odd", 3), "classes": ("count", 2)} | rng),
     "nn.LSTM": (nn.LSTM, {"in_features": ("size", 2), "hidden": ("size", 65)} | rng),
     "nn.RowLSTM": (nn.RowLSTM, {"channels": ("size", 65), "hidden": ("size", 65), "groups": ("size", 5)} | rng),
     "nn.DiagonalBiLSTM": (nn.DiagonalBiLSTM,
@@ -266,7 +267,12 @@ CALLS = {
     "binarize_threshold": (data.binarize_threshold, {"images": ("grey", BINARY), "threshold": ("chance", 0.5)}),
     "bits_per_dim": (bits_per_dim, {"nats": ("nats", 80.0), "image_shape": ("image_shape", (1, 4, 4))}),
 }  # fmt: skip
-common = {"image_shape": ("image_shape", (1, 4, 4)), "levels": ("levels", 4), "width": ("size", 3), "first": ("odd", 3)}
+common = {
+    "image_shape": ("image_shape", (1, 4, 4)),
+    "levels": ("levels", 4),
+    "channels": ("size", 3),
+    "first_kernel": ("odd", 3),
+}
 CALLS |= {
     "PixelCNN": (PixelCNN, common | {"blocks": ("count", 1), "kernel": ("odd", 3), "dropout": ("chance", 0.5)} | rng),
     "PixelRNN": (PixelRNN, {"kind": ("choice", "row")} | common
@@ -281,9 +287,9 @@ CALLS |= {
 }  # fmt: skip
 SHAPE = (1, 4, 4)
 MODELS = {
-    "PixelCNN": lambda: PixelCNN(SHAPE, width=2, blocks=1, first=3, dropout=0.5, rng=new()),
-    "PixelRNN": lambda: PixelRNN("row", SHAPE, width=2, layers=1, first=3, rng=new()),
-    "GatedPixelCNN": lambda: GatedPixelCNN(SHAPE, width=2, layers=1, first=3, classes=3, rng=new()),
+    "PixelCNN": lambda: PixelCNN(SHAPE, channels=2, blocks=1, first_kernel=3, dropout=0.5, rng=new()),
+    "PixelRNN": lambda: PixelRNN("row", SHAPE, channels=2, layers=1, first_kernel=3, rng=new()),
+    "GatedPixelCNN": lambda: GatedPixelCNN(SHAPE, channels=2, layers=1, first_kernel=3, classes=3, rng=new()),
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
@@ -422,7 +428,7 @@ SILENT = {  # what would give a wrong result without a word
     "grey, autoencoder": (lambda: MODELS["Autoencoder"]().loss(LEVELS), "uint8 up to 255, .*: divide by 255"),
     "grey, VAE": (lambda: MODELS["VAE, gaussian"]().loss(LEVELS, new()), "uint8 up to 255, .*: divide by 255"),
     "grey, 4 levels": (lambda: PixelCNN(SHAPE, 4, rng=new()).loss(LEVELS), "needs whole numbers 0 .. 3; images // 64"),
-    "grey, 3 levels": (lambda: PixelCNN(SHAPE, 3, width=3, rng=new()).loss(LEVELS), "0 .. 2; images // 86"),
+    "grey, 3 levels": (lambda: PixelCNN(SHAPE, 3, channels=3, rng=new()).loss(LEVELS), "0 .. 2; images // 86"),
     "a torch tensor": (lambda: Tensor(Torchlike()), r"data is .*Torchlike of dtype torch.float32, needs .*numpy"),
 }  # fmt: skip
 

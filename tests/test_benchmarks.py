@@ -31,15 +31,19 @@ def works(strict, monkeypatch):
     import pytorch_models
 
     for name, constructor, network in [
-        ("tiny", functools.partial(PixelCNN, width=2, blocks=1), functools.partial(pytorch_models.pixelcnn, blocks=1)),
+        (
+            "tiny",
+            functools.partial(PixelCNN, channels=2, blocks=1),
+            functools.partial(pytorch_models.pixelcnn, blocks=1),
+        ),
         (
             "gated",
-            functools.partial(GatedPixelCNN, width=2, layers=2),
+            functools.partial(GatedPixelCNN, channels=2, layers=2),
             functools.partial(pytorch_models.gated_pixelcnn, layers=2),
         ),
         (
             "rnn",
-            functools.partial(PixelRNN, width=2, layers=1),
+            functools.partial(PixelRNN, channels=2, layers=1),
             functools.partial(pytorch_models.row_pixelrnn, layers=1),
         ),
     ]:

@@ -168,7 +168,7 @@ def test_belief_network_sees_only_what_comes_before(demo, rng):
 
 
 def test_surprises_sum_to_the_likelihood(demo, rng):
-    model = PixelCNN(width=2, blocks=1, rng=rng)
+    model = PixelCNN(channels=2, blocks=1, rng=rng)
     model.last.weight.data = rng.standard_normal(model.last.weight.shape, np.float32)
     x = rng.integers(0, 2, (3, 1, 28, 28))
     nats = demo("04_pixelcnn").surprise(model, x)

@@ -136,14 +136,14 @@ def test_painting_is_sampling_with_what_was_drawn(panels, choice):
     canvas.classes.set_active(0 if choice == "any" else 1 + int(choice))
     canvas.temperature.set_val(0.6)
     canvas.seed.set_val(5)
-    canvas.paint(None)
+    canvas.sample_rows(None)
     for _ in range(14):
         canvas.go_on()
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 10, 6) if choice == "any" else np.full(6, 7)
     rows = np.broadcast_to(np.arange(28)[:, None] <= last, (28, 28))
     given = np.broadcast_to(canvas.ink, (6, 1, 28, 28))
-    images = canvas.model.sample(6, rng, given, rows, labels, 0.6)
+    images = canvas.model.sample(6, rng, labels, given, rows, 0.6)
     np.testing.assert_array_equal(canvas.painted.get_array(), tile(images, 3))
     with no_grad():
         logits = canvas.model.logits(images[:1], labels[:1]).numpy()[0, 0, 0]

@@ -138,7 +138,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     "name, settings",
     [
         ("PixelCNN", {"blocks": 10**8}),
-        ("PixelCNN", {"width": 10**6}),
+        ("PixelCNN", {"channels": 10**6}),
         ("PixelCNN", {"kernel": 10**5 + 1}),
         ("PixelCNN", {"levels": 10**9}),
         ("PixelRNN", {"layers": 10**8}),
@@ -196,7 +196,7 @@ def test_a_module_of_ones_own_is_saved_and_loaded(tmp_path):
 
 
 def test_full_precision_of_the_models_that_ship(tmp_path, rng):
-    for kind, settings in ((PixelCNN, {"width": 2, "blocks": 0}), (VAE, {"latent": 2, "channels": [2, 2]})):
+    for kind, settings in ((PixelCNN, {"channels": 2, "blocks": 0}), (VAE, {"latent": 2, "channels": [2, 2]})):
         model = kind((1, 4, 4), **settings, rng=rng)
         weights.save(tmp_path / "a.npz", model, {"settings": {"image_shape": (1, 4, 4), **settings}}, half=False)
         loaded = weights.load(tmp_path / "a.npz")[0].state_dict()

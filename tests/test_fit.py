@@ -657,7 +657,7 @@ def test_malformed_fields_are_damage(field, value, rows, tmp_path):
 
 
 def end(images):
-    model = PixelCNN((1, 6, 6), width=32, blocks=1, rng=np.random.default_rng(0))
+    model = PixelCNN((1, 6, 6), channels=32, blocks=1, rng=np.random.default_rng(0))
     train(model, images, 2, Adam(model.parameters(), 0.01), workers=1)
     return bits(model)
 
@@ -690,7 +690,7 @@ def test_two_fits_in_threads_have_the_same_bits_and_leave_blas_as_it_was(rng):
             thread.join(60)
             ends["threads"] = blas_threads()
 
-        model = PixelCNN((1, 6, 6), width=32, blocks=1, rng=np.random.default_rng(0))
+        model = PixelCNN((1, 6, 6), channels=32, blocks=1, rng=np.random.default_rng(0))
         train(model, images, 2, Adam(model.parameters(), 0.01), workers=1, validate_every=1, callback=callback)
         ends["bits"] = bits(model)
 
@@ -706,11 +706,11 @@ def test_two_fits_in_threads_have_the_same_bits_and_leave_blas_as_it_was(rng):
 def test_a_worker_that_is_stopped_does_not_hang_the_run(pixels, monkeypatch):
     monkeypatch.setattr(parallel, "IDLE_SECONDS", 1)
     model, images = SmallVAE(pixels=pixels), np.zeros((48, pixels))
-    with parallel.start_workers(model, model.parameters(), None, 2, (images,), 48, 0) as crew:
-        assert np.isfinite(crew.mean((images,), [1], {})[0])
-        os.kill(crew.processes[0].pid, signal.SIGSTOP)
+    with parallel.start_workers(model, model.parameters(), None, 2, (images,), 48, 0) as workers:
+        assert np.isfinite(workers.mean((images,), [1], {})[0])
+        os.kill(workers.processes[0].pid, signal.SIGSTOP)
         with pytest.raises(RuntimeError, match=r"worker process \d+ has not computed for 1 s: it was stopped"):
-            crew.mean((images,), [1], {})
+            workers.mean((images,), [1], {})
 
 
 def test_buffers_are_of_the_step_that_is_saved(rows, tmp_path):
@@ -755,7 +755,7 @@ def test_large_numbers_are_hinted_at(rng):
 
 def test_the_models_take_their_own_images(rng):
     images = data.digits().train_images[:64]
-    for model in (VAE(latent=2, channels=(2, 2), rng=rng), PixelCNN(width=2, blocks=0, rng=rng)):
+    for model in (VAE(latent=2, channels=(2, 2), rng=rng), PixelCNN(channels=2, blocks=0, rng=rng)):
         with pytest.raises(ValueError, match=r"images: values from 0 to 255, needs whole numbers 0 \.\. 1"):
             train(model, images)
         train(model, images, 1, prepare=data.binarize_dynamic)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinygen import data, weights
+from tinygen import data, models, weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import likelihood
@@ -17,9 +17,9 @@ import likelihood
 SMALL = {  # instead of the rows' own
     "Autoencoder": {"code": 3, "channels": (2, 2)},
     "VAE": {"latent": 2, "channels": (2, 2)},
-    "PixelCNN": {"width": 2, "blocks": 1},
-    "PixelRNN": {"width": 2, "layers": 1},
-    "GatedPixelCNN": {"width": 2, "layers": 1},
+    "PixelCNN": {"channels": 2, "blocks": 1},
+    "PixelRNN": {"channels": 2, "layers": 1},
+    "GatedPixelCNN": {"channels": 2, "layers": 1},
 }
 
 
@@ -30,15 +30,15 @@ def small(monkeypatch, tmp_path):
     drawn = data.binarize_static(data.digits().test_images, seed=5)
     monkeypatch.setattr(data, "binarized_mnist", lambda: data.BinarizedMNIST(drawn[:300], drawn[300:], drawn))
     monkeypatch.setattr(likelihood, "LEARNED", 4400)
-    for name, row in list(likelihood.ROWS.items()):
-        settings = {**row.settings, **SMALL[row.model]}
+    for name, row in list(models.RECIPES.items()):
+        settings = {**row.settings, **SMALL[row.model.__name__]}
         if row.start:
             base = {key: value for key, value in settings.items() if key != "classes"}
-            base_model = getattr(likelihood.models, row.model)(**base, rng=np.random.default_rng(7))
+            base_model = row.model(**base, rng=np.random.default_rng(7))
             for p in base_model.parameters():  # as built, every model says the same of an image
                 p.data = p.data + np.float32(0.1)
             weights.save(tmp_path / f"{row.start}.npz", base_model, {"settings": base})
-        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, settings=settings, steps=(2,)))
+        monkeypatch.setitem(models.RECIPES, name, dataclasses.replace(row, settings=settings, steps=(2,)))
     for name, value in {
         "FOLDER": tmp_path,
         "PICTURES": tmp_path,
@@ -57,7 +57,7 @@ def call(monkeypatch, capsys, *arguments):
     return capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", likelihood.ROWS)
+@pytest.mark.parametrize("name", models.RECIPES)
 def test_a_row(name, small, monkeypatch, capsys):
     trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
@@ -65,17 +65,17 @@ def test_a_row(name, small, monkeypatch, capsys):
     assert trained.get("images_with_all_samples") == (80 if name.startswith("vae") else None)
     assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
-    assert about["result"] == trained and model.size() == trained["parameters"]
+    assert about["result"] == trained and model.num_parameters() == trained["parameters"]
     figure = trained["squared_error" if name == "autoencoder" else "nats"]
-    cells = [f"{figure:.2f} ± {trained['stderr']:.2f}", likelihood.ROWS[name].published, f"{trained['images']:,}"]
+    cells = [f"{figure:.2f} ± {trained['stderr']:.2f}", models.RECIPES[name].published, f"{trained['images']:,}"]
     if name == "autoencoder":
         cells[1] = f"PCA: {trained['pca_squared_error']:.2f}"
     cells += [trained["protocol"], f"{trained['parameters']:,}", f"{about['epochs']:.1f}", "0"]
     lines = (small / "RESULTS.md").read_text().splitlines()
     assert f"| {name} | {' | '.join(cells)} |" in lines
-    row = likelihood.ROWS[name]
+    row = models.RECIPES[name]
     recipe = f" | {row.batch_size} | {row.lr:g} | {row.weight_decay:g} | {row.averaging} | 2"
-    assert any(line.startswith(f"| {name} | `{row.model}(") and recipe in line for line in lines)
+    assert any(line.startswith(f"| {name} | `{row.model.__name__}(") and recipe in line for line in lines)
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
     assert call(monkeypatch, capsys, name, "--evaluate", "--images", "5").startswith(f"name {name}, ")
     monkeypatch.setattr(sys, "argv", ["likelihood.py", name])
@@ -85,13 +85,13 @@ def test_a_row(name, small, monkeypatch, capsys):
 
 def test_a_run_goes_on_from_its_own_recipe_alone(small, monkeypatch):
     name = "gated-pixelcnn-classes"
-    row, path = likelihood.ROWS[name], likelihood.checkpoint(name)
+    row, path = models.RECIPES[name], likelihood.checkpoint(name)
     assert path.parent == small / "out" and path.name.startswith(f"{name}-")
-    changes = [{"protocol": "dynamic"}, {"lr": 0.1}, {"steps": (1, 1)}, {"settings": {**row.settings, "width": 4}}]
+    changes = [{"protocol": "dynamic"}, {"lr": 0.1}, {"steps": (1, 1)}, {"settings": {**row.settings, "channels": 4}}]
     for change in changes:
-        monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, **change))
+        monkeypatch.setitem(models.RECIPES, name, dataclasses.replace(row, **change))
         assert likelihood.checkpoint(name) != path, change
-    monkeypatch.setitem(likelihood.ROWS, name, dataclasses.replace(row, published="1.00"))
+    monkeypatch.setitem(models.RECIPES, name, dataclasses.replace(row, published="1.00"))
     assert likelihood.checkpoint(name) == path  # said beside the row only
     with monkeypatch.context() as other:
         other.setattr(likelihood, "SEED", 1)
@@ -102,9 +102,9 @@ def test_a_run_goes_on_from_its_own_recipe_alone(small, monkeypatch):
     assert likelihood.checkpoint(name) != path
 
 
-@pytest.mark.parametrize("name", likelihood.ROWS)
+@pytest.mark.parametrize("name", models.RECIPES)
 def test_the_weights_that_ship_are_of_the_row(name):
-    row, (_, about) = likelihood.ROWS[name], weights.load(weights.FOLDER / f"{name}.npz")
+    row, (_, about) = models.RECIPES[name], weights.load(weights.FOLDER / f"{name}.npz")
     for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging"):
         right = json.loads(json.dumps(getattr(row, key)))
         assert about[key] == right, f"{name}: {key} is {right}, the weights have {about[key]}"
@@ -121,19 +121,19 @@ def test_the_tables_are_of_the_weights_that_ship(monkeypatch, tmp_path):
     assert written.removeprefix("# Results").strip() in (root / "benchmarks" / "RESULTS.md").read_text()
     readme = (root / "README.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)`.*? \| ([\d.]+) .*\| (?:(\d+) \+ )?(\d+) \|$", readme, re.MULTILINE)
-    abouts = {name: weights.load(weights.FOLDER / f"{name}.npz")[1] for name in likelihood.ROWS}
+    abouts = {name: weights.load(weights.FOLDER / f"{name}.npz")[1] for name in models.RECIPES}
     minutes = {name: f"{about['minutes'][-1]:.0f}" for name, about in abouts.items()}
     assert {name for name, *_ in rows} == set(abouts)
     for name, figure, before, own in rows:
         result = abouts[name]["result"].get("nats") or abouts[name]["result"]["squared_error"]
         assert figure in (f"{result:.2f}", f"{result:.1f}"), name
-        assert (before, own) == (minutes.get(likelihood.ROWS[name].start, ""), minutes[name]), name
+        assert (before, own) == (minutes.get(models.RECIPES[name].start, ""), minutes[name]), name
 
 
 @pytest.mark.parametrize("name", ["gated-pixelcnn", "gated-pixelcnn-classes"])
 def test_figures_are_means_over_images_with_their_standard_error(name, small, rng):
-    row = likelihood.ROWS[name]
-    model = getattr(likelihood.models, row.model)(**row.settings, rng=rng)
+    row = models.RECIPES[name]
+    model = row.model(**row.settings, rng=rng)
     for p in model.parameters():
         p.data = rng.standard_normal(p.shape, np.float32)
     weights.save(small / "a.npz", model, {"settings": row.settings, "protocol": row.protocol})
@@ -148,7 +148,7 @@ def test_figures_are_means_over_images_with_their_standard_error(name, small, rn
 
 
 def test_pca_learns_from_the_training_images_alone(small, rng):
-    settings, digits = likelihood.ROWS["autoencoder"].settings, data.digits()
+    settings, digits = models.RECIPES["autoencoder"].settings, data.digits()
     weights.save(
         small / "a.npz", likelihood.models.Autoencoder(**settings, rng=rng), {"settings": settings, "protocol": "grey"}
     )
@@ -168,7 +168,7 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
         return [{"seconds": 90, "train": 3.0, "validation": 2.0}]
 
     monkeypatch.setattr(likelihood, "fit", fit)
-    row = likelihood.ROWS[name]
+    row = models.RECIPES[name]
     row.weight_decay, row.steps = 0.07, (40,)
     _, about = weights.load(likelihood.train(name))
     binary = data.binarize_static(digits.train_images, seed=0)
@@ -192,8 +192,8 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
 @pytest.mark.parametrize("name", ["vae", "autoencoder"])
 def test_the_figures_of_models_with_a_code(name, small, rng):
     """Nats are positive, as the loss is; errors are the loss."""
-    row, images = likelihood.ROWS[name], likelihood.sets(likelihood.ROWS[name].protocol)[2][:40]
-    model = getattr(likelihood.models, row.model)(**row.settings, rng=rng)
+    row, images = models.RECIPES[name], likelihood.sets(models.RECIPES[name].protocol)[2][:40]
+    model = row.model(**row.settings, rng=rng)
     figures = likelihood.test(model, images, None, 3)
     assert figures.shape == (40,)
     if name == "autoencoder":
@@ -204,7 +204,7 @@ def test_the_figures_of_models_with_a_code(name, small, rng):
 
 def test_few_images_with_many_samples_tell_the_bound_of_all(small, monkeypatch, rng):
     """The gain from more samples, on images spread evenly, is added to the rough bound of all images."""
-    settings = {**likelihood.ROWS["vae"].settings, "blocks": 0}
+    settings = {**models.RECIPES["vae"].settings, "blocks": 0}
     model = likelihood.models.VAE(**settings, rng=rng)
     for p in model.parameters():  # so that images differ
         p.data = 0.5 * rng.standard_normal(p.shape, np.float32)
@@ -236,9 +236,9 @@ def test_a_row_begins_with_the_weights_of_its_start(small, monkeypatch):
 
 @pytest.mark.parametrize("name", ["pixelcnn", "vae"])
 def test_completions_keep_the_upper_half(name, small, rng):
-    row = likelihood.ROWS[name]
+    row = models.RECIPES[name]
     model, x = (
-        getattr(likelihood.models, row.model)(**row.settings, rng=rng),
+        row.model(**row.settings, rng=rng),
         data.binarize_static(data.digits().test_images[:3], 0),
     )
     completed = likelihood.completions(model, x, rng)

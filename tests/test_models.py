@@ -10,11 +10,11 @@ from tinygen.optim import Adam
 
 # Each with the number of values of a pixel, 0 where any real number is one.
 BUILD = {
-    "cnn": (2, lambda shape, rng: PixelCNN(shape, width=3, blocks=1, rng=rng)),
-    "cnn, levels": (5, lambda shape, rng: PixelCNN(shape, 5, width=3, blocks=1, rng=rng)),
-    "row": (2, lambda shape, rng: PixelRNN("row", shape, width=3, layers=1, rng=rng)),
-    "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, width=3, layers=1, rng=rng)),
-    "gated": (2, lambda shape, rng: GatedPixelCNN(shape, width=3, layers=1, rng=rng)),
+    "cnn": (2, lambda shape, rng: PixelCNN(shape, channels=3, blocks=1, rng=rng)),
+    "cnn, levels": (5, lambda shape, rng: PixelCNN(shape, 5, channels=3, blocks=1, rng=rng)),
+    "row": (2, lambda shape, rng: PixelRNN("row", shape, channels=3, layers=1, rng=rng)),
+    "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, channels=3, layers=1, rng=rng)),
+    "gated": (2, lambda shape, rng: GatedPixelCNN(shape, channels=3, layers=1, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
@@ -40,7 +40,7 @@ def test_defaults(model, rng):
     assert loss.shape == () and loss.dtype == np.float32 and np.isfinite(loss.item())
     loss.backward()
     assert all(p.grad is not None and p.dtype == np.float32 for p in model.parameters())
-    assert model.size() > 10_000 and model.unit in ("nats per image", "squared error per image")
+    assert model.num_parameters() > 10_000 and model.unit in ("nats per image", "squared error per image")
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_defaults(model, rng):
         (VAE, {"channels": (4, 2.5)}, r"channels: got \(4, 2.5\), needs whole numbers, each at least 1"),
         (VAE, {"beta": -1}, r"beta: got -1, needs a number in \[0, inf\)"),
         (VAE, {"likelihood": "poisson"}, "likelihood: got 'poisson', needs 'bernoulli' or 'gaussian'"),
-        (PixelCNN, {"first": 2.5}, "first: got 2.5, needs an odd number of at least 1"),
+        (PixelCNN, {"first_kernel": 2.5}, "first_kernel: got 2.5, needs an odd number of at least 1"),
         (PixelCNN, {"kernel": "3"}, "kernel: got '3', needs an odd number of at least 1"),
-        (PixelCNN, {"first": 4}, "first: got 4, needs an odd number"),
+        (PixelCNN, {"first_kernel": 4}, "first_kernel: got 4, needs an odd number"),
         (PixelCNN, {"kernel": 4}, "kernel: got 4, needs an odd number"),
-        (PixelRNN, {"first": (7, 7)}, "first: got \\(7, 7\\), needs an odd number of at least 1"),
-        (PixelRNN, {"first": 4}, "first: got 4, needs an odd number"),
-        (GatedPixelCNN, {"first": 4}, "first: got 4, needs an odd number"),
+        (PixelRNN, {"first_kernel": (7, 7)}, "first_kernel: got \\(7, 7\\), needs an odd number of at least 1"),
+        (PixelRNN, {"first_kernel": 4}, "first_kernel: got 4, needs an odd number"),
+        (GatedPixelCNN, {"first_kernel": 4}, "first_kernel: got 4, needs an odd number"),
         (GatedPixelCNN, {"kernel": 2}, "kernel: got 2, needs an odd number"),
         (GatedPixelCNN, {"kernel": 0}, "kernel: got 0, needs an odd number of at least 1"),
         (GatedPixelCNN, {"layers": -1}, "layers: got -1, needs a whole number of at least 0"),
-        (GatedPixelCNN, {"first": 1}, "first: got 1, needs an odd number of at least 3"),
+        (GatedPixelCNN, {"first_kernel": 1}, "first_kernel: got 1, needs an odd number of at least 3"),
         (GatedPixelCNN, {"classes": -1}, "classes: got -1, needs a whole number of at least 0"),
     ],
 )
@@ -180,7 +180,7 @@ def test_gradients_reach_the_images(name, rng):
 
 @pytest.mark.parametrize("levels", [2, 5])
 def test_a_pixels_logits_have_gradients_in_the_pixels_before_alone(levels, rng):
-    model = PixelCNN((1, 4, 4), levels, width=4, blocks=1, rng=rng)
+    model = PixelCNN((1, 4, 4), levels, channels=4, blocks=1, rng=rng)
     for p in model.parameters():
         p.data = rng.standard_normal(p.shape, np.float32)
     x = Tensor(rng.integers(0, levels, (1, 1, 4, 4)).astype(np.float32), requires_grad=True)

@@ -30,7 +30,7 @@ from tinygen.nn.recurrent import DiagonalLSTM
 from tinygen.optim import SGD
 
 
-def randomized(module, rng, scale=0.5):
+def randomized(module, rng, gain=0.5):
     """Every parameter drawn anew in float64, also what starts at zero and what a mask forbids."""
     for p in module.parameters():
         p.data = scale * rng.standard_normal(p.shape)
@@ -69,7 +69,7 @@ def test_parameters_come_in_definition_order_and_shared_ones_once():
     tree = Tree()
     assert [name for name, _ in tree.named_parameters()] == NAMES
     assert [p is q for p, (_, q) in zip(tree.parameters(), tree.named_parameters(), strict=True)] == [True] * len(NAMES)
-    assert tree.size() == 3 + 6 + 3 + 12 + 15 + 6
+    assert tree.num_parameters() == 3 + 6 + 3 + 12 + 15 + 6
 
 
 def test_repr_shows_the_tree_with_settings_shapes_and_counts(rng):
@@ -88,7 +88,7 @@ def test_repr_shows_the_tree_with_settings_shapes_and_counts(rng):
         "  steps.0 to steps.1: Linear()  6",
         "  steps.2: Linear()  3",
     ]
-    assert "image_shape=(1, 28, 28), levels=2)" in repr(PixelCNN(width=2, blocks=1, rng=rng))
+    assert "image_shape=(1, 28, 28), levels=2)" in repr(PixelCNN(channels=2, blocks=1, rng=rng))
     assert "mask A" in repr(MaskedConv2d("A", 1, 1, 3, rng=rng))
     assert "p=0.3" in repr(Dropout(0.3))
     assert "a leaf" in repr(Tree())
@@ -164,7 +164,7 @@ def test_buffers_are_saved_and_moved_but_not_learned(strict):
     model, other = Counted(), Counted()
     assert [name for name, _ in model.named_buffers()] == BUFFERS
     assert [name for name, _ in model.named_parameters()] == ["w", "norm.weight", "norm.bias", "frozen"]
-    assert model.size() == 2 + 2 + 2 + 1 and "running_mean: (2,)  buffer" in repr(model)
+    assert model.num_parameters() == 2 + 2 + 2 + 1 and "running_mean: (2,)  buffer" in repr(model)
     model.norm.running_mean.data = np.array([3.0, 4.0], np.float32)
     model.to("cuda")
     assert {b.device for _, b in model.named_buffers()} == {"cuda"}
@@ -359,11 +359,11 @@ def test_up_conv_refuses_sizes_it_does_not_reach(size, rng):
 @pytest.mark.parametrize(
     "layer,shape",
     [
-        (lambda rng: Linear(96, 96, rng=rng, scale=2.0), (200, 96)),
-        (lambda rng: Conv2d(96, 96, 3, padding=1, rng=rng, scale=2.0), (2, 96, 20, 20)),
-        (lambda rng: MaskedConv2d("B", 96, 96, 3, rng=rng, scale=2.0), (2, 96, 20, 20)),
-        (lambda rng: MaskedConv2d("B", 96, 96, 3, 3, rng=rng, scale=2.0), (2, 96, 20, 20)),
-        (lambda rng: UpConv2d(96, 96, 4, stride=2, padding=1, rng=rng, scale=2.0), (2, 96, 20, 20)),
+        (lambda rng: Linear(96, 96, rng=rng, gain=2.0), (200, 96)),
+        (lambda rng: Conv2d(96, 96, 3, padding=1, rng=rng, gain=2.0), (2, 96, 20, 20)),
+        (lambda rng: MaskedConv2d("B", 96, 96, 3, rng=rng, gain=2.0), (2, 96, 20, 20)),
+        (lambda rng: MaskedConv2d("B", 96, 96, 3, 3, rng=rng, gain=2.0), (2, 96, 20, 20)),
+        (lambda rng: UpConv2d(96, 96, 4, stride=2, padding=1, rng=rng, gain=2.0), (2, 96, 20, 20)),
     ],
     ids=["linear", "conv", "masked", "masked, groups", "up"],
 )

@@ -108,11 +108,11 @@ def test_large_shards_agree_for_any_number_of_workers(workers, rng, monkeypatch)
 
 
 def test_workers_leave_ctrl_c_to_the_first_process(images):
-    with workers_for(Tiny(), images, 2, 50, 0) as crew:
-        before = crew.mean((images,), [7], {})[0]
-        os.kill(crew.processes[0].pid, signal.SIGINT)
+    with workers_for(Tiny(), images, 2, 50, 0) as workers:
+        before = workers.mean((images,), [7], {})[0]
+        os.kill(workers.processes[0].pid, signal.SIGINT)
         time.sleep(0.1)
-        assert crew.mean((images,), [7], {})[0] == before
+        assert workers.mean((images,), [7], {})[0] == before
 
 
 def test_each_worker_has_one_blas_thread(images):
@@ -154,23 +154,23 @@ def test_the_mean_and_its_gradient(workers, images):
         loss = model.loss(Tensor(part), np.random.default_rng([7, i]))
         expected += loss.item() * len(part) / 50
         gradient = gradient + flatten([g.data for g in grad(loss, model.parameters())]) * (len(part) / 50)
-    with workers_for(model, images, workers, 50, 0) as crew:
-        loss, flat, _, stop = crew.mean((images,), [7], {})
+    with workers_for(model, images, workers, 50, 0) as workers:
+        loss, flat, _, stop = workers.mean((images,), [7], {})
         assert loss == pytest.approx(expected, rel=1e-6) and not stop
         np.testing.assert_allclose(flat, gradient, rtol=1e-5, atol=1e-6)
-        assert crew.mean((images,), [7], {})[0] == loss != crew.mean((images,), [8], {})[0]
-        alone, nothing, _, stop = crew.mean((images,), [7], {}, gradients=False, stop=lambda: True)
+        assert workers.mean((images,), [7], {})[0] == loss != workers.mean((images,), [8], {})[0]
+        alone, nothing, _, stop = workers.mean((images,), [7], {}, gradients=False, stop=lambda: True)
         assert alone == pytest.approx(loss, rel=1e-6) and nothing.size == 0 and stop
 
 
 def test_workers_see_the_present_parameters(images):
     model = Tiny()
-    with workers_for(model, images, 2, 50, 0) as crew:
-        before = crew.mean((images,), [7], {})[0]
+    with workers_for(model, images, 2, 50, 0) as workers:
+        before = workers.mean((images,), [7], {})[0]
         model.layer.bias.data = model.layer.bias.data + 1  # a new array, as loading and averaging make
-        after = crew.mean((images,), [7], {})[0]
-    with workers_for(model, images, 1, 50, 0) as crew:
-        assert crew.mean((images,), [7], {})[0] == after != before
+        after = workers.mean((images,), [7], {})[0]
+    with workers_for(model, images, 1, 50, 0) as workers:
+        assert workers.mean((images,), [7], {})[0] == after != before
 
 
 def test_parameters_of_several_dtypes(images):
@@ -187,9 +187,9 @@ def test_parameters_of_several_dtypes(images):
 
 
 def test_more_images_than_gradients_have_slots_for(images):
-    with workers_for(Tiny(), images, 2, 20, 50) as crew:
-        assert np.isfinite(crew.mean((images,), [1], {}, gradients=False)[0])
-        assert crew.mean((images[:20],), [1], {})[1].any()
+    with workers_for(Tiny(), images, 2, 20, 50) as workers:
+        assert np.isfinite(workers.mean((images,), [1], {}, gradients=False)[0])
+        assert workers.mean((images[:20],), [1], {})[1].any()
 
 
 def test_work_really_is_elsewhere(images, tmp_path):
@@ -203,9 +203,9 @@ def test_work_really_is_elsewhere(images, tmp_path):
 
 
 def test_no_worker_outlives_its_block(images):
-    with workers_for(Tiny(), images, 3, 50, 0) as crew:
-        assert len(crew.processes) == 2 and all(p.is_alive() for p in crew.processes)
-        workers = list(crew.processes)
+    with workers_for(Tiny(), images, 3, 50, 0) as workers:
+        assert len(workers.processes) == 2 and all(p.is_alive() for p in workers.processes)
+        workers = list(workers.processes)
     assert not any(p.is_alive() for p in workers) and not multiprocessing.active_children()
 
 
@@ -236,11 +236,11 @@ def test_a_worker_that_dies_is_named(images):
 
 
 def test_a_worker_that_died_between_steps_is_named(images):
-    with workers_for(Tiny(), images, 2, 50, 0) as crew:
-        crew.processes[0].kill()
-        crew.processes[0].join()
+    with workers_for(Tiny(), images, 2, 50, 0) as workers:
+        workers.processes[0].kill()
+        workers.processes[0].join()
         with pytest.raises(RuntimeError, match="a worker process was ended from outside"):
-            crew.mean((images,), [1], {})
+            workers.mean((images,), [1], {})
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,11 @@ def test_workers_end_where_their_parent_is_killed(tmp_path):
         "import os, numpy as np, tinygen.parallel\n"
         "from tinygen.parallel import start_workers\n"
         "from tinygen.models import PixelCNN\n"
-        "model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=np.random.default_rng(0))\n"
+        "model = PixelCNN((1, 2, 2), channels=2, blocks=0, rng=np.random.default_rng(0))\n"
         "images = np.zeros((48, 1, 2, 2), np.uint8)\n"
         "tinygen.parallel.shard_size = lambda *_: 16\n"
-        "with start_workers(model, model.parameters(), None, 3, (images,), 48, 0) as crew:\n"
-        "    print(*[p.pid for p in crew.processes], flush=True)\n"
+        "with start_workers(model, model.parameters(), None, 3, (images,), 48, 0) as workers:\n"
+        "    print(*[p.pid for p in workers.processes], flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
@@ -324,11 +324,11 @@ def test_buffers_become_the_mean_of_what_the_shards_leave(workers, images):
         part, alone = images[start : min(37, start + SHARD)], Normed()
         alone.loss(Tensor(part), np.random.default_rng(0))
         means = means + alone.body.steps[1].running_mean.data * (len(part) / 37)
-    with workers_for(model, images, workers, 37, 50) as crew:
-        crew.change_buffers(crew.mean((images[:37],), [7], {})[2])
+    with workers_for(model, images, workers, 37, 50) as workers:
+        workers.change_buffers(workers.mean((images[:37],), [7], {})[2])
         np.testing.assert_allclose(model.body.steps[1].running_mean.data, means, rtol=1e-5)
         before = model.state_dict()
-        crew.mean((images,), [7], {}, gradients=False)
+        workers.mean((images,), [7], {}, gradients=False)
     assert all((before[name] == value).all() for name, value in model.state_dict().items())
 
 
@@ -395,7 +395,7 @@ import numpy as np
 from tinygen.models import PixelCNN
 from tinygen.optim import Adam
 from tinygen.backend import communicator
-from tinygen.checkpoint import Run
+from tinygen.checkpoint import TrainingState
 from tinygen.parallel import first_rank
 from tinygen.training import evaluate, fit
 
@@ -411,10 +411,10 @@ def prepare(part, rng):
     return part
 
 if how == "interrupt":  # while the first rank is saving, the others must not end it
-    save = Run.save
-    Run.save = lambda run, path: (time.sleep(1), save(run, path))
+    save = TrainingState.save
+    TrainingState.save = lambda state, path: (time.sleep(1), save(state, path))
 
-model = PixelCNN((1, 6, 6), width=4, blocks=1, rng=np.random.default_rng(rank if how == "seeds" else 0))
+model = PixelCNN((1, 6, 6), channels=4, blocks=1, rng=np.random.default_rng(rank if how == "seeds" else 0))
 record = fit(
     model, images, steps=steps, optimizer=Adam(model.parameters(), 0.01), rng=np.random.default_rng(rank),
     batch_size=40, prepare=prepare, averaging=0.9, validation=images[:30], validate_every=50, workers=workers,

@@ -683,7 +683,7 @@ def test_vae(likelihood, beta, dtype, rng):
     else:
         p = torch.distributions.Normal(y, torch.exp(0.5 * w["log_var"]))
     reconstruction = p.log_prob(torch.tensor(x)).sum((1, 2, 3))
-    terms = model.elbo(x, np.random.default_rng(8))
+    terms = model.bound(x, np.random.default_rng(8))
     close(terms.kl, kl, dtype)
     np.testing.assert_allclose(
         terms.reconstruction.numpy(), reconstruction.detach().numpy(), rtol=TOLERANCE[dtype]["rtol"]
@@ -748,7 +748,7 @@ def test_autoregressive(name, channels, levels, dtype, rng):
     """van den Oord et al. 2016, sections 3.1 to 3.5 and figure 5."""
     kind, options, body = AUTOREGRESSIVE[name]
     shape = (channels, 4, 5)
-    model = converted(kind(image_shape=shape, levels=levels, width=3, **options, rng=rng), dtype, rng)
+    model = converted(kind(image_shape=shape, levels=levels, channels=3, **options, rng=rng), dtype, rng)
     x = rng.integers(0, levels, (3, *shape)).astype(np.uint8)
     w = as_torch(model)
     loss = autoregressive_loss(ends(body(channels), channels), x, levels, w, dtype)

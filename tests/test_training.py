@@ -269,7 +269,7 @@ def test_live_tensors_do_not_grow(images, rng):
 MODELS = {
     "tiny": lambda: Tiny(),
     "vae": lambda: VAE((1, 2, 2), latent=2, rng=np.random.default_rng(1)),
-    "pixelcnn": lambda: PixelCNN((1, 2, 2), width=3, blocks=1, rng=np.random.default_rng(1)),
+    "pixelcnn": lambda: PixelCNN((1, 2, 2), channels=3, blocks=1, rng=np.random.default_rng(1)),
 }
 
 
@@ -626,7 +626,7 @@ def empty_run(model, optimizer, images, averaging=0.9):
     settings = {"batch_size": 20, "clip_norm": 1.0, "validate_every": 5, "patience": float("inf")}
     settings |= {"images[0]": digest(images), "validation[0]": digest(images)}
     settings |= {"frozen": [], "prepare": "run_until.<locals>.prepare", "schedule": training._probed("lr", cosine)}
-    return training.Run(model, optimizer, model.parameters(), averaging, 1, settings)
+    return training.TrainingState(model, optimizer, model.parameters(), averaging, 1, settings)
 
 
 def refused(images, checkpoint, why, make=Tiny, averaging=0.9, optimizer=Adam):
@@ -840,10 +840,10 @@ GREY = (1, 3, 3)
 DEVICE_MODELS = {
     "autoencoder": lambda rng: Autoencoder(GREY, code=2, rng=rng),
     "vae": lambda rng: VAE(GREY, latent=2, rng=rng),
-    "pixelcnn": lambda rng: PixelCNN(GREY, width=2, blocks=1, rng=rng),
-    "pixelcnn colour": lambda rng: PixelCNN((3, 3, 3), levels=4, width=3, blocks=1, rng=rng),
-    "row": lambda rng: PixelRNN("row", GREY, width=2, layers=1, rng=rng),
-    "diagonal": lambda rng: PixelRNN("diagonal", GREY, width=2, layers=1, rng=rng),
+    "pixelcnn": lambda rng: PixelCNN(GREY, channels=2, blocks=1, rng=rng),
+    "pixelcnn colour": lambda rng: PixelCNN((3, 3, 3), levels=4, channels=3, blocks=1, rng=rng),
+    "row": lambda rng: PixelRNN("row", GREY, channels=2, layers=1, rng=rng),
+    "diagonal": lambda rng: PixelRNN("diagonal", GREY, channels=2, layers=1, rng=rng),
 }
 
 

@@ -16,8 +16,8 @@ SHIPPED = sorted(path.stem for path in weights.FOLDER.glob("*.npz"))
 @pytest.mark.parametrize(
     "constructor,settings",
     [
-        (PixelCNN, {"image_shape": [1, 4, 5], "width": 2, "blocks": 1}),
-        (PixelRNN, {"kind": "diagonal", "image_shape": [3, 4, 5], "levels": 4, "width": 3, "layers": 1}),
+        (PixelCNN, {"image_shape": [1, 4, 5], "channels": 2, "blocks": 1}),
+        (PixelRNN, {"kind": "diagonal", "image_shape": [3, 4, 5], "levels": 4, "channels": 3, "layers": 1}),
         (VAE, {"image_shape": [1, 4, 5], "latent": 2, "beta": 0.5}),
     ],
 )
@@ -43,8 +43,8 @@ def test_saved_and_loaded(constructor, settings, tmp_path, rng):
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, rng):
     model, settings = (
-        PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng),
-        {"image_shape": (1, 2, 2), "width": 2, "blocks": 0},
+        PixelCNN((1, 2, 2), channels=2, blocks=0, rng=rng),
+        {"image_shape": (1, 2, 2), "channels": 2, "blocks": 0},
     )
     weights.save(tmp_path / "a.npz", model, {"settings": settings})
     before = (tmp_path / "a.npz").read_bytes()
@@ -55,7 +55,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, rng):
 
 
 def test_while_it_is_written_the_old_file_is_whole(tmp_path, rng, monkeypatch):
-    settings = {"image_shape": (1, 2, 2), "width": 2, "blocks": 0}
+    settings = {"image_shape": (1, 2, 2), "channels": 2, "blocks": 0}
     weights.save(tmp_path / "a.npz", PixelCNN(**settings, rng=rng), {"settings": settings, "seed": 1})
 
     def look(file, **arrays):
@@ -70,16 +70,16 @@ def test_while_it_is_written_the_old_file_is_whole(tmp_path, rng, monkeypatch):
 
 def test_a_model_that_could_not_be_loaded_again_is_not_saved(tmp_path, rng):
     path = tmp_path / "a.npz"
-    for settings in ({}, {"width": 2}):
+    for settings in ({}, {"channels": 2}):
         with pytest.raises(ValueError, match="no model that was saved here"):
-            weights.save(path, PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng), {"settings": settings})
+            weights.save(path, PixelCNN((1, 2, 2), channels=2, blocks=0, rng=rng), {"settings": settings})
     assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_refused(tmp_path, rng):
     model, settings = (
-        PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng),
-        {"image_shape": (1, 2, 2), "width": 2, "blocks": 0},
+        PixelCNN((1, 2, 2), channels=2, blocks=0, rng=rng),
+        {"image_shape": (1, 2, 2), "channels": 2, "blocks": 0},
     )
     model.parameters()[0].data[:] = np.nan
     with pytest.raises(ValueError, match="do not fit into half precision, or are not finite"):
@@ -87,7 +87,7 @@ def test_nan_is_refused(tmp_path, rng):
 
 
 def test_what_save_and_load_need_is_said(tmp_path, rng):
-    model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng)
+    model = PixelCNN((1, 2, 2), channels=2, blocks=0, rng=rng)
     with pytest.raises(ValueError, match="about: needs 'settings', the arguments that the PixelCNN was built with"):
         weights.save(tmp_path / "a.npz", model)
     for call in (lambda: weights.save(model, "a.npz"), lambda: weights.load("a.npz", PixelCNN)):
@@ -96,7 +96,7 @@ def test_what_save_and_load_need_is_said(tmp_path, rng):
 
 
 def test_what_does_not_fit_into_half_precision_is_refused(tmp_path, rng):
-    model = PixelCNN((1, 2, 2), width=2, blocks=0, rng=rng)
+    model = PixelCNN((1, 2, 2), channels=2, blocks=0, rng=rng)
     model.last.bias.data[0] = 1e5
     with pytest.raises(ValueError, match=r"last\.bias do not fit into half precision"):
         weights.save(tmp_path / "a.npz", model, {"settings": {}})
@@ -107,7 +107,7 @@ def test_files_that_are_something_else_are_refused(tmp_path, rng):
     path = tmp_path / "a.npz"
     with pytest.raises(FileNotFoundError):
         weights.load(path)
-    settings = {"image_shape": (1, 2, 2), "width": 2, "blocks": 0}
+    settings = {"image_shape": (1, 2, 2), "channels": 2, "blocks": 0}
     weights.save(path, PixelCNN(**settings, rng=rng), {"settings": settings})
     for content in (b"", b"no npz", path.read_bytes()[:-40]):
         path.write_bytes(content)

@@ -12,7 +12,7 @@ from tinygen.files import read_arrays, written
 from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
-# The attributes of a Run that a checkpoint holds besides arrays, with their types
+# The attributes of a TrainingState that a checkpoint holds besides arrays, with their types
 FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list, "ended": bool}
 
 
@@ -31,7 +31,7 @@ def digest(array) -> str:
     return f"{array.dtype} {array.shape} {hashlib.blake2b(array, digest_size=6).hexdigest()}"
 
 
-class Run:
+class TrainingState:
     """All that a checkpoint holds: the model, its optimizer, averaged and best weights, the step and the losses.
 
     ``settings`` identify the run: those given, and each plain attribute of the optimizer and of the modules.

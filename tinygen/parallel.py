@@ -69,7 +69,7 @@ def any_rank(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def start_workers(model, learned, prepare, workers: int | None, data, largest_batch: int, most_images: int):
-    """``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; they end with the block.
+    """The ``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; they end with the block.
 
     ``learned``: the parameters to differentiate for. ``data``: (images,) or (images, labels); the network is run on a
     few of them to find the size of a shard.
@@ -90,12 +90,12 @@ def start_workers(model, learned, prepare, workers: int | None, data, largest_ba
     keep_memory()
     with one_blas_thread:
         shard = shard_size(model, differentiated, data, prepare)
-        crew = Workers(model, learned, prepare, max(1, -(-largest_batch // shard)), shard)
+        processes = Workers(model, learned, prepare, max(1, -(-largest_batch // shard)), shard)
         try:
-            crew.fork(min(workers, -(-max(largest_batch, most_images) // shard)) - 1)
-            yield crew
+            processes.fork(min(workers, -(-max(largest_batch, most_images) // shard)) - 1)
+            yield processes
         finally:
-            crew.close()
+            processes.close()
 
 
 class _OneBlasThread:
@@ -262,7 +262,7 @@ class Workers:
             setattr(self.model, name, value)
         for slot, weight, part, seeds in share:
             with contextlib.nullcontext() if gradients else no_grad(), _changes_of(self.buffers) as changes:
-                loss = shard_loss(self.model, part, self.prepare, seeds)
+                loss = shard_loss(self.model, part, self.prepare, seeds, gradients)
                 found = [g.data for g in gradients_of(loss, self.model, self.parameters)] if gradients else []
             if gradients:
                 self.slots[slot] = flatten(found + changes) * weight
@@ -321,7 +321,8 @@ def shard_size(model, learned, data, prepare) -> int:
     """
     part = tuple(array[:SHARD] for array in data)
     try:
-        inspect.signature(model.loss).bind(*part, None)  # checks only their number; None stands for rng
+        for function in model.loss, getattr(model, "score", model.loss):
+            inspect.signature(function).bind(*part, None)  # checks only their number; None stands for rng
     except TypeError as error:
         called = "(x, rng), without labels" if len(part) == 1 else "(x, rng, labels)"
         raise ValueError(f"{type(model).__name__}.loss: is called with {called} ({error})") from error
@@ -371,21 +372,32 @@ def _wait(pipe, process, event):
             raise RuntimeError(f"worker process {process.pid} has not computed for {IDLE_SECONDS} s: it was stopped")
 
 
-def shard_loss(model, part, prepare, seeds) -> Tensor:
-    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``.
-
-    Floating-point images and labels are converted to the model's dtype. The model gets a Tensor of the images on its
-    device, and the labels as an array.
+def shard_loss(model, part, prepare, seeds, learning: bool = True) -> Tensor:
+    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``; in evaluation the
+    mean of its ``score``, if it has one.
     """
-    rng, (images, *labels) = np.random.default_rng(seeds), part
+    rng = np.random.default_rng(seeds)
+    x, *labels = prepared(model, part, prepare, rng)
+    if learning or not hasattr(model, "score"):
+        loss = model.loss(x, rng, *labels)
+    else:
+        loss = model.score(x, rng, *labels).mean()
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        raise ValueError(f"{type(model).__name__}.loss: gave {loss!r}, needs a Tensor of one number, the mean")
+    return loss
+
+
+def prepared(model, part, prepare, rng) -> tuple:
+    """``part`` as the model gets it: a Tensor of the images, and the labels as an array.
+
+    Floating-point images and labels are converted to the model's dtype, and the images moved to its device.
+    """
+    images, *labels = part
     x = images if prepare is None else as_array(prepare(images.copy(), rng), "what prepare gave")  # may change its copy
     if x.shape[:1] != (len(images),):
         raise ValueError(f"prepare: gave shape {x.shape} for {len(images)} images, needs as many")
     x, *labels = (a.astype(model.dtype, copy=False) if a.dtype.kind == "f" else a for a in (x, *labels))
-    loss = model.loss(Tensor(to_device(x, model.device)), rng, *labels)
-    if not isinstance(loss, Tensor) or loss.size != 1:
-        raise ValueError(f"{type(model).__name__}.loss: gave {loss!r}, needs a Tensor of one number, the mean")
-    return loss
+    return Tensor(to_device(x, model.device)), *labels
 
 
 def _same(a, b):

@@ -20,11 +20,20 @@ import numpy as np
 
 from tinygen import check
 from tinygen.backend import split, xp
-from tinygen.checkpoint import Run, digest
+from tinygen.checkpoint import TrainingState, digest
 from tinygen.nn import Module
 from tinygen.optim import Optimizer
-from tinygen.parallel import SHARD, any_rank, first_rank, of_first_rank, shard_loss, start_workers
-from tinygen.tensor import Tensor, grad, keep_values
+from tinygen.parallel import (
+    SHARD,
+    any_rank,
+    first_rank,
+    of_first_rank,
+    one_blas_thread,
+    prepared,
+    shard_loss,
+    start_workers,
+)
+from tinygen.tensor import Tensor, grad, keep_values, no_grad
 
 SAVE_SECONDS = 60  # between checkpoints
 LOG_SECONDS = 30  # between lines of progress in a file
@@ -60,16 +69,18 @@ def fit(
 
     ``model``: any Module with ``loss(x, rng)``, which gives the mean over x as a Tensor. x is a Tensor of some of the
     images, converted to the model's dtype if they are floating-point. ``labels`` (N, ...) are cut with the images and
-    passed on, an array, as ``model.loss(x, rng, labels)``. What is trained is every parameter that the optimizer holds
-    and that requires grad when training begins. ``steps`` or ``seconds`` of training, whichever ends first; a run that
-    ``seconds`` end is not repeated to the last bit.
+    passed on, an array, as ``model.loss(x, rng, labels)``. If the model has ``initialize``, which takes the same
+    arguments, it is called with the first minibatch before training begins. What is trained is every parameter that
+    the optimizer holds and that requires grad then.
+    ``steps`` or ``seconds`` of training, whichever ends first; a run that ``seconds`` end is not repeated to the last bit.
     ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``anneal``: attributes of the model that follow it too, {"beta": lambda done: min(1, 4 * done)}; validation takes
     the model's own values, which it has again at the end.
     ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
     which validation uses and the model has at the end. ``validation``: images (with ``validation_labels``) whose mean
-    loss is taken every ``validate_every`` steps and at the end, with the same noise each time.
+    ``score``, or loss where the model has no score, is taken every ``validate_every`` steps and at the end, with the
+    same noise each time.
     ``patience``: after so many validations without a new best one training ends; the model then has the best weights.
     ``callback(row)``: called after each row of the record, with the averaged weights in the model; True ends training.
     ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it,
@@ -125,69 +136,76 @@ def fit(
     }
     settings["frozen"] = [name for name, p in model.named_parameters() if all(p is not q for q in learned)]
     settings |= _digests(data, held_out, prepare, schedule, anneal)
-    run = Run(model, optimizer, learned, averaging, int(check.generator(rng).integers(2**63)), settings)
+    seed = int(check.generator(rng).integers(2**63))
+    if hasattr(model, "initialize"):
+        _initialize(model, _batch(data, batch_size, seed, 0), prepare, seed)
+    state = TrainingState(model, optimizer, learned, averaging, seed, settings)
     if not first_rank():
         checkpoint, progress = None, False
-    _resume(run, checkpoint, steps)
+    _resume(state, checkpoint, steps)
     look_every = 1 if model.device == "cpu" or seconds < math.inf else CHECK_STEPS
     looked, stop, saved = True, False, time.monotonic()
 
     with (
         _restored(optimizer, model, own) as full_rate,
         _interrupts() as interrupted,
-        start_workers(model, learned, prepare, workers, data, batch_size, len(held_out[0]) if held_out else 0) as crew,
-        _bar(model, steps * batch_size, run.step * batch_size, progress) as bar,
+        start_workers(
+            model, learned, prepare, workers, data, batch_size, len(held_out[0]) if held_out else 0
+        ) as workers,
+        _bar(model, steps * batch_size, state.step * batch_size, progress) as bar,
     ):
         if held_out is not None:  # what is wrong with it is found before anything is written
-            crew.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
-        if checkpoint is not None and not run.step:
-            run.save(checkpoint)  # if that is not possible, better now than after an hour
-        with _saved_on_error(run, checkpoint):
+            workers.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
+        if checkpoint is not None and not state.step:
+            state.save(checkpoint)  # if that is not possible, better now than after an hour
+        with _saved_on_error(state, checkpoint):
             while True:
-                over = run.step == steps or run.seconds >= seconds
-                if run.noted < run.step and (run.step % validate_every == 0 or over):
-                    with run.averaged():
-                        run.note(None if held_out is None else _evaluate(model, held_out, [run.seed, 2], own, crew))
-                        if patience < math.inf and run.since_best == 0:
-                            run.best = model.state_dict()
-                        run.ended = of_first_rank(bool(callback and first_rank() and callback(run.record[-1])))
+                over = state.step == steps or state.seconds >= seconds
+                if state.noted < state.step and (state.step % validate_every == 0 or over):
+                    with state.averaged():
+                        state.note(
+                            None if held_out is None else _evaluate(model, held_out, [state.seed, 2], own, workers)
+                        )
+                        if patience < math.inf and state.since_best == 0:
+                            state.best = model.state_dict()
+                        state.ended = of_first_rank(bool(callback and first_rank() and callback(state.record[-1])))
                 # On Ctrl-C only after a look at the loss, so that no nan is saved
-                if over or run.ended or run.since_best >= patience or (looked and stop):
+                if over or state.ended or state.since_best >= patience or (looked and stop):
                     break
                 begun = time.perf_counter()
-                done = max((run.step + 0.5) / steps, run.seconds / seconds)
+                done = max((state.step + 0.5) / steps, state.seconds / seconds)
                 optimizer.lr = full_rate * (1.0 if schedule is None else schedule(done))
                 now = {name: f(done) for name, f in anneal.items()}
-                batch, seeds = _batch(data, batch_size, run.seed, run.step), [run.seed, 1, run.step]
-                loss, gradient, changes, stop = crew.mean(batch, seeds, now, stop=interrupted.is_set)
+                batch, seeds = _batch(data, batch_size, state.seed, state.step), [state.seed, 1, state.step]
+                loss, gradient, changes, stop = workers.mean(batch, seeds, now, stop=interrupted.is_set)
                 norm = (gradient * gradient).sum() ** 0.5
-                looked = any((run.step + 1) % every == 0 for every in (look_every, validate_every, steps))
+                looked = any((state.step + 1) % every == 0 for every in (look_every, validate_every, steps))
                 if looked and not math.isfinite(float(loss) + float(norm)):
-                    _explain(model, learned, crew.shards(batch, seeds), prepare, run.step)
+                    _explain(model, learned, workers.shards(batch, seeds), prepare, state.step)
                 if clip_norm < math.inf:
                     scale = xp(norm).minimum(clip_norm / (norm + 1e-6), 1.0)
                     gradient = gradient * scale.astype(gradient.dtype)
-                _update(run, crew, gradient, changes, float(loss) if looked else None)
-                run.seconds += time.perf_counter() - begun
+                _update(state, workers, gradient, changes, float(loss) if looked else None)
+                state.seconds += time.perf_counter() - begun
                 if seconds < math.inf:
-                    run.seconds = of_first_rank(run.seconds)
+                    state.seconds = of_first_rank(state.seconds)
                 if looked:
                     bar.set_postfix_str(f"{float(loss):.2f} {getattr(model, 'unit', '')}".rstrip(), refresh=False)
                 bar.update(batch_size)
                 if checkpoint is not None and looked and time.monotonic() > saved + SAVE_SECONDS:
-                    _check_parameters(model, run.step)
-                    _save(run, checkpoint)
+                    _check_parameters(model, state.step)
+                    _save(state, checkpoint)
                     saved = time.monotonic()
-    _check_parameters(model, run.step)
-    kept = checkpoint is not None and _save(run, checkpoint)
+    _check_parameters(model, state.step)
+    kept = checkpoint is not None and _save(state, checkpoint)
     if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: the end of one ends all
         kept = f"{checkpoint} is saved, and the same call goes on from it" if kept else "nothing was saved"
-        raise KeyboardInterrupt(f"interrupted after step {run.step}{_of(steps)}: {kept}")
-    if run.best is not None:
-        model.load_state_dict(run.best)
-    elif run.average is not None:
-        run.average.swap()
-    return run.record
+        raise KeyboardInterrupt(f"interrupted after step {state.step}{_of(steps)}: {kept}")
+    if state.best is not None:
+        model.load_state_dict(state.best)
+    elif state.average is not None:
+        state.average.swap()
+    return state.record
 
 
 def evaluate(
@@ -198,17 +216,27 @@ def evaluate(
     workers: int | None = None,
     labels: np.ndarray | None = None,
 ) -> float:
-    """Mean loss on ``images``, in ``model.unit``, with the noise that ``rng`` gives; arguments as for ``fit``.
+    """Mean of ``model.score`` on ``images``, or of ``model.loss`` where it has no score, with noise from ``rng``.
+
+    Arguments are as for ``fit``.
 
     Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
     data = _images_and_labels("images", images, "labels", labels)
     seed = of_first_rank(int(check.generator(rng).integers(2**63)))
-    with start_workers(model, _learned(model), prepare, workers, data, 0, len(images)) as crew:
-        return _evaluate(model, data, [seed], {}, crew)
+    with start_workers(model, _learned(model), prepare, workers, data, 0, len(images)) as workers:
+        return _evaluate(model, data, [seed], {}, workers)
 
 
 # -- the parts of a step
+
+
+def _initialize(model, batch, prepare, seed):
+    """Show the model the first minibatch, with noise of its own."""
+    rng = np.random.default_rng([seed, 3])
+    with one_blas_thread, no_grad():
+        x, *labels = prepared(model, batch, prepare, rng)
+        model.initialize(x, rng, *labels)
 
 
 def _images_and_labels(name, images, name_of_labels, labels) -> tuple:
@@ -257,12 +285,12 @@ def _probed(name, function) -> str:
     return digest(np.array([check.number(name, function(float(done)), "(-inf, inf)") for done in fractions]))
 
 
-def _evaluate(model, data, seeds, settings, crew) -> float:
+def _evaluate(model, data, seeds, settings, workers) -> float:
     """Mean loss over ``data``; on a device 256 images at a time, so that they fit."""
     n = len(data[0])
     size = n if model.device == "cpu" else 256
     parts = [tuple(array[start : start + size] for array in data) for start in range(0, n, size)]
-    losses = [crew.mean(part, [*seeds, i], settings, gradients=False)[0] for i, part in enumerate(parts)]
+    losses = [workers.mean(part, [*seeds, i], settings, gradients=False)[0] for i, part in enumerate(parts)]
     return sum(float(loss) * (len(part[0]) / n) for loss, part in zip(losses, parts))
 
 
@@ -279,32 +307,32 @@ def _batch(data, batch_size, seed, step) -> tuple:
     return tuple(array[chosen] for array in data)
 
 
-def _update(run, crew, gradient, changes, loss):
+def _update(state, workers, gradient, changes, loss):
     """Move parameters and buffers. Whatever fails in here, nothing of the step is saved."""
-    run.whole = False
+    state.whole = False
     if loss is not None:
-        run.add_loss(loss)
-    crew.change_buffers(changes)
-    for p, g in zip(crew.parameters, split(gradient, crew.parameters)):
+        state.add_loss(loss)
+    workers.change_buffers(changes)
+    for p, g in zip(workers.parameters, split(gradient, workers.parameters)):
         p.grad = Tensor(g.astype(p.dtype, copy=False))
-    run.optimizer.step()
-    if run.average is not None:
-        run.average.step()
-    run.step += 1
-    run.whole = True
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.step()
+    state.step += 1
+    state.whole = True
 
 
 # -- what surrounds the loop
 
 
-def _resume(run, checkpoint, steps):
+def _resume(state, checkpoint, steps):
     """Go on from the checkpoint where there is one, on all ranks."""
     if checkpoint is not None and os.path.exists(checkpoint):
-        run.load(checkpoint)
-        if run.step > steps:
-            raise ValueError(f"checkpoint {checkpoint}: is at step {run.step} already, steps is {steps}")
-        print(f"going on from {checkpoint}, step {run.step}{_of(steps)}; delete it to start anew", file=sys.stderr)
-    run.broadcast()
+        state.load(checkpoint)
+        if state.step > steps:
+            raise ValueError(f"checkpoint {checkpoint}: is at step {state.step} already, steps is {steps}")
+        print(f"going on from {checkpoint}, step {state.step}{_of(steps)}; delete it to start anew", file=sys.stderr)
+    state.broadcast()
 
 
 def _of(steps) -> str:
@@ -312,7 +340,7 @@ def _of(steps) -> str:
 
 
 @contextlib.contextmanager
-def _saved_on_error(run, checkpoint):
+def _saved_on_error(state, checkpoint):
     """Save what was reached when something raises, a callback for instance; not within a step, nor when numbers are
     not finite."""
     try:
@@ -320,15 +348,15 @@ def _saved_on_error(run, checkpoint):
     except FloatingPointError:
         raise
     except Exception:
-        if checkpoint is not None and run.whole:
-            _save(run, checkpoint)
+        if checkpoint is not None and state.whole:
+            _save(state, checkpoint)
         raise
 
 
-def _save(run, checkpoint) -> bool:
+def _save(state, checkpoint) -> bool:
     """Whether it could be saved; if not, training is worth more than its checkpoint."""
     try:
-        run.save(checkpoint)
+        state.save(checkpoint)
     except OSError as error:
         warnings.warn(f"{error}; training goes on, and the file is as it was at the last save", stacklevel=3)
         return False

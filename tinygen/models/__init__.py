@@ -1,12 +1,20 @@
 """The models, each on a page, in folders by the taxonomy of generative models (Goodfellow 2016, figure 9)."""
 
+from tinygen.models.explicit.approximate import vae
 from tinygen.models.explicit.approximate.vae import VAE
+from tinygen.models.explicit.tractable import gated_pixelcnn, pixelcnn, pixelrnn
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
+from tinygen.models.features import autoencoder
 from tinygen.models.features.autoencoder import Autoencoder
 from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
 
+RECIPES = {
+    name: recipe
+    for page in (pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
+    for name, recipe in page.RECIPES.items()
+}
 __all__ = ["PCA", "VAE", "Autoencoder", "GatedPixelCNN", "KMeans", "PixelCNN", "PixelRNN", "bits_per_dim"]

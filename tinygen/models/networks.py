@@ -23,8 +23,8 @@ class Residual(Module):
     """
 
     def __init__(self, channels, *, rng):
-        self.first = Conv2d(channels, channels, 3, padding=1, rng=rng, scale=2.0)
-        self.second = Conv2d(channels, channels, 3, padding=1, rng=rng, scale=0.0)
+        self.first = Conv2d(channels, channels, 3, padding=1, rng=rng, gain=2.0)
+        self.second = Conv2d(channels, channels, 3, padding=1, rng=rng, gain=0.0)
 
     def forward(self, h):
         return h + self.second(ops.relu(self.first(ops.relu(h))))
@@ -36,7 +36,7 @@ class Encoder(Module):
 
     def __init__(self, image_shape, outputs, channels=CHANNELS, blocks=0, *, rng):
         steps = zip((image_shape[0], *channels), channels)
-        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
+        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in steps]
         self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels]
         height, width = sizes(image_shape, len(channels))[-1]
         self.out = Linear(channels[-1] * height * width, outputs, rng=rng)
@@ -56,9 +56,9 @@ class Decoder(Module):
     def __init__(self, image_shape, inputs, channels=CHANNELS, blocks=0, *, rng):
         self.sizes = sizes(image_shape, len(channels))
         self.smallest = (channels[-1], *self.sizes[-1])
-        self.into = Linear(inputs, math.prod(self.smallest), rng=rng, scale=2.0)
+        self.into = Linear(inputs, math.prod(self.smallest), rng=rng, gain=2.0)
         steps = zip(channels[::-1], (*channels[-2::-1], image_shape[0]))
-        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, scale=2.0) for a, b in steps]
+        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in steps]
         self.blocks = [[Residual(n, rng=rng) for _ in range(blocks)] for n in channels[::-1]]
 
     def forward(self, z):

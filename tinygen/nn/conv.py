@@ -15,12 +15,12 @@ class Conv2d(Module):
     ``kernel_size``, ``stride``, ``padding``: an integer or (vertical, horizontal).
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
         in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
         kernel_size = check.pair("kernel_size", kernel_size)
         self.stride, self.padding = check.pair("stride", stride), check.pair("padding", padding, 0)
         fan_in = in_channels * kernel_size[0] * kernel_size[1]
-        self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, scale)
+        self.weight = init.he(rng, (out_channels, in_channels, *kernel_size), fan_in, gain)
         self.bias = init.zeros(out_channels)
 
     def forward(self, x):
@@ -37,12 +37,12 @@ class UpConv2d(Conv2d):
     Raises ValueError for a size that a convolution with these settings does not map to x's.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, scale: float = 1.0):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
         in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
         self.stride, self.padding = check.pair("stride", stride), check.pair("padding", padding, 0)
         (kh, kw), (sh, sw) = check.pair("kernel_size", kernel_size), self.stride
-        # An output pixel meets one in sh * sw of the kernel's taps, so the scale is larger by that.
-        self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw / (sh * sw), scale)
+        # An output pixel meets one in sh * sw of the kernel's taps, so the gain is larger by that.
+        self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw / (sh * sw), gain)
         self.bias = init.zeros(out_channels)
 
     def forward(self, x, size=None):
@@ -70,7 +70,7 @@ class MaskedConv2d(Module):
     Source: van den Oord et al. 2016, section 3.4, figure 2; 2016b, figure 1.
     """
 
-    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, scale: float = 1.0):
+    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, gain: float = 1.0):
         check.choice("MaskedConv2d: mask", mask, "A", "B", "above", "rows")
         kh, kw = check.pair("MaskedConv2d: kernel_size", kernel_size, odd=True)
         in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
@@ -79,11 +79,11 @@ class MaskedConv2d(Module):
             raise ValueError(
                 f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
             )
-        self.kind, self.padding = mask, (kh // 2, kw // 2)
+        self.mask_type, self.padding = mask, (kh // 2, kw // 2)
         # The fan-in counts what the last group sees. Weights are drawn before a mask of their size is made.
         above, left, own = in_channels * (kh // 2) * kw, in_channels * (kw // 2), in_channels // groups
         seen = {"A": left + in_channels - own, "B": left + in_channels, "above": 0, "rows": in_channels * kw}
-        self.weight = init.he(rng, (out_channels, in_channels, kh, kw), above + seen[mask], scale)
+        self.weight = init.he(rng, (out_channels, in_channels, kh, kw), above + seen[mask], gain)
         kept = np.zeros(self.weight.shape, bool)
         kept[:, :, : kh // 2] = True  # rows above
         if mask in ("A", "B"):
@@ -122,7 +122,7 @@ class MaskedConv2d(Module):
         return lambda h: weight @ h + bias
 
     def describe(self):
-        return f"mask {self.kind}"
+        return f"mask {self.mask_type}"
 
 
 class MaskedConvPixel:
@@ -143,7 +143,7 @@ class MaskedConvPixel:
                 matrix = weight.data[:, :, i, :taps].transpose(0, 2, 1).reshape(weight.shape[0], -1)
                 self.rows.append((i, taps, matrix))
         self.inputs = at.zeros(at.height + self.above, at.width + 2 * self.left, weight.shape[1])
-        if layer.kind in ("A", "above"):  # its input is the image
+        if layer.mask_type in ("A", "above"):  # its input is the image
             at.readers.append(self)
 
     def store(self, h, row, column):

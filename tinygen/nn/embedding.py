@@ -15,7 +15,7 @@ class Embedding(Module):
 
     def __init__(self, count: int, size: int, *, rng: np.random.Generator):
         count, size = check.count("count", count), check.count("size", size)
-        self.weight = init.he(rng, (count, size), fan_in=1, scale=1.0)
+        self.weight = init.he(rng, (count, size), fan_in=1, gain=1.0)
 
     def forward(self, indices):
         return self.weight[check.labels("Embedding: indices", indices, self.weight.shape[0])]

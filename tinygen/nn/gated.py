@@ -55,29 +55,30 @@ class Gate(Module):
 
 
 class VerticalStack(Module):
-    """A stack of gated convolutions that sees all rows above a pixel: (N, channels, H, W) -> for each layer
-    (N, 2 width, H, W).
+    """A stack of gated convolutions that sees all rows above a pixel: (N, in_channels, H, W) -> for each layer
+    (N, 2 channels, H, W).
 
-    The kernel of the first layer (``first`` x ``first``) ends above the pixel, those of the others (``kernel`` x
-    ``kernel``) at its row. So the stack misses nothing to the right, and sees nothing of the image's own row.
+    The kernel of the first layer, of size ``first_kernel``, ends above the pixel, those of the others, of size
+    ``kernel``, end at its row. So the stack misses nothing to the right, and sees nothing of the image's own row.
     The output of a layer, before its gate, goes through a 1x1 convolution to the horizontal stack.
     ``position``, a linear function of the pixel's coordinates that starts at zero, is added to each convolution: away
     from the border, a convolution alone cannot know where it is.
-    ``channels``: the image's; ``width``: after a gate; ``layers``: how many, the first included; ``classes``: as for
-    the gates. Raises ValueError for even kernel sizes.
+    ``in_channels``: the image's; ``channels``: after a gate; ``layers``: how many, the first included;
+    ``classes``: as for the gates. Raises ValueError for even kernel sizes.
     Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
     Liu et al. 2018 (arXiv 1807.03247).
     """
 
-    def __init__(self, channels, width, layers, first, kernel, classes=0, *, rng: np.random.Generator):
-        width, layers = check.count("width", width), check.count("layers", layers)
-        self.convs = [MaskedConv2d("above", channels, 2 * width, first, rng=rng)]
+    def __init__(self, in_channels, channels, layers, first_kernel, kernel, classes=0, *, rng: np.random.Generator):
+        channels, layers = check.count("channels", channels), check.count("layers", layers)
+        self.convs = [MaskedConv2d("above", in_channels, 2 * channels, first_kernel, rng=rng)]
         self.convs += [
-            MaskedConv2d("rows", width, 2 * width, kernel, rng=rng, scale=1 / GATE_VARIANCE) for _ in range(layers - 1)
+            MaskedConv2d("rows", channels, 2 * channels, kernel, rng=rng, gain=1 / GATE_VARIANCE)
+            for _ in range(layers - 1)
         ]
-        self.position = init.zeros((2, layers, 2 * width))  # (row or column, layer, channel)
-        self.gates = [Gate(width, classes=classes) for _ in range(layers - 1)]
-        self.links = [Conv2d(2 * width, 2 * width, 1, rng=rng) for _ in range(layers)]
+        self.position = init.zeros((2, layers, 2 * channels))  # (row or column, layer, channel)
+        self.gates = [Gate(channels, classes=classes) for _ in range(layers - 1)]
+        self.links = [Conv2d(2 * channels, 2 * channels, 1, rng=rng) for _ in range(layers)]
 
     def forward(self, x, labels=None, at=None):
         if at is not None:
@@ -92,8 +93,8 @@ class VerticalStack(Module):
         return to_horizontal
 
     def one_pixel(self, at, labels):
-        """(channels, N) -> (layers, 2 width, N). The stack needs whole rows, but none below the last: so when a row
-        begins, all of it is computed from the rows above, which is again one pixel's work a pixel."""
+        """(in_channels, N) -> (layers, 2 channels, N). When a row of pixels begins, the stack's output for all of it is
+        computed from the rows above, which is again one pixel's work for each pixel."""
         convs = [MaskedConvPixel(conv, at) for conv in self.convs]
         gates = [gate.one_pixel(at, labels) for gate in self.gates]
         links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in self.links]
@@ -116,7 +117,7 @@ class VerticalStack(Module):
         return stack
 
     def position_bias(self, height: int, width: int):
-        """(layers, 2 width, H, W), from rows and columns that go from -1 to 1."""
+        """(layers, 2 channels, H, W), from rows and columns that go from -1 to 1."""
         w = self.position.reshape(*self.position.shape, 1, 1)
         rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
         return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (.., H, 1) + (.., 1, W)

@@ -6,15 +6,15 @@ from tinygen import check
 from tinygen.nn.module import Parameter
 
 
-def he(rng: np.random.Generator, shape, fan_in: float, scale: float) -> Parameter:
-    """Normal with variance scale / fan_in. A scale of 2 keeps the variance through a layer with ReLU (He et al. 2015,
-    equation 10), a scale of 1 through one without.
+def he(rng: np.random.Generator, shape, fan_in: float, gain: float) -> Parameter:
+    """Normal with variance gain / fan_in. A gain of 2 keeps the variance through a layer with ReLU (He et al. 2015,
+    equation 10), a gain of 1 through one without.
 
     ``fan_in``: how many inputs each output sums; of a masked convolution, only unmasked ones count.
-    Raises ValueError for a layer without inputs or outputs, or a negative scale.
+    Raises ValueError for a layer without inputs or outputs, or a negative gain.
     """
     shape, fan_in = check.counts("a layer's sizes", shape), check.number("a layer's inputs", fan_in, "(0, inf)")
-    deviation = np.sqrt(check.number("scale", scale, "[0, inf)") / fan_in)
+    deviation = np.sqrt(check.number("gain", gain, "[0, inf)") / fan_in)
     return Parameter(check.generator(rng).standard_normal(shape, np.float32) * np.float32(deviation))
 
 

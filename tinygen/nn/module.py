@@ -94,7 +94,7 @@ class Module:
         for p in self.parameters():
             p.requires_grad = as_flag(value, "requires_grad")
 
-    def size(self) -> int:
+    def num_parameters(self) -> int:
         """The number of learned numbers."""
         return sum(p.size for p in self.parameters())
 
@@ -160,7 +160,7 @@ class Module:
         return ""
 
     def __repr__(self):
-        lines = [f"{type(self).__name__}({self.describe()})  {self.size():,}"]
+        lines = [f"{type(self).__name__}({self.describe()})  {self.num_parameters():,}"]
         texts = {n: repr(c) if isinstance(c, Module) else _described(c) for n, c in self.children()}
         # numbered ones that look the same are shown once
         for (text, _), same in groupby(texts, lambda name: (texts[name], name.split(".")[0])):

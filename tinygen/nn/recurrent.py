@@ -23,8 +23,8 @@ class LSTM(Module):
 
     def __init__(self, in_features: int, hidden: int, *, rng: np.random.Generator):
         in_features, hidden = check.count("in_features", in_features), check.count("hidden", hidden)
-        self.weight_input = init.he(rng, (4 * hidden, in_features), in_features, scale=1.0)
-        self.weight_state = init.he(rng, (4 * hidden, hidden), hidden, scale=1.0)
+        self.weight_input = init.he(rng, (4 * hidden, in_features), in_features, gain=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden), hidden, gain=1.0)
         self.bias = init.zeros(4 * hidden)
         self.bias.data[hidden : 2 * hidden] = 1
 
@@ -60,7 +60,7 @@ class RowLSTM(Module):
         hidden = check.count("hidden", hidden)
         self.input = MaskedConv2d("B", channels, 4 * hidden, (1, 3), groups, rng=rng)
         self.groups = groups
-        self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, scale=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden, 3), 3 * hidden, gain=1.0)
         self.h0, self.c0 = init.zeros(hidden), init.zeros(hidden)
 
     def forward(self, x, at=None):
@@ -161,7 +161,7 @@ class DiagonalLSTM(Module):
         hidden = check.count("hidden", hidden)
         self.input = MaskedConv2d("B", channels, 4 * hidden, 1, groups, rng=rng)
         self.groups = groups
-        self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, scale=1.0)
+        self.weight_state = init.he(rng, (4 * hidden, hidden, 2), 2 * hidden, gain=1.0)
 
     def forward(self, x):
         (height, _, width, images), hidden = x.shape, self.weight_state.shape[1]

@@ -3,13 +3,14 @@
 import numpy as np
 
 from tinygen import check
+from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.networks import CHANNELS, Decoder, Encoder
-from tinygen.nn import Module
+from tinygen.models.recipe import Recipe
 from tinygen.tensor import Tensor
 
 
-class Autoencoder(Module):
+class Autoencoder(Model):
     """A convolutional encoder to a code and a decoder back, trained with squared error.
 
     ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: those after each convolution.
@@ -39,11 +40,24 @@ class Autoencoder(Module):
         """(N, C, H, W) -> (N, C, H, W)"""
         return self.decode(self.encode(x))
 
-    def loss(self, x, rng=None) -> Tensor:
-        """Squared error per image: summed over its pixels, averaged over the batch; ``rng`` is not used."""
+    def score(self, x, rng=None) -> Tensor:
+        """(N, C, H, W) -> (N,): the squared error, summed over an image's pixels; there is no noise to draw."""
         x = self._checked(x)
-        return ((self.reconstruct(x) - x) ** 2).sum() / x.shape[0]
+        return ((self.reconstruct(x) - x) ** 2).sum((1, 2, 3))
 
     def _checked(self, x):
         """x, checked, as a Tensor in the parameters' dtype."""
         return check_images(x, self.image_shape, grey=True).astype(self.dtype)
+
+
+RECIPES = {
+    "autoencoder": Recipe(
+        Autoencoder,
+        {"code": 32, "channels": (32, 64, 96, 128)},
+        protocol="grey",
+        steps=(6400,),
+        lr=3e-3,
+        weight_decay=0.0,
+        batch_size=64,
+    )
+}

@@ -11,22 +11,29 @@ import numpy as np
 from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Gaussian
+from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.networks import CHANNELS, Decoder, Encoder
-from tinygen.nn import Module, init
-from tinygen.tensor import Tensor, no_grad
+from tinygen.models.recipe import Recipe
+from tinygen.nn import init
+from tinygen.tensor import Tensor, as_array, no_grad
 
 ENCODED, DECODED = 64, 512  # images at once in log_likelihood, to bound its memory
 
 
-class Terms(NamedTuple):
-    """The two terms of the evidence lower bound, each (N,) in nats: ELBO(x) = reconstruction - kl."""
+class Bound(NamedTuple):
+    """The two terms of the evidence lower bound, each (N,) in nats."""
 
     reconstruction: Tensor  # E_q[log p(x|z)], estimated with one z
     kl: Tensor  # KL(q(z|x) || p(z)), exact
 
+    @property
+    def elbo(self) -> Tensor:
+        """(N,): reconstruction - kl, at most log p(x) in expectation."""
+        return self.reconstruction - self.kl
 
-class VAE(Module):
+
+class VAE(Model):
     """z ~ N(0, I), x ~ p(x|z), and q(z|x) is a diagonal Gaussian. The networks are like the autoencoder's.
 
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
@@ -35,8 +42,6 @@ class VAE(Module):
     residual blocks after each convolution and before each upconvolution.
     Raises ValueError for another likelihood or invalid numbers.
     """
-
-    unit = "nats per image"  # of the loss
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class VAE(Module):
         """(N, C, H, W) -> (N, C, H, W): decoded from the mean of q(z|x)."""
         return self.decode(self.encode(x).mean)
 
-    def elbo(self, x, rng: np.random.Generator) -> Terms:
+    def bound(self, x, rng: np.random.Generator) -> Bound:
         """log p(x|z) with one z ~ q(z|x), and KL(q(z|x) || p(z)), of each image in nats.
 
         Source: Kingma and Welling 2014, equation 10 with L = 1.
@@ -89,12 +94,16 @@ class VAE(Module):
         # z = m + s eps with eps ~ N(0, I);  log p(x|z) = sum_i log p(x_i|z) over the pixels i
         reconstruction = self.likelihood(q.rsample(rng)).log_prob(x).sum((1, 2, 3))
         # KL(q(z|x) || p(z)) = sum_j (m_j^2 + s_j^2 - 1 - log s_j^2) / 2 over the dimensions j of z
-        return Terms(reconstruction, q.kl().sum(1))
+        return Bound(reconstruction, q.kl().sum(1))
 
     def loss(self, x, rng: np.random.Generator) -> Tensor:
-        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 this is -ELBO."""
-        terms = self.elbo(x, rng)
-        return (self.beta * terms.kl - terms.reconstruction).mean()
+        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 the mean score."""
+        bound = self.bound(x, rng)
+        return (self.beta * bound.kl - bound.reconstruction).mean()
+
+    def score(self, x, rng: np.random.Generator) -> Tensor:
+        """(N, C, H, W) -> (N,): -ELBO(x) with one z, in nats."""
+        return -self.bound(x, rng).elbo
 
     @no_grad()
     def log_likelihood(self, x, rng: np.random.Generator, samples: int = 5000):
@@ -134,6 +143,21 @@ class VAE(Module):
         """As ``sample``, but the means of p(x|z) instead of draws: what pictures of VAEs usually show."""
         return self.decode(self._prior(n, rng)).data
 
+    @no_grad()
+    def complete(self, given, mask, rng: np.random.Generator, rounds: int = 200):
+        """(N, C, H, W): values of ``given`` where ``mask`` holds; elsewhere means of p(x|z), after z given x and x
+        given z were drawn in turn for so many ``rounds``. This Markov chain approaches draws given the kept values.
+
+        Source: Rezende et al. 2014 (arXiv 1401.4082), appendix F.
+        """
+        given = self._checked(given).data
+        m, mask = xp(given), to_device(as_array(mask, "mask"), self.device)
+        x = m.where(mask, given, self.sample(len(given), rng))
+        for _ in range(check.count("rounds", rounds)):
+            p = self.likelihood(self.encode(x).rsample(rng))
+            x = m.where(mask, given, p.sample(rng))
+        return m.where(mask, given, p.mean.data)
+
     def _prior(self, n, rng):
         """n draws of z ~ N(0, I): (n, latent)"""
         n = check.count("n", n)
@@ -142,3 +166,17 @@ class VAE(Module):
     def _checked(self, x):
         """x as a Tensor in the parameters' dtype. For a Bernoulli its values must be 0 or 1."""
         return check_images(x, self.image_shape, 2 if self.log_var is None else None, grey=True).astype(self.dtype)
+
+
+RECIPES = {
+    "vae": Recipe(
+        VAE,
+        {"latent": 32, "channels": (32, 64, 64), "blocks": 1},
+        protocol="dynamic",
+        steps=(40_000,),
+        lr=1.5e-3,
+        batch_size=64,
+        published="86.76",  # Burda et al. 2016, table 1, one layer
+    ),
+    "vae-2d": Recipe(VAE, {"latent": 2}, protocol="dynamic", steps=(5000,), lr=3e-3, weight_decay=0.0, batch_size=64),
+}

@@ -13,23 +13,20 @@ import numpy as np
 from tinygen import check
 from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
+from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Module
 from tinygen.nn.pixel_cache import PixelCache
-from tinygen.tensor import Tensor, as_array, no_grad, recording
+from tinygen.tensor import Tensor, as_array, no_grad
 
 
-class Autoregressive(Module):
+class Autoregressive(Model):
     """Images (N, C, H, W) of whole numbers 0 .. levels - 1."""
 
-    unit = "nats per image"  # of the loss
-    classes = 0  # how many there are to label images with
-
-    def __init__(self, image_shape, levels, width):
+    def __init__(self, image_shape, levels, channels):
         self.image_shape = check_shape(image_shape)
-        self.width = check.count("width", width)
-        if self.width % self.image_shape[0]:
-            raise ValueError(f"width: got {width}, needs a multiple of the {self.image_shape[0]} colours")
+        self.channels = check.count("channels", channels)
+        if self.channels % self.image_shape[0]:
+            raise ValueError(f"channels: got {channels}, needs a multiple of the {self.image_shape[0]} colours")
         self.levels = check.count("levels", levels, 2)
         self.outputs = 1 if self.levels == 2 else self.levels  # logits of a value: for a Bernoulli or Categorical
 
@@ -37,41 +34,41 @@ class Autoregressive(Module):
         classes = f", classes={self.classes}" if self.classes else ""
         return f"image_shape={self.image_shape}, levels={self.levels}{classes}"
 
-    def network(self, x, labels=None, rng=None, at=None) -> Tensor:
+    def network(self, x, rng=None, labels=None, at=None) -> Tensor:
         """From scaled images (N, C, H, W) to logits (N, C * outputs, H, W), colour by colour.
 
-        ``labels`` (N,): where there are classes; ``rng``: for dropout; ``at``: the ``PixelCache`` for one pixel, where
-        x is (C, N) and the logits (C * outputs, N).
+        ``rng``: for dropout, in training; ``labels`` (N,): where there are classes; ``at``: the ``PixelCache`` for one
+        pixel, where x is (C, N) and the logits (C * outputs, N).
         """
         raise NotImplementedError
 
-    def logits(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary.
+    def logits(self, x, labels=None) -> Tensor:
+        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
+        return self._logits(x, None, labels)
 
-        ``rng``: for dropout, while learning; without one nothing is dropped.
-        """
-        check.generator(rng, or_none=True)
+    def _logits(self, x, rng, labels):
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(self._scaled(x, self.dtype), self._labels(labels, n), rng)
+        y = self.network(self._scaled(x, self.dtype), rng, self._labels(labels, n))
         return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
 
-    def log_prob(self, x, labels=None, *, rng: np.random.Generator | None = None) -> Tensor:
+    def log_prob(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
 
-        ``rng``: as for ``logits``; log p(x) is then a noisy value to learn from.
         Raises ValueError for another shape, an empty batch, labels of a model without classes or that are not (N,)
         whole numbers, or (on the host) values or labels out of range.
         """
+        return self._log_prob(x, None, labels)
+
+    def loss(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
+        """Mean of -log p(x) in nats per image, with dropout from ``rng``; None drops nothing."""
+        return -self._log_prob(x, check.generator(rng, or_none=True), labels).mean()
+
+    def _log_prob(self, x, rng, labels):
         x = check_images(x, self.image_shape, self.levels)
-        p = self._distribution(self.logits(x, labels, rng=rng), axis=1)
+        p = self._distribution(self._logits(x, rng, labels), axis=1)
         values = x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)  # a Bernoulli takes floats
         return p.log_prob(values).sum((1, 2, 3))  # sum_i log p(x_i | x_1 .. x_{i-1})
-
-    def loss(self, x, rng=None, labels=None) -> Tensor:
-        """Mean of -log p(x) in nats per image. ``rng``: for dropout; not used under ``no_grad``, where nothing is
-        learned."""
-        return -self.log_prob(x, labels, rng=rng if recording() else None).mean()
 
     def _scaled(self, x, dtype):
         """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""
@@ -88,38 +85,39 @@ class Autoregressive(Module):
             return Categorical(logits, axis)
         return Bernoulli(logits.reshape(logits.shape[:axis] + logits.shape[axis + 1 :]))
 
-    def sample(self, n: int, rng: np.random.Generator, given=None, mask=None, labels=None, temperature=1.0):
+    def sample(self, n: int, rng: np.random.Generator, labels=None, given=None, mask=None, temperature=1.0):
         """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
 
+        ``labels`` (n,): the classes to draw from, for a model with classes.
         ``given`` (n, C, H, W) with a boolean ``mask`` that broadcasts to it: values to keep where the mask holds; each
         other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
-        ``labels`` (n,): the classes to draw from, for a model with classes. ``temperature``: divides the logits; below
-        1 likely values become likelier, and the draws are no longer the model's own.
+        ``temperature``: divides the logits; below 1 likely values become likelier, and the draws are no longer the
+        model's own.
         Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, where only one of ``given`` and
         ``mask`` is there, something does not fit, or (on the host) parameters are nan.
         """
-        *_, images = self.paint(n, rng, given, mask, labels, temperature)
+        *_, images = self.sample_rows(n, rng, labels, given, mask, temperature)
         return images
 
     @no_grad()
-    def sample_by_definition(self, n, rng, given=None, mask=None, labels=None, temperature=1.0):
+    def sample_by_definition(self, n, rng, labels=None, given=None, mask=None, temperature=1.0):
         """``sample`` as its definition has it: the whole network runs again for each value, H * W * C times.
 
         It takes the arguments of ``sample``, and gives the same draws up to rounding.
         """
-        x, u, keep, labels, temperature = self._begin(n, rng, given, mask, labels, temperature)
+        x, u, keep, labels, temperature = self._begin(n, rng, labels, given, mask, temperature)
         for row, column, colour in np.ndindex(*x.shape[2:], x.shape[1]):
             i = np.s_[:, colour, row, column]
             p = self._distribution(self.logits(x, labels) / temperature, axis=1)  # p(x_i | x_1 .. x_{i-1}) for every i
             x[i] = xp(x).where(keep[i], x[i], p.at(u)[i])
         return x
 
-    def paint(self, n, rng, given=None, mask=None, labels=None, temperature=1.0) -> Iterator:
+    def sample_rows(self, n, rng, labels=None, given=None, mask=None, temperature=1.0) -> Iterator:
         """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet.
 
         As in any generator, nothing is checked before the first row is asked for.
         """
-        x, u, keep, labels, temperature = self._begin(n, rng, given, mask, labels, temperature)
+        x, u, keep, labels, temperature = self._begin(n, rng, labels, given, mask, temperature)
         (n, c, height, width), dtype = x.shape, self.dtype
         at = PixelCache(n, height, width, self.parameters()[0].data)
         for row in range(height):
@@ -129,14 +127,14 @@ class Autoregressive(Module):
                     for colour in range(c):
                         i = np.s_[:, colour, row, column]
                         seen = Tensor(self._scaled(x[:, :, row, column], dtype).T)  # the colours before
-                        logits = self.network(seen, labels, at=at).reshape(c, self.outputs, n)[colour]
+                        logits = self.network(seen, labels=labels, at=at).reshape(c, self.outputs, n)[colour]
                         p = self._distribution(logits / temperature, axis=0)  # p(x_i | x_1 .. x_{i-1})
                         x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
                     at.store(self._scaled(x[:, :, row, column], dtype).T)
                 check.no_nan("logits", logits.data)
             yield x
 
-    def _begin(self, n, rng, given, mask, labels, temperature):
+    def _begin(self, n, rng, labels, given, mask, temperature):
         """Check the arguments of a sampler and move them to the device, so that nothing crosses later.
 
         Returns the images with what is given, a uniform number for each value, and where values are kept, all

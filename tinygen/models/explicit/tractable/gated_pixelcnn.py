@@ -4,6 +4,7 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.models.explicit.tractable.autoregressive import Autoregressive
+from tinygen.models.recipe import Recipe
 from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
 
 
@@ -11,11 +12,11 @@ class GatedPixelCNN(Autoregressive):
     """p(x | class) = prod_i p(x_i | x_<i, class): a vertical stack sees all rows above, a horizontal one the pixels
     to the left and, layer by layer, what the vertical one has seen; then twice (ReLU, 1x1 mask B).
 
-    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width``: channels of each stack, a multiple of C;
-    ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size; ``first``:
-    that of the first layer; ``classes``: how many, or 0 for a model without. With classes, ``log_prob``, ``loss`` and
+    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``channels``: channels of each stack, a multiple of C;
+    ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size;
+    ``first_kernel``: that of the first layer; ``classes``: how many, or 0 for a model without. With classes, ``log_prob``, ``loss`` and
     ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
-    Raises ValueError for a width that is no multiple of C, an even kernel size, or a number that is too small.
+    Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is too small.
 
     Deviations from the paper: as in PixelCNN, residual branches and logits start at zero; the vertical stack
     gets each pixel's coordinates, with which it learns much faster.
@@ -25,26 +26,28 @@ class GatedPixelCNN(Autoregressive):
         self,
         image_shape=(1, 28, 28),
         levels=2,
-        width=32,
+        channels=32,
         layers=7,
         kernel=3,
-        first=7,
+        first_kernel=7,
         classes=0,
         *,
         rng: np.random.Generator,
     ):
-        super().__init__(image_shape, levels, width)
-        first = check.count("first", first, 3, odd=True)  # a smaller one sees no row above
+        super().__init__(image_shape, levels, channels)
+        first_kernel = check.count("first_kernel", first_kernel, 3, odd=True)  # a smaller one sees no row above
         kernel, layers = check.count("kernel", kernel, odd=True), check.count("layers", layers, 0)
-        groups, width, classes = self.image_shape[0], self.width, check.count("classes", classes, 0)
+        groups, channels, classes = self.image_shape[0], self.channels, check.count("classes", classes, 0)
         self.classes = classes
-        self.vertical = VerticalStack(groups, width, layers + 1, first, kernel, classes, rng=rng)
-        self.first = HorizontalLayer("A", groups, width, first, groups, classes, rng=rng)
-        self.layers = [HorizontalLayer("B", width, width, kernel, groups, classes, rng=rng) for _ in range(layers)]
-        self.hidden = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=2.0)
-        self.last = MaskedConv2d("B", 2 * width, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
+        self.vertical = VerticalStack(groups, channels, layers + 1, first_kernel, kernel, classes, rng=rng)
+        self.first = HorizontalLayer("A", groups, channels, first_kernel, groups, classes, rng=rng)
+        self.layers = [
+            HorizontalLayer("B", channels, channels, kernel, groups, classes, rng=rng) for _ in range(layers)
+        ]
+        self.hidden = MaskedConv2d("B", channels, 2 * channels, 1, groups, rng=rng, gain=2.0)
+        self.last = MaskedConv2d("B", 2 * channels, groups * self.outputs, 1, groups, rng=rng, gain=0.0)
 
-    def network(self, x, labels=None, rng=None, at=None):
+    def network(self, x, rng=None, labels=None, at=None):
         above = self.vertical(x, labels, at)
         h = self.first(x, above[0], labels, at)
         for i, layer in enumerate(self.layers, start=1):
@@ -55,13 +58,28 @@ class GatedPixelCNN(Autoregressive):
 
 class HorizontalLayer(Module):
     """1 x k masked convolution, plus what the vertical stack has seen, gate, 1x1:
-    (N, channels, H, W) and (N, 2 width, H, W) -> (N, width, H, W)."""
+    (N, in_channels, H, W) and (N, 2 channels, H, W) -> (N, channels, H, W)."""
 
-    def __init__(self, mask, channels, width, kernel, groups, classes, *, rng):
-        self.conv = MaskedConv2d(mask, channels, 2 * width, (1, kernel), groups, rng=rng)
-        self.gate = Gate(width, groups, classes)
-        self.out = MaskedConv2d("B", width, width, 1, groups, rng=rng, scale=1.0 if mask == "A" else 0.0)
+    def __init__(self, mask, in_channels, channels, kernel, groups, classes, *, rng):
+        self.conv = MaskedConv2d(mask, in_channels, 2 * channels, (1, kernel), groups, rng=rng)
+        self.gate = Gate(channels, groups, classes)
+        self.out = MaskedConv2d("B", channels, channels, 1, groups, rng=rng, gain=1.0 if mask == "A" else 0.0)
 
     def forward(self, h, above, labels=None, at=None):
         y = self.conv(h, at) + above
         return self.out(self.gate(y, labels, at), at)
+
+
+SETTINGS = {"channels": 16, "layers": 12, "kernel": 5, "first_kernel": 15}
+RECIPES = {
+    "gated-pixelcnn": Recipe(GatedPixelCNN, SETTINGS, protocol="static", steps=(30_000,)),
+    "gated-pixelcnn-classes": Recipe(
+        GatedPixelCNN,
+        {**SETTINGS, "classes": 10},
+        protocol="static",
+        steps=(2000,),
+        lr=2e-3,
+        averaging=0.995,
+        start="gated-pixelcnn",
+    ),
+}

@@ -4,6 +4,7 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.models.explicit.tractable.autoregressive import Autoregressive
+from tinygen.models.recipe import Recipe
 from tinygen.nn import Dropout, MaskedConv2d, Module
 
 
@@ -11,10 +12,10 @@ class PixelCNN(Autoregressive):
     """p(x) = prod_i p(x_i | x_<i): a convolution with mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
     the second of which gives the logits.
 
-    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``width`` h: the blocks' inner channels, half the
-    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first``: the first layer's, 7 in the paper
-    (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its last
-    convolution. Raises ValueError for a width that is no multiple of C, an even kernel size, or a number that is too
+    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``channels`` h: the blocks' inner channels, half the
+    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first_kernel``: the first layer's, 7 in the
+    paper (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its last
+    convolution. Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is too
     small.
 
     Deviations from the paper, each for faster learning: the fan-in that scales the first weights (He et al. 2015)
@@ -28,26 +29,29 @@ class PixelCNN(Autoregressive):
         self,
         image_shape=(1, 28, 28),
         levels=2,
-        width=32,
+        channels=32,
         blocks=7,
         kernel=3,
-        first=7,
+        first_kernel=7,
         dropout=0.0,
         *,
         rng: np.random.Generator,
     ):
-        super().__init__(image_shape, levels, width)
-        groups, width = self.image_shape[0], self.width
-        stream = 2 * width
-        first, kernel = check.count("first", first, odd=True), check.count("kernel", kernel, odd=True)
-        self.first = MaskedConv2d("A", groups, stream, first, groups, rng=rng)
+        super().__init__(image_shape, levels, channels)
+        groups, channels = self.image_shape[0], self.channels
+        stream = 2 * channels
+        first_kernel, kernel = (
+            check.count("first_kernel", first_kernel, odd=True),
+            check.count("kernel", kernel, odd=True),
+        )
+        self.first = MaskedConv2d("A", groups, stream, first_kernel, groups, rng=rng)
         self.blocks = [
-            ResidualBlock(width, kernel, groups, dropout, rng=rng) for _ in range(check.count("blocks", blocks, 0))
+            ResidualBlock(channels, kernel, groups, dropout, rng=rng) for _ in range(check.count("blocks", blocks, 0))
         ]
-        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, scale=2.0)
-        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, scale=0.0)
+        self.hidden = MaskedConv2d("B", stream, stream, 1, groups, rng=rng, gain=2.0)
+        self.last = MaskedConv2d("B", stream, groups * self.outputs, 1, groups, rng=rng, gain=0.0)
 
-    def network(self, x, labels=None, rng=None, at=None):
+    def network(self, x, rng=None, labels=None, at=None):
         h = self.first(x, at)
         for block in self.blocks:
             h = block(h, rng, at)
@@ -58,14 +62,25 @@ class PixelCNN(Autoregressive):
 class ResidualBlock(Module):
     """h + (ReLU, 1x1 2h -> h, ReLU, k x k mask B h -> h, dropout, ReLU, 1x1 h -> 2h) (figure 5, left)."""
 
-    def __init__(self, width, kernel, groups, dropout, *, rng):
-        self.down = MaskedConv2d("B", 2 * width, width, 1, groups, rng=rng, scale=2.0)
-        self.middle = MaskedConv2d("B", width, width, kernel, groups, rng=rng, scale=2.0)
+    def __init__(self, channels, kernel, groups, dropout, *, rng):
+        self.down = MaskedConv2d("B", 2 * channels, channels, 1, groups, rng=rng, gain=2.0)
+        self.middle = MaskedConv2d("B", channels, channels, kernel, groups, rng=rng, gain=2.0)
         self.dropout = Dropout(dropout)
-        self.up = MaskedConv2d("B", width, 2 * width, 1, groups, rng=rng, scale=0.0)
+        self.up = MaskedConv2d("B", channels, 2 * channels, 1, groups, rng=rng, gain=0.0)
 
     def forward(self, h, rng=None, at=None):
         y = self.down(ops.relu(h), at)
         y = self.middle(ops.relu(y), at)
         y = self.dropout(y, rng)
         return h + self.up(ops.relu(y), at)
+
+
+RECIPES = {
+    "pixelcnn": Recipe(
+        PixelCNN,
+        {"channels": 32, "blocks": 6, "kernel": 5, "first_kernel": 15, "dropout": 0.15},
+        protocol="static",
+        steps=(25_000,),
+        published="81.30",  # van den Oord et al. 2016, table 4
+    )
+}
