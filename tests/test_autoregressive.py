@@ -59,14 +59,16 @@ def chi_square_is_plausible(counts, p):
 
 @pytest.mark.parametrize("name", DROP)
 def test_dropout_is_for_learning_alone(name, rng):
-    """Where steps are recorded it makes the loss noisy; likelihoods and samples are those of a model without."""
+    """With an rng the loss is noisy; scores, likelihoods and samples are those of a model without dropout."""
     plain, model = (build(name, (1, 4, 5), dropout=p) for p in (0.0, 0.4))
     x = rng.integers(0, 2, (6, 1, 4, 5))
     right = plain.loss(x).item()
     assert plain.loss(x, rng).item() == right
     assert model.loss(x).item() == right and -model.log_prob(x).mean().item() == right
-    with no_grad():
-        assert model.loss(x, rng).item() == right
+    assert model.score(x, rng).mean().item() == right
+    with no_grad():  # the same loss, whether it is recorded or not
+        noisy = model.loss(x, np.random.default_rng(0)).item()
+    assert noisy == model.loss(x, np.random.default_rng(0)).item() != right
     np.testing.assert_allclose(evaluate(model, x, rng), right, rtol=1e-12)
     losses = [model.loss(x, np.random.default_rng(seed)).item() for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2] and right not in losses
@@ -498,7 +500,7 @@ def test_sampling_crosses_to_the_device_once_whatever_the_size(name, strict):
         ({"shape": (28, 28)}, r"image_shape: got \(28, 28\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 0, 4)}, r"image_shape: got \(1, 0, 4\), needs \(channels, height, width\), each at least 1"),
         ({"shape": (1, 4, 4), "levels": 1}, "levels: got 1, needs a whole number of at least 2"),
-        ({"shape": (3, 4, 4), "channels": 4}, "width: got 4, needs a multiple of the 3 colours"),
+        ({"shape": (3, 4, 4), "channels": 4}, "channels: got 4, needs a multiple of the 3 colours"),
     ],
 )
 def test_constructors_refuse(name, settings, message, rng):
@@ -526,7 +528,7 @@ def test_values_that_are_no_levels_are_refused(levels, value, message, rng):
     model = PixelCNN((1, 2, 3), levels, channels=2, blocks=1, rng=rng)
     x = np.zeros((2, 1, 2, 3), type(value))
     x[1, 0, 1, 1] = value
-    for call in (model.logits, model.log_prob, model.loss, lambda x: model.sample(2, rng, x, True)):
+    for call in (model.logits, model.log_prob, model.loss, lambda x: model.sample(2, rng, None, x, True)):
         with pytest.raises(ValueError, match="images: " + message.replace("LAST", str(levels - 1))):
             call(x)
 

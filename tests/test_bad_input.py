@@ -317,8 +317,8 @@ for name, build in MODELS.items():
     if name.startswith(("Pixel", "Gated")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels
-        CALLS |= {f"{name}.{m}": (called(m), batch | {"rng": ("optional rng", RNG)}) for m in ("logits", "loss")}
-        CALLS[f"{name}.log_prob"] = called("log_prob"), batch
+        CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("logits", "log_prob")}
+        CALLS[f"{name}.loss"] = called("loss"), batch | {"rng": ("optional rng", RNG)}
         CALLS[f"{name}.sample"] = called("sample"), draws | labels | {"temperature": ("temperature", 0.5)}
         CALLS[f"{name}.sample, given"] = (
             called("sample"),
@@ -336,7 +336,7 @@ for name, build in MODELS.items():
         CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("encode", "reconstruct")}
         CALLS[f"{name}.decode"] = called("decode"), {"z" if "VAE" in name else "code": ("array", CODES)}
     if "VAE" in name:
-        CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("elbo", "loss")}
+        CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "score", "loss")}
         CALLS[f"{name}.sample"] = called("sample"), draws
         CALLS[f"{name}.log_likelihood"] = called("log_likelihood"), batch | rng | {"samples": ("size", 3)}
     if name == "Autoencoder":

@@ -33,7 +33,7 @@ from tinygen.optim import SGD
 def randomized(module, rng, gain=0.5):
     """Every parameter drawn anew in float64, also what starts at zero and what a mask forbids."""
     for p in module.parameters():
-        p.data = scale * rng.standard_normal(p.shape)
+        p.data = gain * rng.standard_normal(p.shape)
     return module
 
 

@@ -72,7 +72,8 @@ def fit(
     passed on, an array, as ``model.loss(x, rng, labels)``. If the model has ``initialize``, which takes the same
     arguments, it is called with the first minibatch before training begins. What is trained is every parameter that
     the optimizer holds and that requires grad then.
-    ``steps`` or ``seconds`` of training, whichever ends first; a run that ``seconds`` end is not repeated to the last bit.
+    ``steps`` or ``seconds`` of training, whichever ends first; a run that ``seconds`` end is not repeated to the last
+    bit.
     ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
     ``anneal``: attributes of the model that follow it too, {"beta": lambda done: min(1, 4 * done)}; validation takes

@@ -2,8 +2,11 @@
 
 from tinygen.models.explicit.approximate import vae
 from tinygen.models.explicit.approximate.vae import VAE
-from tinygen.models.explicit.tractable import gated_pixelcnn, pixelcnn, pixelrnn
+from tinygen.models.explicit.tractable import fvsbn, gated_pixelcnn, made, nade, pixelcnn, pixelrnn
+from tinygen.models.explicit.tractable.fvsbn import FVSBN
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
+from tinygen.models.explicit.tractable.made import MADE
+from tinygen.models.explicit.tractable.nade import NADE
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
 from tinygen.models.features import autoencoder
@@ -14,7 +17,19 @@ from tinygen.models.images import bits_per_dim
 
 RECIPES = {
     name: recipe
-    for page in (pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
+    for page in (fvsbn, nade, made, pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
     for name, recipe in page.RECIPES.items()
 }
-__all__ = ["PCA", "VAE", "Autoencoder", "GatedPixelCNN", "KMeans", "PixelCNN", "PixelRNN", "bits_per_dim"]
+__all__ = [
+    "FVSBN",
+    "MADE",
+    "NADE",
+    "PCA",
+    "VAE",
+    "Autoencoder",
+    "GatedPixelCNN",
+    "KMeans",
+    "PixelCNN",
+    "PixelRNN",
+    "bits_per_dim",
+]

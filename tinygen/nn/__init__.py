@@ -3,7 +3,7 @@
 from tinygen.nn.conv import Conv2d, MaskedConv2d, UpConv2d
 from tinygen.nn.embedding import Embedding
 from tinygen.nn.gated import Gate, VerticalStack
-from tinygen.nn.linear import Linear
+from tinygen.nn.linear import Linear, MaskedLinear
 from tinygen.nn.module import Buffer, Dropout, Module, Parameter
 from tinygen.nn.norm import BatchNorm, GroupNorm, LayerNorm
 from tinygen.nn.recurrent import LSTM, DiagonalBiLSTM, RowLSTM
@@ -22,6 +22,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MaskedConv2d",
+    "MaskedLinear",
     "Module",
     "Parameter",
     "RowLSTM",

@@ -1,12 +1,11 @@
-"""The base class of PixelCNN, Gated PixelCNN and PixelRNN: likelihood by the chain rule, sampling pixel by pixel.
+"""The base class of fully visible models: likelihood by the chain rule, sampling one value after the other.
 
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
 
-A subclass describes its network once, in ``network``: on whole images it gives the likelihood, all pixels at once, and
-with a ``PixelCache`` as ``at`` it is the same network at one pixel, for sampling.
+A subclass gives all conditionals of whole images at once, for the likelihood, and one after the other, for sampling.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,18 +14,14 @@ from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn.pixel_cache import PixelCache
 from tinygen.tensor import Tensor, as_array, no_grad
 
 
 class Autoregressive(Model):
-    """Images (N, C, H, W) of whole numbers 0 .. levels - 1."""
+    """Images (N, C, H, W) of whole numbers 0 .. levels - 1. A subclass defines ``_logits`` and ``conditionals``."""
 
-    def __init__(self, image_shape, levels, channels):
+    def __init__(self, image_shape, levels):
         self.image_shape = check_shape(image_shape)
-        self.channels = check.count("channels", channels)
-        if self.channels % self.image_shape[0]:
-            raise ValueError(f"channels: got {channels}, needs a multiple of the {self.image_shape[0]} colours")
         self.levels = check.count("levels", levels, 2)
         self.outputs = 1 if self.levels == 2 else self.levels  # logits of a value: for a Bernoulli or Categorical
 
@@ -34,23 +29,26 @@ class Autoregressive(Model):
         classes = f", classes={self.classes}" if self.classes else ""
         return f"image_shape={self.image_shape}, levels={self.levels}{classes}"
 
-    def network(self, x, rng=None, labels=None, at=None) -> Tensor:
-        """From scaled images (N, C, H, W) to logits (N, C * outputs, H, W), colour by colour.
-
-        ``rng``: for dropout, in training; ``labels`` (N,): where there are classes; ``at``: the ``PixelCache`` for one
-        pixel, where x is (C, N) and the logits (C * outputs, N).
-        """
-        raise NotImplementedError
-
     def logits(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
         return self._logits(x, None, labels)
 
-    def _logits(self, x, rng, labels):
-        x = check_images(x, self.image_shape, self.levels)
-        n, (c, h, w) = x.shape[0], self.image_shape
-        y = self.network(self._scaled(x, self.dtype), rng, self._labels(labels, n))
-        return y.reshape(n, c, self.outputs, h, w).transpose(0, 2, 1, 3, 4)
+    def _logits(self, x, rng, labels) -> Tensor:
+        """As ``logits``, with dropout from ``rng`` unless that is None."""
+        raise NotImplementedError
+
+    def conditionals(self, n, labels) -> Callable:
+        """A function that sampling calls once for each of ``positions``, in their order, while it draws n images.
+
+        From the images so far (n, C, H, W) and the position (row, column, colour), the value of which is to be drawn
+        now, it gives the logits (K, n) of p(x_i | x_<i), a Tensor. What it has computed for earlier values it keeps.
+        """
+        raise NotImplementedError
+
+    def positions(self) -> list[tuple[int, int, int]]:
+        """(row, column, colour) of all values, in the order of the chain rule."""
+        c, h, w = self.image_shape
+        return list(np.ndindex(h, w, c))
 
     def log_prob(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
@@ -99,38 +97,41 @@ class Autoregressive(Model):
         *_, images = self.sample_rows(n, rng, labels, given, mask, temperature)
         return images
 
-    @no_grad()
     def sample_by_definition(self, n, rng, labels=None, given=None, mask=None, temperature=1.0):
         """``sample`` as its definition has it: the whole network runs again for each value, H * W * C times.
 
         It takes the arguments of ``sample``, and gives the same draws up to rounding.
         """
-        x, u, keep, labels, temperature = self._begin(n, rng, labels, given, mask, temperature)
-        for row, column, colour in np.ndindex(*x.shape[2:], x.shape[1]):
-            i = np.s_[:, colour, row, column]
-            p = self._distribution(self.logits(x, labels) / temperature, axis=1)  # p(x_i | x_1 .. x_{i-1}) for every i
-            x[i] = xp(x).where(keep[i], x[i], p.at(u)[i])
-        return x
+        *_, images = self._rows(True, n, rng, labels, given, mask, temperature)
+        return images
 
     def sample_rows(self, n, rng, labels=None, given=None, mask=None, temperature=1.0) -> Iterator:
         """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet.
 
         As in any generator, nothing is checked before the first row is asked for.
         """
+        yield from self._rows(False, n, rng, labels, given, mask, temperature)
+
+    def _by_definition(self, n, labels):
+        """``conditionals`` by the whole network."""
+
+        def conditional(x, row, column, colour):
+            return self.logits(x, labels)[:, :, colour, row, column].T
+
+        return conditional
+
+    def _rows(self, by_definition, n, rng, labels, given, mask, temperature):
         x, u, keep, labels, temperature = self._begin(n, rng, labels, given, mask, temperature)
-        (n, c, height, width), dtype = x.shape, self.dtype
-        at = PixelCache(n, height, width, self.parameters()[0].data)
-        for row in range(height):
+        conditional = (self._by_definition if by_definition else self.conditionals)(len(x), labels)
+        positions = self.positions()
+        in_a_row = len(positions) // x.shape[2]
+        for row in range(x.shape[2]):
             with no_grad():  # not while the caller has the images
-                for column in range(width):
-                    at.row, at.column = row, column
-                    for colour in range(c):
-                        i = np.s_[:, colour, row, column]
-                        seen = Tensor(self._scaled(x[:, :, row, column], dtype).T)  # the colours before
-                        logits = self.network(seen, labels=labels, at=at).reshape(c, self.outputs, n)[colour]
-                        p = self._distribution(logits / temperature, axis=0)  # p(x_i | x_1 .. x_{i-1})
-                        x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
-                    at.store(self._scaled(x[:, :, row, column], dtype).T)
+                for position in positions[row * in_a_row : (row + 1) * in_a_row]:
+                    logits = conditional(x, *position)  # (K, n)
+                    p = self._distribution(logits / temperature, axis=0)  # p(x_i | x_1 .. x_{i-1})
+                    i = np.s_[:, position[2], position[0], position[1]]
+                    x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
                 check.no_nan("logits", logits.data)
             yield x
 

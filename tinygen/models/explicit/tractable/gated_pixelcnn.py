@@ -3,19 +3,19 @@
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.explicit.tractable.autoregressive import Autoregressive
+from tinygen.models.explicit.tractable.pixel_network import PixelNetwork
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
 
 
-class GatedPixelCNN(Autoregressive):
+class GatedPixelCNN(PixelNetwork):
     """p(x | class) = prod_i p(x_i | x_<i, class): a vertical stack sees all rows above, a horizontal one the pixels
     to the left and, layer by layer, what the vertical one has seen; then twice (ReLU, 1x1 mask B).
 
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``channels``: channels of each stack, a multiple of C;
     ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size;
-    ``first_kernel``: that of the first layer; ``classes``: how many, or 0 for a model without. With classes, ``log_prob``, ``loss`` and
-    ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
+    ``first_kernel``: that of the first layer; ``classes``: how many, or 0 for a model without. With classes,
+    ``log_prob``, ``loss`` and ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
     Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is too small.
 
     Deviations from the paper: as in PixelCNN, residual branches and logits start at zero; the vertical stack

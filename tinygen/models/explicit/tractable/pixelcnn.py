@@ -3,20 +3,20 @@
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.explicit.tractable.autoregressive import Autoregressive
+from tinygen.models.explicit.tractable.pixel_network import PixelNetwork
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Dropout, MaskedConv2d, Module
 
 
-class PixelCNN(Autoregressive):
+class PixelCNN(PixelNetwork):
     """p(x) = prod_i p(x_i | x_<i): a convolution with mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
     the second of which gives the logits.
 
     ``image_shape`` (C, H, W); ``levels`` values a pixel; ``channels`` h: the blocks' inner channels, half the
     stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first_kernel``: the first layer's, 7 in the
-    paper (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its last
-    convolution. Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is too
-    small.
+    paper (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its
+    last convolution. Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is
+    too small.
 
     Deviations from the paper, each for faster learning: the fan-in that scales the first weights (He et al. 2015)
     counts unmasked weights only; the last convolution of a block and the logits start at zero, so that the stack starts

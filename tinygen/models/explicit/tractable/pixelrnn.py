@@ -3,14 +3,14 @@
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.explicit.tractable.autoregressive import Autoregressive
+from tinygen.models.explicit.tractable.pixel_network import PixelNetwork
 from tinygen.models.recipe import Recipe
 from tinygen.nn import DiagonalBiLSTM, Dropout, MaskedConv2d, Module, RowLSTM
 
 KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
 
-class PixelRNN(Autoregressive):
+class PixelRNN(PixelNetwork):
     """A convolution with mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), the second of which gives the logits.
 
     ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W);

@@ -1,0 +1,121 @@
+"""MADE, the masked autoencoder for distribution estimation (Germain et al. 2015, arXiv 1502.03509)."""
+
+import copy
+import math
+
+import numpy as np
+
+from tinygen import check, ops
+from tinygen.backend import xp
+from tinygen.models.explicit.tractable.belief_network import BeliefNetwork
+from tinygen.models.recipe import Recipe
+from tinygen.nn import Buffer, MaskedLinear
+from tinygen.tensor import Tensor
+
+
+class MADE(BeliefNetwork):
+    """An autoencoder whose masks let output i see only the values before i, so that it gives p(x_i | x_<i).
+
+    Value j has the rank r_j in the order, 0 to D - 1. Hidden unit k has a degree m_k, 0 to D - 2, the last rank that
+    it sees. A weight is kept where
+
+        m_k >= r_j   from value j to hidden unit k        r_i > m_k   from hidden unit k to output i
+        m_k >= m_l   from hidden unit l to the next k     r_i > r_j   from value j to output i, directly
+
+    ``image_shape`` (C, H, W); ``levels`` values a pixel: with more than two, a softmax for each; ``hidden``: units of
+    each hidden layer, which have ReLUs; ``orders``: the first is raster order, further ones are random. With several
+    the model is their mixture, p(x) = 1/orders sum_o p_o(x), and each call of ``loss`` learns one that ``rng`` draws.
+    Degrees are spread evenly, where the paper draws them. Raises ValueError for numbers that are too small.
+    """
+
+    def __init__(self, image_shape=(1, 28, 28), levels=2, hidden=(500,), orders=1, *, rng: np.random.Generator):
+        super().__init__(image_shape, levels)
+        hidden, d = check.counts("hidden", hidden), self.values
+        ranks = [np.arange(d)] + [check.generator(rng).permutation(d) for _ in range(check.count("orders", orders) - 1)]
+        self.ranks = Buffer(np.stack(ranks))  # (orders, D), of each value
+        self.degrees = [np.arange(units) * max(1, d - 1) // units for units in hidden]
+        into, out, direct = self._masks(ranks[0], np)
+        self.first = MaskedLinear(into, rng=rng, gain=2.0)
+        pairs = zip(self.degrees, self.degrees[1:])
+        self.hidden = [MaskedLinear(after[:, None] >= before, rng=rng, gain=2.0) for before, after in pairs]
+        self.last, self.direct = MaskedLinear(out, rng=rng, gain=0.0), MaskedLinear(direct, rng=rng, gain=0.0)
+
+    def _masks(self, ranks, m):
+        """The masks that depend on the order: of the first layer, of the last one, and of direct connections."""
+        first, last = m.asarray(self.degrees[0]), m.asarray(self.degrees[-1])
+        of_output = ranks.repeat(self.outputs)[:, None]  # (D K, 1)
+        return first[:, None] >= ranks, of_output > last, of_output > ranks
+
+    def in_order(self, o: int) -> "MADE":
+        """The same network, with the same parameters, in its order number ``o`` alone."""
+        ranks, model = self.ranks.data[o], copy.copy(self)
+        model.ranks = Buffer(ranks[None])
+        layers = self.first, self.last, self.direct
+        model.first, model.last, model.direct = map(copy.copy, layers)
+        for layer, mask in zip((model.first, model.last, model.direct), self._masks(ranks, xp(ranks))):
+            layer.mask = mask.astype(layer.mask.dtype)
+        return model
+
+    def vector_logits(self, x):
+        if len(self.ranks.data) > 1:
+            raise ValueError("MADE: conditionals belong to one of its orders: use model.in_order(0)")
+        h = ops.relu(self.first(x))
+        for layer in self.hidden:
+            h = ops.relu(layer(h))
+        return (self.last(h) + self.direct(x)).reshape(x.shape[0], self.values, self.outputs)
+
+    def _log_prob(self, x, rng, labels):
+        orders = len(self.ranks.data)
+        if orders == 1:
+            return super()._log_prob(x, rng, labels)
+        if rng is not None:  # learn one of them
+            return self.in_order(int(rng.integers(orders)))._log_prob(x, rng, labels)
+        each = [self.in_order(o)._log_prob(x, None, labels) for o in range(orders)]
+        return ops.logsumexp(ops.stack(each), 0) - math.log(orders)  # log 1/orders sum_o p_o(x)
+
+    def positions(self):
+        order = self.ranks.numpy()[0].argsort()
+        return [super(MADE, self).positions()[i] for i in order]
+
+    def _rows(self, by_definition, n, rng, labels, given, mask, temperature):
+        orders = len(self.ranks.data)
+        if orders == 1:
+            yield from super()._rows(by_definition, n, rng, labels, given, mask, temperature)
+            return
+        x, _, keep, *_ = self._begin(n, rng, labels, given, mask, temperature)
+        order, parts = rng.integers(orders, size=len(x)), []  # an order for each image; together those of one order
+        for o in np.unique(order):
+            chosen = np.flatnonzero(order == o)
+            model, drawn = self.in_order(int(o)), (x[chosen], keep[chosen])
+            parts.append((chosen, model._rows(by_definition, len(chosen), rng, labels, *drawn, temperature)))
+        for _ in range(x.shape[2]):
+            for chosen, part in parts:
+                x[chosen] = next(part)
+            yield x
+
+    def conditionals(self, n, labels):
+        """Each hidden unit is computed once: when the last value that it sees is known."""
+        ranks, layers = self.ranks.numpy()[0], [self.first, *self.hidden]
+        weights = [(layer.masked_weight().data, layer.bias.data[:, None]) for layer in layers]
+        out, direct = self.last.masked_weight().data, self.direct.masked_weight().data
+        bias = (self.last.bias.data + self.direct.bias.data)[:, None]
+        m = xp(out)
+        h = [m.zeros((len(b), n), out.dtype) for _, b in weights]
+
+        def conditional(x, *position):
+            i = self._index(*position)
+            vectors = self._vectors(x).T  # (D, n)
+            below = vectors
+            for (weight, b), degrees, units in zip(weights, self.degrees, h):
+                new = slice(*np.searchsorted(degrees, [ranks[i] - 1, ranks[i]]))  # m_k = r_i - 1
+                units[new] = m.maximum(weight[new] @ below + b[new], 0)
+                below = units
+            own = slice(i * self.outputs, (i + 1) * self.outputs)
+            return Tensor(out[own] @ below + direct[own] @ vectors + bias[own])
+
+        return conditional
+
+
+RECIPES = {
+    "made": Recipe(MADE, {"hidden": (500,)}, protocol="published", steps=(10_000,), batch_size=64, published="88.40")
+}
