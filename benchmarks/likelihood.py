@@ -21,7 +21,6 @@ from report import write_section
 from threadpoolctl import threadpool_limits
 
 from tinygen import data, models, no_grad, plotting
-from tinygen.optim import Muon
 from tinygen.parallel import keep_memory
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load, save
@@ -180,7 +179,7 @@ def train(name):
         model,
         images,
         steps=sum(row.steps),
-        optimizer=Muon(model.parameters(), row.lr, weight_decay=row.weight_decay),
+        optimizer=row.optimizer(model.parameters(), row.lr, weight_decay=row.weight_decay),
         rng=rng,
         labels=of_images,
         batch_size=row.batch_size,
@@ -219,7 +218,7 @@ def test(model, images, of_images, samples=0):
         return np.concatenate(list(threads.map(figures, range(0, len(images), PART)))).astype(float)
 
 
-def figure(model, protocol):
+def key_of(model, protocol):
     """The name of a row's figure."""
     names = {"nats per image": "nats", "squared error per image": "squared_error"}
     return "bits_per_dim" if protocol == "8-bit" else names[model.unit]
@@ -244,7 +243,7 @@ def evaluate(name, path, count=None):
         means = [models.bits_per_dim(part, model.image_shape) for part in means]
     result = {
         "name": name,
-        figure(model, about["protocol"]): round(sum(part.mean() for part in means), 3),
+        key_of(model, about["protocol"]): round(sum(part.mean() for part in means), 3),
         "stderr": round(math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in means)), 3),
         "images": len(means[0]),
         "protocol": about["protocol"] + (", given the class" if getattr(model, "classes", 0) else ""),
@@ -315,7 +314,7 @@ def write_tables():
             if "squared_error" in result:
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
             else:
-                on_test, published = f"{result[figure(model, result['protocol'])]:.2f}", row.published
+                on_test, published = f"{result[key_of(model, result['protocol'])]:.2f}", row.published
                 if about["validation"][-1] < 100:  # others are far off the scale
                     shown = f"minus ELBO, {result['protocol']}" if hasattr(model, "bound") else result["protocol"]
                     ax.plot(

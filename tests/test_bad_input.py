@@ -13,7 +13,7 @@ import pytest
 
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.distributions import Bernoulli, Categorical, Gaussian
-from tinygen.models import PCA, VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.models import FVSBN, MADE, NADE, PCA, VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -37,6 +37,7 @@ class Torchlike:
 
 
 X = np.array([[0.5, 1.0, 1.5], [0.25, 0.75, 2.0]], np.float32)
+ONES = np.ones((3, 1, 1), np.float32)
 SQUARE = np.array([[2.0, 1.0], [1.0, 3.0]], np.float32)
 IMAGES = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)
 FILTERS = np.random.default_rng(1).standard_normal((2, 2, 3, 3)).astype(np.float32)
@@ -161,6 +162,9 @@ CALLS = {
     "ops.split": (ops.split, x | {"sections": ("sections", 3), "axis": ("axis", 1)}),
     "ops.pad": (lambda x, before, value: ops.pad(x, [(before, 1), (0, 1)], value),
                 x | {"before": ("width", 1), "value": ("number", 2.0)}),
+    "ops.nade_logits": (ops.nade_logits, {"x": ("array", X), "w": ("array", ONES[:, :, 0]), "v": ("array", ONES),
+                                          "b": ("array", ONES[:, :, 0]), "c": ("array", ONES[0, :, 0])}),
+    "nn.MaskedLinear": (nn.MaskedLinear, {"mask": (None, X > 1), "gain": ("positive", 0.5)} | rng),
     "ops.pad, widths": (ops.pad, x | {"widths": ("input", [(1, 1), (1, 1)])}),
     "ops.skew": (ops.skew, x | {"row": ("axis", 0), "column": ("axis", 1)}),
     "ops.unskew": (ops.unskew, x | {"row": ("axis", 0), "column": ("axis", 1)}),
@@ -283,6 +287,10 @@ CALLS |= {
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
                                   "channels": ("channels", (2, 3))} | rng),
+    "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4)} | rng),
+    "NADE": (NADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("size", 3)} | rng),
+    "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
+                    "orders": ("size", 2)} | rng),
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
 }  # fmt: skip
 SHAPE = (1, 4, 4)
@@ -290,6 +298,9 @@ MODELS = {
     "PixelCNN": lambda: PixelCNN(SHAPE, channels=2, blocks=1, first_kernel=3, dropout=0.5, rng=new()),
     "PixelRNN": lambda: PixelRNN("row", SHAPE, channels=2, layers=1, first_kernel=3, rng=new()),
     "GatedPixelCNN": lambda: GatedPixelCNN(SHAPE, channels=2, layers=1, first_kernel=3, classes=3, rng=new()),
+    "FVSBN": lambda: FVSBN(SHAPE, rng=new()),
+    "NADE": lambda: NADE(SHAPE, hidden=3, rng=new()),
+    "MADE": lambda: MADE(SHAPE, hidden=(3,), rng=new()),
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
@@ -314,7 +325,7 @@ for name, build in MODELS.items():
     called = functools.partial(method, build)
     kind = "grey images" if name in ("VAE, gaussian", "Autoencoder") else "images" if name == "PCA" else "binary images"
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
-    if name.startswith(("Pixel", "Gated")):
+    if name.startswith(("Pixel", "Gated", "FVSBN", "NADE", "MADE")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels
         CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("logits", "log_prob")}

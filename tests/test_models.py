@@ -5,7 +5,7 @@ import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
-from tinygen.models import VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.models import FVSBN, MADE, NADE, VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
 from tinygen.optim import Adam
 
 # Each with the number of values of a pixel, 0 where any real number is one.
@@ -15,6 +15,11 @@ BUILD = {
     "row": (2, lambda shape, rng: PixelRNN("row", shape, channels=3, layers=1, rng=rng)),
     "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, channels=3, layers=1, rng=rng)),
     "gated": (2, lambda shape, rng: GatedPixelCNN(shape, channels=3, layers=1, rng=rng)),
+    "fvsbn": (2, lambda shape, rng: FVSBN(shape, rng=rng)),
+    "nade": (2, lambda shape, rng: NADE(shape, hidden=5, rng=rng)),
+    "nade, levels": (3, lambda shape, rng: NADE(shape, 3, hidden=5, rng=rng)),
+    "made": (2, lambda shape, rng: MADE(shape, hidden=(7, 6), rng=rng)),
+    "made, orders": (2, lambda shape, rng: MADE(shape, hidden=(7,), orders=3, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
@@ -33,7 +38,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
     return model, images
 
 
-@pytest.mark.parametrize("model", [PixelCNN, GatedPixelCNN, PixelRNN, VAE, Autoencoder])
+@pytest.mark.parametrize("model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, Autoencoder])
 def test_defaults(model, rng):
     model = model(rng=rng)
     loss = model.loss(rng.integers(0, 2, (2, 1, 28, 28)), rng)

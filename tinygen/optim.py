@@ -18,7 +18,7 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
-    weight_decay = 0.0  # only Muon sets it; it is here because step() applies it
+    weight_decay = 0.0  # Adam and Muon set it; step() applies it to parameters of several dimensions
 
     def __init__(self, parameters, lr: float):
         many = isinstance(parameters, Iterable) and not isinstance(parameters, Tensor)
@@ -112,13 +112,24 @@ class RMSProp(Optimizer):
 class Adam(Optimizer):
     """m, v <- averages of g and g^2, each divided by 1 - beta^steps;  p <- p - lr m / (sqrt(v) + eps)
 
-    Source: Kingma and Ba 2015, algorithm 1.
+    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay.
+    Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2.
     """
 
     slots = ("mean", "square")
 
-    def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+    def __init__(
+        self,
+        parameters,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(parameters, lr)
+        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
+        # Above 1 the decay would flip the sign of weights
+        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas: got {betas!r}, needs two numbers in [0, 1)")
         b1, b2 = betas
@@ -155,11 +166,8 @@ class Muon(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
     ):
-        super().__init__(parameters, lr, betas)
+        super().__init__(parameters, lr, betas, weight_decay=weight_decay)
         self.momentum = check.number("momentum", momentum, "[0, 1)")
-        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
-        # Above 1 the decay would flip the sign of weights
-        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
         for p, state in zip(self.parameters, self.state):
             if p.ndim > 1:
                 del state["square"]

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 
+from tinygen.optim import Muon
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What ``benchmarks/likelihood.py NAME`` builds, and how it is trained by Muon (``tinygen.optim``)."""
+    """What ``benchmarks/likelihood.py NAME`` builds, and how it is trained."""
 
     model: type
     settings: dict  # the constructor's arguments
     protocol: str  # the data: "published", "static", "dynamic", "grey" or "8-bit", see benchmarks/RESULTS.md
     steps: tuple[int, ...]  # of each part of the schedule; the learning rate falls to zero in each
+    optimizer: type = Muon  # or another of tinygen.optim with weight_decay
     lr: float = 5e-3
     weight_decay: float = 0.1
     averaging: float = 0.999  # the share of the running average of the weights that is kept at each step

@@ -35,7 +35,7 @@ from tinygen.ops.elementwise import (
 from tinygen.ops.losses import bce_with_logits, softmax_cross_entropy
 from tinygen.ops.lstm import lstm_loop, lstm_scan
 from tinygen.ops.matmul import einsum, inverse, matmul, slogdet
-from tinygen.ops.nade import nade_logits, nade_loop
+from tinygen.ops.nade import nade_logits
 from tinygen.ops.pool import avg_pool2d, interpolate, max_pool2d
 from tinygen.ops.reduce import cumsum, log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var
 from tinygen.ops.shape import (

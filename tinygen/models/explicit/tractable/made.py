@@ -33,16 +33,17 @@ class MADE(BeliefNetwork):
         hidden, d = check.counts("hidden", hidden), self.values
         ranks = [np.arange(d)] + [check.generator(rng).permutation(d) for _ in range(check.count("orders", orders) - 1)]
         self.ranks = Buffer(np.stack(ranks))  # (orders, D), of each value
-        self.degrees = [np.arange(units) * max(1, d - 1) // units for units in hidden]
-        into, out, direct = self._masks(ranks[0], np)
+        degrees = [np.arange(units) * max(1, d - 1) // units for units in hidden]
+        self.degrees = [Buffer(m) for m in degrees]  # of each layer's units
+        into, out, direct = self._masks(ranks[0])
         self.first = MaskedLinear(into, rng=rng, gain=2.0)
-        pairs = zip(self.degrees, self.degrees[1:])
+        pairs = zip(degrees, degrees[1:])
         self.hidden = [MaskedLinear(after[:, None] >= before, rng=rng, gain=2.0) for before, after in pairs]
         self.last, self.direct = MaskedLinear(out, rng=rng, gain=0.0), MaskedLinear(direct, rng=rng, gain=0.0)
 
-    def _masks(self, ranks, m):
+    def _masks(self, ranks):
         """The masks that depend on the order: of the first layer, of the last one, and of direct connections."""
-        first, last = m.asarray(self.degrees[0]), m.asarray(self.degrees[-1])
+        first, last = self.degrees[0].data, self.degrees[-1].data
         of_output = ranks.repeat(self.outputs)[:, None]  # (D K, 1)
         return first[:, None] >= ranks, of_output > last, of_output > ranks
 
@@ -52,7 +53,7 @@ class MADE(BeliefNetwork):
         model.ranks = Buffer(ranks[None])
         layers = self.first, self.last, self.direct
         model.first, model.last, model.direct = map(copy.copy, layers)
-        for layer, mask in zip((model.first, model.last, model.direct), self._masks(ranks, xp(ranks))):
+        for layer, mask in zip((model.first, model.last, model.direct), self._masks(ranks)):
             layer.mask = mask.astype(layer.mask.dtype)
         return model
 
@@ -95,7 +96,8 @@ class MADE(BeliefNetwork):
 
     def conditionals(self, n, labels):
         """Each hidden unit is computed once: when the last value that it sees is known."""
-        ranks, layers = self.ranks.numpy()[0], [self.first, *self.hidden]
+        ranks, degrees = self.ranks.numpy()[0], [m.numpy() for m in self.degrees]
+        layers = [self.first, *self.hidden]
         weights = [(layer.masked_weight().data, layer.bias.data[:, None]) for layer in layers]
         out, direct = self.last.masked_weight().data, self.direct.masked_weight().data
         bias = (self.last.bias.data + self.direct.bias.data)[:, None]
@@ -106,8 +108,8 @@ class MADE(BeliefNetwork):
             i = self._index(*position)
             vectors = self._vectors(x).T  # (D, n)
             below = vectors
-            for (weight, b), degrees, units in zip(weights, self.degrees, h):
-                new = slice(*np.searchsorted(degrees, [ranks[i] - 1, ranks[i]]))  # m_k = r_i - 1
+            for (weight, b), of_units, units in zip(weights, degrees, h):
+                new = slice(*np.searchsorted(of_units, [ranks[i] - 1, ranks[i]]))  # m_k = r_i - 1
                 units[new] = m.maximum(weight[new] @ below + b[new], 0)
                 below = units
             own = slice(i * self.outputs, (i + 1) * self.outputs)
