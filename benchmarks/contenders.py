@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytorch_models
 
-from tinygen.models import VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN
+from tinygen.models import FVSBN, MADE, NADE, VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN
 
 SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step
 
@@ -34,6 +34,9 @@ NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
 LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "autoencoder": (Autoencoder, pytorch_models.autoencoder),
     "vae": (VAE, pytorch_models.vae),
+    "fvsbn": (FVSBN, pytorch_models.fvsbn),
+    "nade": (NADE, pytorch_models.nade),
+    "made": (MADE, pytorch_models.made),
     **{
         name: (constructor, functools.partial(pytorch_models.nats, network))
         for name, (constructor, network) in NETWORKS.items()

@@ -7,8 +7,10 @@ Needs the full MNIST: what is missing is downloaded, or a message says where to 
 """
 
 import argparse
+import inspect
 import json
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -22,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from tinygen import data, models, no_grad, plotting
 from tinygen.parallel import keep_memory
+from tinygen.training import evaluate as mean_score
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load, save
 
@@ -107,6 +110,7 @@ to zero; validated on 1,000; weight decay 0.1 but for the first:
   the encoder's three residual blocks, and were never positive again, and one run ended in an overflow after two
   minutes; at 0.003 they died in one block; at 0.0015 there too, if later.
 """.strip()
+RECIPE = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")  # kept with weights
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
 VALIDATION = 2000  # images of these 10,000, for the learning curves
@@ -168,14 +172,27 @@ def checkpoint(name):
 
 
 def train(name):
-    """Train from the start or from the checkpoint. Gives the file of the weights, beside the checkpoint."""
+    """Train from the start, or from the checkpoint where there is one. Gives the file of the weights."""
     row, rng = models.RECIPES[name], np.random.default_rng(SEED)
     images, validation, _ = sets(row.protocol)
     model = row.model(**row.settings, rng=rng)
     if row.start:  # what is missing there, the weights of the classes, begins at zero
         model.load_state_dict({**model.state_dict(), **load(FOLDER / f"{row.start}.npz")[0].state_dict()})
-    of_images, of_validation, _ = labels(model)
-    record = fit(
+    learn = by_gradients if row.optimizer else by_maximizing
+    record = learn(name, model, images, validation[:VALIDATION], rng)
+    epochs = sum(row.steps) * (row.batch_size / len(images) if row.optimizer else 1)
+    about = {key: getattr(row, key) for key in RECIPE}
+    about |= {"optimizer": row.optimizer and row.optimizer.__name__, "seed": SEED, "epochs": round(epochs, 1)}
+    about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
+    about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
+    path = CHECKPOINTS / f"{name}.weights.npz"
+    save(path, model, about)
+    return path
+
+
+def by_gradients(name, model, images, validation, rng):
+    row, (of_images, of_validation, _) = models.RECIPES[name], labels(model)
+    return fit(
         model,
         images,
         steps=sum(row.steps),
@@ -186,19 +203,19 @@ def train(name):
         prepare=data.binarize_dynamic if row.protocol == "dynamic" else None,
         schedule=schedule(row.steps),
         averaging=row.averaging,
-        validation=validation[:VALIDATION],
-        validation_labels=None if of_validation is None else of_validation[:VALIDATION],
+        validation=validation,
+        validation_labels=None if of_validation is None else of_validation[: len(validation)],
         validate_every=max(1, sum(row.steps) // 20),
         checkpoint=checkpoint(name),
     )
-    recipe = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")
-    about = {key: getattr(row, key) for key in recipe}
-    about |= {"seed": SEED, "epochs": round(sum(row.steps) * row.batch_size / len(images), 1)}
-    about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
-    about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
-    path = CHECKPOINTS / f"{name}.weights.npz"
-    save(path, model, about)
-    return path
+
+
+def by_maximizing(name, model, images, validation, rng):
+    begun = time.perf_counter()
+    model.maximize(images, sum(models.RECIPES[name].steps))
+    seconds = time.perf_counter() - begun
+    nats = {"train": images[: len(validation)], "validation": validation}
+    return [{"seconds": seconds, **{key: mean_score(model, part, rng) for key, part in nats.items()}}]
 
 
 def test(model, images, of_images, samples=0):
@@ -285,14 +302,15 @@ def draw(name):
         drawn = model.sample(100, rng, labels=np.arange(100) // 10)
         panels = {"ten samples of each class": (drawn, 10, range(10))}
     else:
-        chosen = tested[64:72, None]
-        completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
-        rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
         if hasattr(model, "sample_means"):
             panels["pixel probabilities of 64 samples"] = model.sample_means(64, rng), 8
         else:
             panels["64 samples"] = model.sample(64, rng), 8
-        panels["given half, six completions, the digit"] = rows.reshape(-1, 1, 28, 28), 8
+        if hasattr(model, "complete") or "given" in inspect.signature(model.sample).parameters:
+            chosen = tested[64:72, None]
+            completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
+            rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)
+            panels["given half, six completions, the digit"] = rows.reshape(-1, 1, 28, 28), 8
     PICTURES.mkdir(exist_ok=True)
     plotting.figure(panels).savefig(PICTURES / f"{name}.png", dpi=110)
 
@@ -303,8 +321,8 @@ def write_tables():
     ax = figure.add_subplot()
     lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]
     recipes = [
-        "| row | built with | batch | learning rate | weight decay | averaging | steps | seed | machine |",
-        "|---" * 9 + "|",
+        "| row | built with | optimizer | batch | learning rate | weight decay | averaging | steps | seed | machine |",
+        "|---" * 10 + "|",
     ]
     for name, row in models.RECIPES.items():
         path = FOLDER / f"{name}.npz"
@@ -329,11 +347,12 @@ def write_tables():
                 f"| {name} | {on_test} ± {result['stderr']:.2f} | {published} | {result['images']:,} "
                 f"| {result['protocol']} | {model.num_parameters():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
             )
-            recipes.append(
-                f"| {name} | `{about['model']}({settings})`{start} | {about['batch_size']} | {about['lr']:g} "
-                f"| {about['weight_decay']:g} | {about['averaging']} | {steps} | {about['seed']} "
-                f"| {about['machine']} |"
-            )
+            cells = [f"{about[key]:g}" for key in ("batch_size", "lr", "weight_decay", "averaging")]
+            if row.optimizer is None:  # expectation-maximization has none of these
+                cells = ["-"] * 4
+            optimizer = about.get("optimizer", "Muon") or "EM"
+            cells = [name, f"`{about['model']}({settings})`{start}", optimizer, *cells, steps, about["seed"]]
+            recipes.append(f"| {' | '.join(map(str, cells))} | {about['machine']} |")
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
     ax.set_ylim(top=92)
     if ax.lines:

@@ -98,6 +98,44 @@ def pointwise(w, x):
     return F.conv2d(x, next(w), next(w))
 
 
+@functools.cache
+def earlier(outputs, inputs, strict, device):
+    """(outputs, inputs): 1 where an output's rank is at least, or above where ``strict``, that of an input.
+
+    Ranks go from 0 to 783 for pixels, and evenly to 782 for hidden units.
+    """
+    ranks = [np.arange(n) * (784 if n == 784 else 783) // n for n in (outputs, inputs)]
+    mask = ranks[0][:, None] > ranks[1] if strict else ranks[0][:, None] >= ranks[1]
+    return torch.tensor(mask.astype(np.float32), device=device)
+
+
+def linear(w, x, strict):
+    weight, bias = next(w), next(w)
+    return F.linear(x, weight * earlier(*weight.shape, strict, x.device), bias)
+
+
+def bernoulli(logits, x):
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+
+
+def fvsbn(w, x):
+    x = x.flatten(1)
+    return bernoulli(linear(w, x, True), x)
+
+
+def nade(w, x):
+    x, (into, out, b, c) = x.flatten(1), w
+    terms = x[:, :, None] * into  # (N, 784, hidden)
+    h = torch.sigmoid(c + torch.cumsum(terms, 1) - terms)
+    return bernoulli((h * out[:, 0]).sum(2) + b[:, 0], x)
+
+
+def made(w, x):
+    x = x.flatten(1)
+    h = F.relu(linear(w, x, False))
+    return bernoulli(linear(w, h, True) + linear(w, x, True), x)
+
+
 def pixelcnn(w, x, blocks=7):
     h = masked("A", w, 2 * x - 1)
     for _ in range(blocks):

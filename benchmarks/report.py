@@ -39,6 +39,9 @@ FAR = 0.1  # ratios below this have an axis of their own
 NAMES = {
     "autoencoder": "Autoencoder",
     "vae": "VAE",
+    "fvsbn": "FVSBN",
+    "nade": "NADE",
+    "made": "MADE",
     "pixelcnn": "PixelCNN",
     "pixelrnn-row": "Row LSTM",
     "pixelrnn-diagonal": "Diagonal BiLSTM",

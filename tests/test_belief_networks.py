@@ -182,7 +182,9 @@ def test_derivatives_of_nade_logits(rng):
 
 def test_nade_logits_refuses(rng):
     x, w, v, b, c = inputs(rng)
-    with pytest.raises(TypeError, match="nade_logits: x, w, v, b, c are float64, float32, .* one floating-point dtype"):
+    with pytest.raises(
+        TypeError, match=r"nade_logits: x, w, v, b, c are float64, float32, .* one floating-point dtype"
+    ):
         ops.nade_logits(x, w.astype(np.float32), v, b, c)
     with pytest.raises(ValueError, match=r"nade_logits: v has shape \(5, 1, 3\), needs \(5, K, 4\)"):
         ops.nade_logits(x, w, v[:, :, :3], b, c)

@@ -2,7 +2,8 @@
 
 from tinygen.models.explicit.approximate import vae
 from tinygen.models.explicit.approximate.vae import VAE
-from tinygen.models.explicit.tractable import fvsbn, gated_pixelcnn, made, nade, pixelcnn, pixelrnn
+from tinygen.models.explicit.tractable import bernoulli_mixture, fvsbn, gated_pixelcnn, made, nade, pixelcnn, pixelrnn
+from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
 from tinygen.models.explicit.tractable.fvsbn import FVSBN
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
 from tinygen.models.explicit.tractable.made import MADE
@@ -17,7 +18,7 @@ from tinygen.models.images import bits_per_dim
 
 RECIPES = {
     name: recipe
-    for page in (fvsbn, nade, made, pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
+    for page in (bernoulli_mixture, fvsbn, nade, made, pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
     for name, recipe in page.RECIPES.items()
 }
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PCA",
     "VAE",
     "Autoencoder",
+    "BernoulliMixture",
     "GatedPixelCNN",
     "KMeans",
     "PixelCNN",

@@ -13,7 +13,7 @@ class Recipe:
     settings: dict  # the constructor's arguments
     protocol: str  # the data: "published", "static", "dynamic", "grey" or "8-bit", see benchmarks/RESULTS.md
     steps: tuple[int, ...]  # of each part of the schedule; the learning rate falls to zero in each
-    optimizer: type = Muon  # or another of tinygen.optim with weight_decay
+    optimizer: type | None = Muon  # with weight_decay; None: the model has ``maximize``, and steps are its rounds
     lr: float = 5e-3
     weight_decay: float = 0.1
     averaging: float = 0.999  # the share of the running average of the weights that is kept at each step
