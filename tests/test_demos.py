@@ -22,17 +22,17 @@ HAS_CUPY = importlib.util.find_spec("cupy") is not None
 SMALL = {  # the tiny budget of each demo, and a figure with its unit that it prints
     "01_density": ("--steps 20 --draws 300", r"KL\(true \|\| learned\) = \d+\.\d+ .* nats"),
     "02_kmeans_pca": ("--clusters 10 --iterations 3", r"squared error \d+\.\d per image, purity [4-8]\d %"),
-    "03_pixelrnn": ("--steps 2 --frames 3 --images 4", r"\d+\.\d nats per image, on some of its own training digits"),
-    "04_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
-    "05_gated": ("--layers 2", r"right class of ([6-9]\d|100) % of 50 digits"),
-    "06_autoencoder": ("--steps 2", r"squared error per image +\d+\.\d+"),
-    "07_few_labels": ("--pretraining 2 --steps 2 --seeds 1", r"accuracy in percent(.*\n){2}frozen +\d+\.\d"),
-    "08_intractable": ("--draws 100 --digits 2", r"estimate is still \d+ nats lower"),
-    "09_reparameterization": ("--draws 20", r"needs \d+ times as many draws"),
-    "10_vae": ("--steps 20", r"at the end: ELBO -[1-4]\d\d\.\d = .* nats per image"),
-    "11_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
-    "12_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
-    "13_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
+    "04_pixelrnn": ("--steps 2 --frames 3 --images 4", r"\d+\.\d nats per image, on some of its own training digits"),
+    "05_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
+    "07_gated": ("--layers 2", r"right class of ([6-9]\d|100) % of 50 digits"),
+    "10_autoencoder": ("--steps 2", r"squared error per image +\d+\.\d+"),
+    "11_few_labels": ("--pretraining 2 --steps 2 --seeds 1", r"accuracy in percent(.*\n){2}frozen +\d+\.\d"),
+    "12_intractable": ("--draws 100 --digits 2", r"estimate is still \d+ nats lower"),
+    "13_reparameterization": ("--draws 20", r"needs \d+ times as many draws"),
+    "14_vae": ("--steps 20", r"at the end: ELBO -[1-4]\d\d\.\d = .* nats per image"),
+    "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
+    "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
+    "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
 }
 
 
@@ -60,7 +60,7 @@ def test_demo(name, tmp_path):
     assert "--seed" in run(f"demos/{name}.py", "--help").stdout
 
 
-@pytest.mark.parametrize("name", ["05_gated", "09_reparameterization"])  # with labels and without
+@pytest.mark.parametrize("name", ["07_gated", "13_reparameterization"])  # with labels and without
 def test_train_replaces_the_model_that_ships(name, tmp_path):
     def figures(*more):
         done = run(f"demos/{name}.py", "--out", str(tmp_path), *SMALL[name][0].split(), *more)
@@ -155,7 +155,7 @@ def test_trained_anew(demo, monkeypatch):
 
 
 def test_belief_network_sees_only_what_comes_before(demo, rng):
-    model = demo("03_pixelrnn").BeliefNetwork()
+    model = demo("04_pixelrnn").BeliefNetwork()
     for p in model.parameters():
         p.data = rng.standard_normal(p.shape) / 28
     x = rng.integers(0, 2, (3, 784))
@@ -171,14 +171,14 @@ def test_surprises_sum_to_the_likelihood(demo, rng):
     model = PixelCNN(channels=2, blocks=1, rng=rng)
     model.last.weight.data = rng.standard_normal(model.last.weight.shape, np.float32)
     x = rng.integers(0, 2, (3, 1, 28, 28))
-    nats = demo("04_pixelcnn").surprise(model, x)
+    nats = demo("05_pixelcnn").surprise(model, x)
     assert nats.shape == x.shape
     np.testing.assert_allclose(nats.sum((1, 2, 3)), -model.log_prob(x).numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", [True, False])
 def test_both_estimates_of_the_likelihood_are_right_in_the_mean(encoder, demo, rng):
-    module, x = demo("08_intractable"), rng.integers(0, 2, (1, 1, 4, 4)).astype(np.float32)
+    module, x = demo("12_intractable"), rng.integers(0, 2, (1, 1, 4, 4)).astype(np.float32)
     vae = VAE((1, 4, 4), latent=1, channels=(3,), rng=rng)
     z = np.linspace(-8, 8, 4001, dtype=np.float32)[:, None]
     p = vae.likelihood(z).log_prob(np.repeat(x, len(z), axis=0)).numpy().sum((1, 2, 3))
@@ -192,7 +192,7 @@ def test_both_estimates_of_the_likelihood_are_right_in_the_mean(encoder, demo, r
 def test_gradient_estimators_are_right_in_the_mean(demo, rng):
     """f(z) = -|z - 1|^2 / 2: its mean has the gradient 1 - m and, in the log-variance, -s^2 / 2."""
     mean, log_var = np.array([0.5, -1.0]), np.array([0.0, 0.6])
-    module = demo("09_reparameterization")
+    module = demo("13_reparameterization")
 
     def estimates(draws):
         return module.gradients(lambda z: -0.5 * ((z - 1) ** 2).sum(1), mean, log_var, draws, rng)
@@ -210,10 +210,10 @@ def test_gradient_estimators_are_right_in_the_mean(demo, rng):
 
 def test_nearest_class_share(demo):
     z = np.array([[0.0], [1.0], [10.0], [12.0], [13.0]])
-    assert demo("11_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
+    assert demo("15_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
 
 
 def test_derivatives(demo):
     x = np.linspace(-1, 1, 5)
-    for n, y in enumerate(demo("13_inside").derivatives(lambda x: ops.exp(2 * x), x, 4)):
+    for n, y in enumerate(demo("17_inside").derivatives(lambda x: ops.exp(2 * x), x, 4)):
         np.testing.assert_allclose(y, 2**n * np.exp(2 * x))

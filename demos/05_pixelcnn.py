@@ -117,7 +117,7 @@ def main():
     axes[1, 2].set(xscale="log", xlim=(0.1, 100), xlabel="pixels, most surprising first, percent")
     axes[1, 2].set(ylabel="of all nats, percent")
     axes[1, 2].set_title("few pixels carry the likelihood", fontsize=9)
-    save(figure, config.out, "04_pixelcnn")
+    save(figure, config.out, "05_pixelcnn")
 
 
 if __name__ == "__main__":

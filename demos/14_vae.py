@@ -75,7 +75,7 @@ def main():
     axes[0].legend()
     draw_images(axes[1], pairs, 8, "digit, reconstruction")
     draw_images(axes[2], to_host(shown.sample_means(80, rng)), 10, "samples: means of p(x|z), z from the prior")
-    save(figure, config.out, "10_vae")
+    save(figure, config.out, "14_vae")
 
 
 if __name__ == "__main__":

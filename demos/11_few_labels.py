@@ -110,7 +110,7 @@ def main():
     ax.set_title(f"mean and standard deviation over {config.seeds} choices of the labelled digits", fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend()
-    save(figure, config.out, "07_few_labels")
+    save(figure, config.out, "11_few_labels")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main():
     chosen = to_host(binary)[np.repeat(np.arange(10), 10)]
     half = model.sample(100, rng, given=chosen, mask=upper, labels=to_device(np.tile(np.arange(10), 10), config.device))
     draw_images(axes[3], to_host(half), 10, "upper half given; columns: lower half as a 0, 1, .. 9")
-    save(figure, config.out, "05_gated")
+    save(figure, config.out, "07_gated")
 
 
 if __name__ == "__main__":

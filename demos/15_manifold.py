@@ -77,7 +77,7 @@ def main():
     draw_images(above, np.concatenate(paths), STEPS, f"{deep.latent}-d z: straight lines between codes")
     names = [f"z[{dimension}]" for dimension in used[:4]]
     draw_images(below, np.concatenate(traversals), STEPS, f"{deep.latent}-d z: one dimension from -3 to 3", names)
-    save(figure, config.out, "11_manifold")
+    save(figure, config.out, "15_manifold")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main():
         from_encoder = vae.decode(vae.encode(first).rsample(rng)).numpy()
     pictures = np.concatenate([to_host(vae.sample_means(24, rng)), from_encoder])
     draw_images(axes[2], pictures, 8, "decoded: z from the prior; from q(z|x)")
-    save(figure, config.out, "08_intractable")
+    save(figure, config.out, "12_intractable")
 
 
 if __name__ == "__main__":

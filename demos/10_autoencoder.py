@@ -61,7 +61,7 @@ def main():
         drawn = model.decode(to_device(z, config.device)).numpy()
         draw_images(ax, np.clip(drawn, 0, 1), 4, title)
     right.suptitle(f"decoded codes of {code} numbers", fontsize=10)
-    save(figure, config.out, "06_autoencoder")
+    save(figure, config.out, "10_autoencoder")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def main():
     for column, (beta, (pairs, samples)) in zip(right.subplots(2, len(ends)).T, ends.items()):
         draw_images(column[0], pairs, 8, f"beta {beta:g}: digit, reconstruction")
         draw_images(column[1], samples, 8, "samples from the prior")
-    save(figure, config.out, "12_beta")
+    save(figure, config.out, "16_beta")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def main():
         print(f"{title}: {model.num_parameters():,} parameters, {figure:.1f} nats per image, on {seen} digits")
         x = to_host(model.sample(config.images, rng))
         columns[title] = x, states(model, x)
-    path = Path(config.out) / "03_pixelrnn.gif"
+    path = Path(config.out) / "04_pixelrnn.gif"
     if first_rank():
         animate(columns, config.frames, path)
     print(f"picture: {path.resolve()}")

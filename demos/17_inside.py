@@ -115,7 +115,7 @@ def main():
     below.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     below.set(xlabel="x", ylabel="value", title="derivatives of derivatives")
     below.legend()
-    save(figure, config.out, "13_inside")
+    save(figure, config.out, "17_inside")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def main():
         ylabel="draws",
         title="the same gradient; blue goes on far outside",
     )
-    save(figure, config.out, "09_reparameterization")
+    save(figure, config.out, "13_reparameterization")
 
 
 if __name__ == "__main__":
