@@ -12,6 +12,7 @@ import numpy as np
 from common import TRAIN, options, run, save, trained
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from tinygen import Tensor, data, grad, no_grad
 from tinygen.backend import to_device, to_host
@@ -23,53 +24,65 @@ PIXEL = 14, 14  # whose context is shown
 
 
 def context(model):
-    """(H, W): 0 where PIXEL's logit does not depend on a pixel, 1 where it does, 2 at PIXEL itself."""
+    """(H, W): whether PIXEL's logit depends on each pixel."""
     for p in model.parameters():  # residual branches are zero at first
         p.data = np.full(p.shape, 0.05)  # positive and small: no ReLU is off, no gate is saturated
     x = Tensor(np.ones((1, 1, 28, 28)), requires_grad=True)
     (g,) = grad(model.network(x)[0, 0, PIXEL[0], PIXEL[1]], x)
-    seen = (g.numpy()[0, 0] != 0).astype(int)
-    seen[PIXEL] = 2
-    return seen
+    return g.numpy()[0, 0] != 0
+
+
+def draw(contexts, samples, halves, labels):
+    """Contexts {title: (H, W)}; ten samples of each class; ten digits' halves completed as each class, and labels."""
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(0.8, 1, 1.1))
+    *_, reached = contexts.values()  # by the gated network, which has no blind spot
+    for ax, (title, seen) in zip(left.subplots(2, 1, sharex=True), contexts.items()):
+        picture = np.where(seen, 2, np.where(reached, 1, 0))
+        picture.flat[PIXEL[0] * 28 + PIXEL[1] :] = 4
+        picture[PIXEL] = 3
+        colours = {"too far away": "white", "blind spot": "C1", "seen": "C0", "the pixel": "C3", "later pixels": "0.85"}
+        ax.imshow(picture, cmap=ListedColormap(colours.values()), vmin=0, vmax=4)
+        ax.set(ylabel="row", ylim=(PIXEL[0] + 1.5, -0.5))  # below, all pixels are later
+        ax.set_title(f"what one pixel sees: {title}", fontsize=9)
+    ax.set_xlabel("column")
+    handles = [Patch(facecolor=color, edgecolor="0.5", label=name) for name, color in colours.items()]
+    left.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    draw_images(middle.subplots(), samples, 10, "ten samples of each class", [f"class {k}" for k in range(10)])
+    names = [f"a {k}" for k in labels]
+    title = "upper halves given, lower ones drawn as each class"
+    draw_images(right.subplots(), halves, 11, title, names, ["given", *range(10)])
+    return figure
 
 
 def main():
     config = options(__doc__, CONFIG)
-    rng = np.random.default_rng(config.seed)
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    axes = figure.subplots(1, 4, width_ratios=(0.8, 0.8, 1.25, 1.25))
-    for ax, (name, model) in zip(
-        axes,
-        {
-            "PixelCNN": PixelCNN(channels=4, blocks=config.layers, rng=rng),
-            "Gated PixelCNN": GatedPixelCNN(channels=4, layers=config.layers, rng=rng),
-        }.items(),
-    ):
-        seen = context(model)
+    rng, contexts = np.random.default_rng(config.seed), {}
+    for name, model in {
+        "PixelCNN": PixelCNN(channels=4, blocks=config.layers, rng=rng),
+        "Gated PixelCNN": GatedPixelCNN(channels=4, layers=config.layers, rng=rng),
+    }.items():
+        seen = contexts[f"{name}, {config.layers} layers"] = context(model)
         before = PIXEL[0] * 28 + PIXEL[1]
-        print(f"{name}, {config.layers} layers: sees {(seen == 1).sum()} of the {before} pixels before it")
-        ax.imshow(seen, cmap=ListedColormap(["white", "C0", "C3"]), vmin=0, vmax=2)
-        ax.set(xlabel="column", ylabel="row")
-        ax.set_title(f"{name}, {config.layers} layers:\nwhat the red pixel sees", fontsize=9)
+        print(f"{name}, {config.layers} layers: sees {seen.sum()} of the {before} pixels before it")
 
-    model = trained("gated-pixelcnn-classes", config)
-    drawn = to_host(model.sample(100, rng, labels=to_device(np.arange(100) // 10, config.device)))
-    draw_images(axes[2], drawn, 10, "ten samples of each class", range(10))
+    model, classes = trained("gated-pixelcnn-classes", config), np.arange(10)
+    samples = to_host(model.sample(100, rng, labels=to_device(np.repeat(classes, 10), config.device)))
 
     # Bayes' rule with equal priors: the class with the largest likelihood. No classifier was trained.
     digits = data.digits()
-    binary = to_device(data.binarize_static(digits.test_images[:50], seed=0), config.device)
+    binary, labels = data.binarize_static(digits.test_images[:50], seed=0), digits.test_labels[:50]
     with no_grad():
-        of_class = np.stack(
-            [model.log_prob(binary, to_device(np.full(50, k), config.device)).numpy() for k in range(10)]
-        )
-    right = 100 * (of_class.argmax(0) == digits.test_labels[:50]).mean()
+        x = to_device(binary, config.device)
+        of_class = np.stack([model.log_prob(x, to_device(np.full(50, k), config.device)).numpy() for k in classes])
+    right = 100 * (of_class.argmax(0) == labels).mean()
     print(f"log p(x | class) is largest for the right class of {right:.0f} % of 50 digits")
-    upper = np.arange(28)[:, None] < 14
-    chosen = to_host(binary)[np.repeat(np.arange(10), 10)]
-    half = model.sample(100, rng, given=chosen, mask=upper, labels=to_device(np.tile(np.arange(10), 10), config.device))
-    draw_images(axes[3], to_host(half), 10, "upper half given; columns: lower half as a 0, 1, .. 9")
-    save(figure, config.out, "07_gated")
+
+    upper, chosen = np.arange(28)[:, None] < 14, np.repeat(binary[:10], 10, axis=0)
+    asked = to_device(np.tile(classes, 10), config.device)
+    drawn = to_host(model.sample(100, rng, labels=asked, given=chosen, mask=upper)).reshape(10, 10, 1, 28, 28)
+    halves = np.concatenate([np.where(upper, binary[:10], 0.15)[:, None], drawn], axis=1).reshape(-1, 1, 28, 28)
+    save(draw(contexts, samples, halves, labels[:10]), config.out, "07_gated")
 
 
 if __name__ == "__main__":

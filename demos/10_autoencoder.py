@@ -28,6 +28,18 @@ def train(code, images, config):
     return model
 
 
+def draw(reconstructions, decoded):
+    """Grids of ten images {row: (10, 1, 28, 28)} and of 32 decoded codes {title: (32, 1, 28, 28)}."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    title = "reconstructions, by the numbers in a code"
+    draw_images(left.subplots(), np.concatenate(list(reconstructions.values())), 10, title, reconstructions)
+    for ax, (title, images) in zip(right.subplots(1, len(decoded)), decoded.items()):
+        draw_images(ax, images, 4, title)
+    right.suptitle(f"decoded codes of {SIZES[-1]} numbers", fontsize=10)
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -52,16 +64,8 @@ def main():
         "drawn from a Gaussian\nfitted to the digits' codes": normal,
         "codes of digits": codes[:32],
     }
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
-    ax = left.subplots()
-    title = "reconstructions, by the size of the code"
-    draw_images(ax, np.clip(np.concatenate(list(rows.values())), 0, 1), 10, title, rows)
-    for ax, (title, z) in zip(right.subplots(1, 3), decoded.items()):
-        drawn = model.decode(to_device(z, config.device)).numpy()
-        draw_images(ax, np.clip(drawn, 0, 1), 4, title)
-    right.suptitle(f"decoded codes of {code} numbers", fontsize=10)
-    save(figure, config.out, "10_autoencoder")
+    images = {title: np.clip(model.decode(to_device(z, config.device)).numpy(), 0, 1) for title, z in decoded.items()}
+    save(draw({name: np.clip(row, 0, 1) for name, row in rows.items()}, images), config.out, "10_autoencoder")
 
 
 if __name__ == "__main__":
