@@ -1,4 +1,4 @@
-"""Sampling one pixel after the other: the cache against the textbook loop, temperature, completions. A minute.
+"""Sampling one pixel after the other: the cache against the textbook loop, temperature, completions. Half a minute.
 
 Each pixel is drawn given all before it, so an image of 784 pixels needs 784 steps. The textbook loop runs the whole
 network in each of them and uses one pixel of its output. But what a layer has computed at the pixels before never
@@ -76,14 +76,15 @@ def draw(pixels, times, grown, heated, completed):
             axes[0, 0].loglog(pixels, values, style, color=color, label=f"{name}, {way}")
     axes[0, 0].set(xlabel="pixels of the image", ylabel="time for one image, seconds")
     axes[0, 0].set_xticks(pixels, pixels)
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
     axes[0, 0].minorticks_off()
     axes[0, 0].set_title("drawing one image, pixel by pixel", fontsize=9)
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend()
-    draw_images(axes[0, 1], grown, 8, "eight images after so many rows", ROWS)
+    draw_images(axes[0, 1], grown, 8, "eight images while they are drawn (grey: not yet)", [f"{k} rows" for k in ROWS])
     names = [f"temperature {t}" for t in TEMPERATURES]
     draw_images(axes[1, 0], heated, 8, "the same random numbers at other temperatures", names)
-    draw_images(axes[1, 1], completed, 8, "completions", heads=["given", *["drawn"] * 6, "digit"])
+    draw_images(axes[1, 1], completed, 8, "completions", heads=["given", *["drawn"] * 6, "truth"])
     return figure
 
 

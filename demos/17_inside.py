@@ -98,7 +98,7 @@ def draw(nodes, slopes, line, curves):
     for n, curve in enumerate(curves):
         below.plot(line, curve, label="f(x) = tanh(x) exp($-x^2/4$)" if n == 0 else f"derivative of order {n}")
     below.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    below.set(xlabel="x", ylabel="value", xlim=line[[0, -1]], title="derivatives of derivatives")
+    below.set(xlabel="x", ylabel="value", title="derivatives of derivatives")
     below.legend()
     return figure
 
