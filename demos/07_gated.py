@@ -49,8 +49,8 @@ def draw(contexts, samples, halves, labels):
     handles = [Patch(facecolor=color, edgecolor="0.5", label=name) for name, color in colours.items()]
     left.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
     draw_images(middle.subplots(), samples, 10, "ten samples of each class", [f"class {k}" for k in range(10)])
-    names = [f"a {k}" for k in labels]
-    title = "upper halves given, lower ones drawn as each class"
+    names = [f"truth {k}" for k in labels]
+    title = "upper halves given, lower ones drawn as the class above"
     draw_images(right.subplots(), halves, 11, title, names, ["given", *range(10)])
     return figure
 

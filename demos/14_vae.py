@@ -48,8 +48,8 @@ def draw(terms, pairs, samples):
     width = max(1, len(terms) // 80)
     reconstruction, kl = terms[: len(terms) // width * width].reshape(-1, width, 2).mean(1).T
     step = (np.arange(len(kl)) + 0.5) * width
-    axes[0].plot(step, kl - reconstruction, "k", label="$-$ELBO, the sum of")
-    axes[0].plot(step, -reconstruction, label="$-$reconstruction and")
+    axes[0].plot(step, kl - reconstruction, "k", label="$-$ELBO, the sum of both")
+    axes[0].plot(step, -reconstruction, label="$-$reconstruction")
     axes[0].plot(step, kl, label="KL")
     axes[0].set(xlabel="step", ylabel="nats per image", xlim=(0, len(terms)))
     axes[0].set(ylim=(0, max(250, 1.1 * (kl - reconstruction)[-1])))  # the first steps lie above
