@@ -43,15 +43,15 @@ def train(beta, config):
 
 
 def draw(curve, digits, reconstructions, samples):
-    """Rates and distortions (len(BETAS), 2); eight digits, their reconstructions and samples, (8, 1, 28, 28) a beta."""
+    """Rates and distortions (len(BETAS), 2); eight digits; for each beta their reconstructions, and 16 samples."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=(1.1, 1, 0.9))
+    axes = figure.subplots(1, 3, width_ratios=(1, 0.8, 1.3))
     rates, distortions = curve.T
     axes[0].plot(rates, distortions, "o-")
     for beta, *point in zip(BETAS, rates, distortions):
         axes[0].annotate(f"beta {beta:g}", point, (7, 5), textcoords="offset points")
     best, wide, tall = curve.sum(1).min(), np.ptp(rates), np.ptp(distortions)
-    line = np.array([rates.min() - 0.05 * wide, rates.max() + 0.2 * wide])
+    line = np.array([rates.min() - 0.05 * wide, rates.max() + 0.25 * wide])
     axes[0].plot(line, best - line, "k:", label=f"rate + distortion = {best:.0f}, the best bound here")
     axes[0].set(xlabel="rate: KL, nats per image", ylabel="distortion: -E log p(x|z), nats per image", xlim=line)
     axes[0].set_ylim(min(distortions.min(), best - line[1]) - 0.05 * tall, distortions.max() + 0.2 * tall)
@@ -59,7 +59,7 @@ def draw(curve, digits, reconstructions, samples):
     names = [f"beta {beta:g}" for beta in BETAS]
     rows = np.concatenate([digits, *reconstructions])
     draw_images(axes[1], rows, 8, "digits, and their reconstructions", ["digit", *names])
-    draw_images(axes[2], np.concatenate(samples), 8, "samples: means of p(x|z), the same z from the prior", names)
+    draw_images(axes[2], np.concatenate(samples), 16, "samples: means of p(x|z), the same z from the prior", names)
     return figure
 
 
@@ -74,7 +74,7 @@ def main():
             reconstruction, rate = (float(term.numpy().mean()) for term in vae.bound(binary, rng))
             active = int((vae.encode(binary).mean.numpy().var(0) > 0.01).sum())
             reconstructions.append(vae.reconstruct(binary[:8]).numpy())
-        samples.append(to_host(vae.sample_means(8, np.random.default_rng(config.seed))))
+        samples.append(to_host(vae.sample_means(16, np.random.default_rng(config.seed))))
         curve.append((rate, -reconstruction))
         print(f"{beta:6g} {rate:9.1f} {-reconstruction:11.1f} {rate - reconstruction:18.1f} {active:18}")
     save(draw(np.array(curve), to_host(binary[:8]), reconstructions, samples), config.out, "16_beta")
