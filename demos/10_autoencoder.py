@@ -32,7 +32,7 @@ def draw(reconstructions, decoded):
     """Grids of ten images {row: (10, 1, 28, 28)} and of 32 decoded codes {title: (32, 1, 28, 28)}."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
-    title = "reconstructions, by the numbers in a code"
+    title = "reconstructions, by the size of the code"
     draw_images(left.subplots(), np.concatenate(list(reconstructions.values())), 10, title, reconstructions)
     for ax, (title, images) in zip(right.subplots(1, len(decoded)), decoded.items()):
         draw_images(ax, images, 4, title)
