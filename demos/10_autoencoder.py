@@ -33,9 +33,10 @@ def draw(reconstructions, decoded):
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
     title = "reconstructions, by the size of the code"
-    draw_images(left.subplots(), np.concatenate(list(reconstructions.values())), 10, title, reconstructions)
+    rows = np.clip(np.concatenate(list(reconstructions.values())), 0, 1)
+    draw_images(left.subplots(), rows, 10, title, reconstructions)
     for ax, (title, images) in zip(right.subplots(1, len(decoded)), decoded.items()):
-        draw_images(ax, images, 4, title)
+        draw_images(ax, np.clip(images, 0, 1), 4, title)
     right.suptitle(f"decoded codes of {SIZES[-1]} numbers", fontsize=10)
     return figure
 
@@ -59,13 +60,13 @@ def main():
         codes = model.encode(to_device(images, config.device)).numpy()
     uniform = rng.uniform(codes.min(0), codes.max(0), (32, code))
     normal = rng.multivariate_normal(codes.mean(0), np.cov(codes.T), 32)
-    decoded = {
+    codes_drawn = {
         "drawn uniformly\nfrom the digits' range": uniform,
         "drawn from a Gaussian\nfitted to the digits' codes": normal,
         "codes of digits": codes[:32],
     }
-    images = {title: np.clip(model.decode(to_device(z, config.device)).numpy(), 0, 1) for title, z in decoded.items()}
-    save(draw({name: np.clip(row, 0, 1) for name, row in rows.items()}, images), config.out, "10_autoencoder")
+    decoded = {title: model.decode(to_device(z, config.device)).numpy() for title, z in codes_drawn.items()}
+    save(draw(rows, decoded), config.out, "10_autoencoder")
 
 
 if __name__ == "__main__":

@@ -43,23 +43,24 @@ def train(beta, config):
 
 
 def draw(curve, digits, reconstructions, samples):
-    """Rates and distortions (len(BETAS), 2); eight digits; for each beta their reconstructions, and 16 samples."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=(1, 0.8, 1.3))
+    """Rates and distortions (len(BETAS), 2); 16 digits; for each beta their reconstructions, and 16 samples."""
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
+    ax, (above, below) = left.subplots(), right.subplots(2, 1, height_ratios=(6, 5))
     rates, distortions = curve.T
-    axes[0].plot(rates, distortions, "o-")
+    ax.plot(rates, distortions, "o-")
     for beta, *point in zip(BETAS, rates, distortions):
-        axes[0].annotate(f"beta {beta:g}", point, (7, 5), textcoords="offset points")
+        ax.annotate(f"beta {beta:g}", point, (7, 5), textcoords="offset points")
     best, wide, tall = curve.sum(1).min(), np.ptp(rates), np.ptp(distortions)
     line = np.array([rates.min() - 0.05 * wide, rates.max() + 0.25 * wide])
-    axes[0].plot(line, best - line, "k:", label=f"rate + distortion = {best:.0f}, the best bound here")
-    axes[0].set(xlabel="rate: KL, nats per image", ylabel="distortion: -E log p(x|z), nats per image", xlim=line)
-    axes[0].set_ylim(min(distortions.min(), best - line[1]) - 0.05 * tall, distortions.max() + 0.2 * tall)
-    axes[0].legend(loc="upper right")
+    ax.plot(line, best - line, "k:", label=f"rate + distortion = {best:.0f}, the best bound here")
+    ax.set(xlabel="rate: KL, nats per image", ylabel="distortion: -E log p(x|z), nats per image", xlim=line)
+    ax.set_ylim(min(distortions.min(), best - line[1]) - 0.05 * tall, distortions.max() + 0.2 * tall)
+    ax.legend(loc="upper right")
     names = [f"beta {beta:g}" for beta in BETAS]
     rows = np.concatenate([digits, *reconstructions])
-    draw_images(axes[1], rows, 8, "digits, and their reconstructions", ["digit", *names])
-    draw_images(axes[2], np.concatenate(samples), 16, "samples: means of p(x|z), the same z from the prior", names)
+    draw_images(above, rows, 16, "digits, and their reconstructions", ["digit", *names])
+    draw_images(below, np.concatenate(samples), 16, "samples: means of p(x|z), the same z from the prior", names)
     return figure
 
 
@@ -73,11 +74,11 @@ def main():
         with no_grad():
             reconstruction, rate = (float(term.numpy().mean()) for term in vae.bound(binary, rng))
             active = int((vae.encode(binary).mean.numpy().var(0) > 0.01).sum())
-            reconstructions.append(vae.reconstruct(binary[:8]).numpy())
+            reconstructions.append(vae.reconstruct(binary[:16]).numpy())
         samples.append(to_host(vae.sample_means(16, np.random.default_rng(config.seed))))
         curve.append((rate, -reconstruction))
         print(f"{beta:6g} {rate:9.1f} {-reconstruction:11.1f} {rate - reconstruction:18.1f} {active:18}")
-    save(draw(np.array(curve), to_host(binary[:8]), reconstructions, samples), config.out, "16_beta")
+    save(draw(np.array(curve), to_host(binary[:16]), reconstructions, samples), config.out, "16_beta")
 
 
 if __name__ == "__main__":
