@@ -1,4 +1,4 @@
-"""Why p(x) of a latent variable model is intractable, and how importance weights help. Less than a minute.
+"""Why p(x) of a latent variable model is intractable, and how importance weights help. About a minute.
 
 p(x) = E_p(z)[p(x|z)]. The obvious estimate draws z from the prior p(z), but such z hardly ever decode to the digit x:
 a thousand draws miss those that do, and the estimate is far too low. Draws of z from the encoder's q(z|x) do decode
