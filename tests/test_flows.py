@@ -11,12 +11,13 @@ from tinygen.models.explicit.tractable.flow import (
     ConvNet,
     Coupling,
     Flatten,
+    ActNorm,
     Logistic,
     Normal,
     SoftUniform,
     Squeeze,
 )
-from tinygen.models.explicit.tractable.glow import ActNorm, InvertibleConv1x1
+from tinygen.models.explicit.tractable.glow import InvertibleConv1x1
 from tinygen.models.explicit.tractable.nice import Scaling
 from tinygen.optim import Adam
 from tinygen.training import fit
@@ -84,11 +85,12 @@ def layers(rng):
     yield Coupling(np.indices((1, 3, 3)).sum(0) % 2, ConvNet((1, 3, 3), 3, 1, rng=rng)), (1, 3, 3)
     yield Coupling(mask, MLP((4, 1, 1), 3, 1, rng=rng)), (4, 1, 1)
     yield Scaling((2, 2, 2)), (2, 2, 2)
-    yield ActNorm(3), (3, 2, 2)
+    yield ActNorm((3, 1, 1)), (3, 2, 2)
+    yield ActNorm((1, 2, 3)), (1, 2, 3)
     yield InvertibleConv1x1(3, rng=rng), (3, 2, 2)
 
 
-@pytest.mark.parametrize("i", range(9))
+@pytest.mark.parametrize("i", range(10))
 def test_each_layer(i, rng, monkeypatch, device):
     layer, shape = list(layers(rng))[i]
     for p in layer.parameters():
@@ -227,7 +229,7 @@ def test_half_leaves_at_each_scale(rng):
     """z's first half, which left first, does not depend on what later layers do."""
     flow = build(RealNVP, (1, 8, 8), None, rng)
     x = rng.standard_normal((2, 1, 8, 8))
-    assert [len(s) for s in flow.scales] == [5, 5] and flow.shapes == [(4, 4, 4), (8, 2, 2)]
+    assert [len(s) for s in flow.scales] == [6, 5] and flow.shapes == [(4, 4, 4), (8, 2, 2)]
     before = flow.encode(x).data
     for p in flow.scales[1][1].parameters():
         p.data = p.data + 1

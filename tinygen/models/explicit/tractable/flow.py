@@ -15,10 +15,11 @@ from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Conv2d, Linear, Module, Parameter, init
+from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter, init
 from tinygen.tensor import Tensor, no_grad
 
 ALPHA = 0.05  # keeps the logit finite at black and white
+SMALLEST = 0.01  # standard deviation that counts in a first minibatch, so that numbers of one value stay finite
 
 
 class Flow(Model):
@@ -42,6 +43,7 @@ class Flow(Model):
             c, h, w = 4 * (c // 2 if squeezed else c), h // 2, w // 2
             squeezed.append((c, h, w))
         self.shapes = squeezed or [self.image_shape]
+        self.initialized = Buffer(np.zeros(1, np.float32))
 
     def describe(self):
         return f"image_shape={self.image_shape}, levels={self.levels}"
@@ -106,6 +108,16 @@ class Flow(Model):
         if self.levels is None:
             return x
         return xp(x).clip(xp(x).floor(x), 0, self.levels - 1).astype(np.uint8 if self.levels <= 256 else np.int64)
+
+    @no_grad()
+    def initialize(self, x, rng: np.random.Generator):
+        """Let the layers that have ``initialize`` set their scales, one after the other, from a first minibatch x.
+
+        ``fit`` calls it before training. It does nothing the second time, or where trained weights were loaded.
+        """
+        if not self.initialized.data.any():
+            self._transform(*self._real(self._dequantized(x, rng)), initialize=True)
+            self.initialized.data = self.initialized.data + 1
 
     # -- the parts
 
@@ -221,6 +233,31 @@ class Coupling(Module):
     def inverse(self, y):
         s, t = self.terms(y)  # what they see is the same in y as in x
         return y - t if s is None else (y - t) * ops.exp(-s)
+
+
+class ActNorm(Module):
+    """y = x exp(log_scale) + bias, each learned and of ``shape``: (C, 1, 1), or (C, H, W) for a pair for each number.
+
+    Source: Kingma and Dhariwal 2018, section 3.1.
+    """
+
+    def __init__(self, shape):
+        self.log_scale, self.bias = init.zeros(shape), init.zeros(shape)
+
+    def initialize(self, x):
+        """Make the mean of y 0 and its variance 1 over the batch x, and over the positions that share a pair."""
+        axes = (0, 2, 3) if self.bias.shape[1:] == (1, 1) else 0
+        std = ops.maximum(ops.std(x, axes, keepdims=True)[0], SMALLEST)
+        self.log_scale.data = -ops.log(std).data
+        self.bias.data = (-x.mean(axes, keepdims=True)[0] / std).data
+
+    def forward(self, x):
+        # log |det| = H W sum log |s| where all positions share s
+        log_det = ops.broadcast_to(self.log_scale, x.shape[1:]).sum()
+        return x * ops.exp(self.log_scale) + self.bias, ops.broadcast_to(log_det, x.shape[:1])
+
+    def inverse(self, y):
+        return (y - self.bias) * ops.exp(-self.log_scale)
 
 
 # -- networks of couplings
