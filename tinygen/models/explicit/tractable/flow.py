@@ -19,6 +19,8 @@ from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter, init
 from tinygen.tensor import Tensor, no_grad
 
 ALPHA = 0.05  # keeps the logit finite at black and white
+BLACK = math.log(ALPHA / (1 - ALPHA))  # the logit of 0
+FACTOR = 3.0  # bound of a coupling's log-scale, at first: a black pixel's noise is 30 times narrower than the prior
 SMALLEST = 0.01  # standard deviation that counts in a first minibatch, so that numbers of one value stay finite
 
 
@@ -30,7 +32,8 @@ class Flow(Model):
     (Dinh et al. 2017, section 3.6). z is (N, D) with D = C H W, what left first in front.
 
     ``levels``: images are whole numbers 0 .. levels - 1. Uniform noise u in [0, 1) is added, and y = (x + u) / levels
-    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1). None: images are real numbers, which
+    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1), from which
+    that of black is subtracted: it becomes 0, with which convolutions pad. None: images are real numbers, which
     the layers get as they are. A vector of D numbers is an image (1, 1, D).
     """
 
@@ -91,7 +94,7 @@ class Flow(Model):
                 x = layer.inverse(x)
         if self.levels is None:
             return x
-        return (ops.sigmoid(x) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
+        return (ops.sigmoid(x + BLACK) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator, temperature: float = 1.0):
@@ -151,7 +154,7 @@ class Flow(Model):
         # v = log s - log(1 - s) and s = alpha + (1 - 2 alpha) x / levels:
         # dv/dx = (1 - 2 alpha) / (levels s (1 - s))
         slope = math.log((1 - 2 * ALPHA) / self.levels) - log_s - log_1_s
-        return log_s - log_1_s, slope.sum((1, 2, 3))
+        return log_s - log_1_s - BLACK, slope.sum((1, 2, 3))
 
     def _transform(self, x, log_det, initialize=False):
         """What the layers make of x (N, C, H, W): z (N, D), and ``log_det`` with theirs added."""
@@ -211,7 +214,7 @@ class Coupling(Module):
 
     def __init__(self, mask, network):
         self.mask, self.network = np.asarray(mask, np.float32), network
-        self.factor = Parameter(np.ones((len(mask), 1, 1), np.float32)) if network.outputs == 2 else None
+        self.factor = Parameter(np.full((len(mask), 1, 1), FACTOR, np.float32)) if network.outputs == 2 else None
 
     def to(self, device):
         self.mask = to_device(self.mask, device)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.explicit.tractable.flow import MLP, SMALLEST, Coupling, Flow, Logistic
+from tinygen.models.explicit.tractable.flow import MLP, Coupling, Flow, Logistic
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Module, init
 
@@ -42,10 +42,6 @@ class Scaling(Module):
 
     def __init__(self, shape):
         self.log_scale = init.zeros(shape)
-
-    def initialize(self, x):
-        """Make y's variance 1 over the batch x."""
-        self.log_scale.data = -ops.log(ops.maximum(ops.std(x, 0), SMALLEST)).data
 
     def forward(self, x):
         # log |det| = sum_i log S_ii, the same for each image

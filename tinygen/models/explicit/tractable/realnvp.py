@@ -3,7 +3,8 @@
 import numpy as np
 
 from tinygen import check
-from tinygen.models.explicit.tractable.flow import ActNorm, Coupling, Flow, SoftUniform, Squeeze, coupling_network
+from tinygen.models.explicit.tractable.flow import Coupling, Flow, SoftUniform, Squeeze, coupling_network
+from tinygen.models.explicit.tractable.nice import Scaling
 from tinygen.models.recipe import Recipe
 
 
@@ -45,7 +46,7 @@ class RealNVP(Flow):
             masks = [m if i % 2 else 1 - m for m in (squares, first) for i in range(couplings, 0, -1)]
             networks = [coupling_network((c, h, w), hidden, blocks, rng=rng) for _ in masks]
             self.scales.append([Squeeze()] * squeezed + [Coupling(m, f) for m, f in zip(masks, networks)])
-        self.scales[0].insert(0, ActNorm(self.image_shape))
+        self.scales[0].insert(0, Scaling(self.image_shape))
         self.prior = SoftUniform(np.prod(self.image_shape))
 
 
