@@ -8,10 +8,10 @@ from tinygen.backend import to_device
 from tinygen.models import NICE, Glow, RealNVP
 from tinygen.models.explicit.tractable.flow import (
     MLP,
+    ActNorm,
     ConvNet,
     Coupling,
     Flatten,
-    ActNorm,
     Logistic,
     Normal,
     SoftUniform,

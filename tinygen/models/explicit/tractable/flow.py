@@ -214,7 +214,7 @@ class Coupling(Module):
 
     def __init__(self, mask, network):
         self.mask, self.network = np.asarray(mask, np.float32), network
-        self.factor = Parameter(np.full((len(mask), 1, 1), FACTOR, np.float32)) if network.outputs == 2 else None
+        self.factor = Parameter(np.full(len(mask), FACTOR, np.float32)) if network.outputs == 2 else None
 
     def to(self, device):
         self.mask = to_device(self.mask, device)
@@ -222,10 +222,12 @@ class Coupling(Module):
 
     def terms(self, x):
         """s and t, both 0 where the mask is 1; s is None if there is none."""
-        mask = self.mask.astype(x.dtype, copy=False)
-        h, c = self.network(x * Tensor(mask)), x.shape[1]
-        t, changes = h[:, :c], Tensor(1 - mask)
-        return None if self.factor is None else ops.tanh(h[:, c:]) * (self.factor * changes), t * changes
+        mask, c = Tensor(self.mask.astype(x.dtype, copy=False)), x.shape[1]
+        changes, h = 1.0 - mask, self.network(x * mask)
+        t = h[:, :c] * changes
+        if self.factor is None:
+            return None, t
+        return ops.tanh(h[:, c:]) * (self.factor.reshape(c, 1, 1) * changes), t
 
     def forward(self, x):
         s, t = self.terms(x)
@@ -245,22 +247,24 @@ class ActNorm(Module):
     """
 
     def __init__(self, shape):
-        self.log_scale, self.bias = init.zeros(shape), init.zeros(shape)
+        self.shape, size = tuple(shape), math.prod(shape)
+        self.log_scale, self.bias = init.zeros(size), init.zeros(size)
 
     def initialize(self, x):
         """Make the mean of y 0 and its variance 1 over the batch x, and over the positions that share a pair."""
-        axes = (0, 2, 3) if self.bias.shape[1:] == (1, 1) else 0
-        std = ops.maximum(ops.std(x, axes, keepdims=True)[0], SMALLEST)
-        self.log_scale.data = -ops.log(std).data
-        self.bias.data = (-x.mean(axes, keepdims=True)[0] / std).data
+        axes = (0, 2, 3) if self.shape[1:] == (1, 1) else 0
+        std = ops.maximum(ops.std(x, axes), SMALLEST)
+        self.log_scale.data = -ops.log(std).data.reshape(-1)
+        self.bias.data = (-x.mean(axes) / std).data.reshape(-1)
 
     def forward(self, x):
+        log_scale = self.log_scale.reshape(self.shape)
         # log |det| = H W sum log |s| where all positions share s
-        log_det = ops.broadcast_to(self.log_scale, x.shape[1:]).sum()
-        return x * ops.exp(self.log_scale) + self.bias, ops.broadcast_to(log_det, x.shape[:1])
+        log_det = ops.broadcast_to(log_scale, x.shape[1:]).sum()
+        return x * ops.exp(log_scale) + self.bias.reshape(self.shape), ops.broadcast_to(log_det, x.shape[:1])
 
     def inverse(self, y):
-        return (y - self.bias) * ops.exp(-self.log_scale)
+        return (y - self.bias.reshape(self.shape)) * ops.exp(-self.log_scale).reshape(self.shape)
 
 
 # -- networks of couplings
@@ -275,15 +279,12 @@ def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
 class ConvNet(Module):
     """Convolution, residual blocks, convolution: (N, C, H, W) -> (N, outputs C, H, W), at first all zero.
 
-    Deviation from Dinh et al. 2017: a learned number for each hidden channel and position is added to the first layer,
-    since what is likely depends on where in the image it is; and nothing is normalized.
+    Deviation from Dinh et al. 2017: nothing is normalized.
     """
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
-        c, h, w = shape
-        self.outputs = outputs
+        c, self.outputs = shape[0], outputs
         self.first = Conv2d(c, hidden, 3, padding=1, rng=rng, gain=2.0)
-        self.position = init.zeros((h, w, hidden))
         self.blocks = [
             (
                 Conv2d(hidden, hidden, 3, padding=1, rng=rng, gain=2.0),
@@ -294,7 +295,7 @@ class ConvNet(Module):
         self.last = Conv2d(hidden, outputs * c, 3, padding=1, rng=rng, gain=0.0)
 
     def forward(self, x):
-        h = self.first(x) + self.position.transpose(2, 0, 1)
+        h = self.first(x)
         for wide, narrow in self.blocks:
             h = h + narrow(ops.relu(wide(ops.relu(h))))
         return self.last(ops.relu(h))

@@ -59,7 +59,7 @@ class InvertibleConv1x1(Module):
     """y = W x at each position, with W (C, C), which starts as a random rotation (section 3.2)."""
 
     def __init__(self, channels, *, rng):
-        rotation = np.linalg.qr(rng.standard_normal((channels, channels)))[0]
+        rotation = np.linalg.qr(check.generator(rng).standard_normal((channels, channels)))[0]
         self.weight = Parameter(rotation.astype(np.float32))
 
     def forward(self, x):
