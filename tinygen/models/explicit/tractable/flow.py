@@ -15,13 +15,12 @@ from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter, init
+from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter
 from tinygen.tensor import Tensor, no_grad
 
 ALPHA = 0.05  # keeps the logit finite at black and white
 BLACK = math.log(ALPHA / (1 - ALPHA))  # the logit of 0
 FACTOR = 3.0  # bound of a coupling's log-scale, at first: a black pixel's noise is 30 times narrower than the prior
-SMALLEST = 0.01  # standard deviation that counts in a first minibatch, so that numbers of one value stay finite
 
 
 class Flow(Model):
@@ -238,33 +237,6 @@ class Coupling(Module):
     def inverse(self, y):
         s, t = self.terms(y)  # what they see is the same in y as in x
         return y - t if s is None else (y - t) * ops.exp(-s)
-
-
-class ActNorm(Module):
-    """y = x exp(log_scale) + bias, each learned and of ``shape``: (C, 1, 1), or (C, H, W) for a pair for each number.
-
-    Source: Kingma and Dhariwal 2018, section 3.1.
-    """
-
-    def __init__(self, shape):
-        self.shape, size = tuple(shape), math.prod(shape)
-        self.log_scale, self.bias = init.zeros(size), init.zeros(size)
-
-    def initialize(self, x):
-        """Make the mean of y 0 and its variance 1 over the batch x, and over the positions that share a pair."""
-        axes = (0, 2, 3) if self.shape[1:] == (1, 1) else 0
-        std = ops.maximum(ops.std(x, axes), SMALLEST)
-        self.log_scale.data = -ops.log(std).data.reshape(-1)
-        self.bias.data = (-x.mean(axes) / std).data.reshape(-1)
-
-    def forward(self, x):
-        log_scale = self.log_scale.reshape(self.shape)
-        # log |det| = H W sum log |s| where all positions share s
-        log_det = ops.broadcast_to(log_scale, x.shape[1:]).sum()
-        return x * ops.exp(log_scale) + self.bias.reshape(self.shape), ops.broadcast_to(log_det, x.shape[:1])
-
-    def inverse(self, y):
-        return (y - self.bias.reshape(self.shape)) * ops.exp(-self.log_scale).reshape(self.shape)
 
 
 # -- networks of couplings

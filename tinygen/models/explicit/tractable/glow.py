@@ -5,9 +5,11 @@ import math
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.explicit.tractable.flow import ActNorm, Coupling, Flatten, Flow, Normal, Squeeze, coupling_network
+from tinygen.models.explicit.tractable.flow import Coupling, Flatten, Flow, Normal, Squeeze, coupling_network
 from tinygen.models.recipe import Recipe
-from tinygen.nn import Module, Parameter
+from tinygen.nn import Module, Parameter, init
+
+SMALLEST = 0.01  # standard deviation that counts in the first minibatch, so that channels of one value stay finite
 
 
 class Glow(Flow):
@@ -52,7 +54,27 @@ def glow_step(shape, hidden, blocks, *, rng):
     c = shape[0]
     mask = (np.arange(c) < c // 2).reshape(c, 1, 1)
     network = coupling_network(shape, hidden, blocks, rng=rng)
-    return ActNorm((c, 1, 1)), InvertibleConv1x1(c, rng=rng), Coupling(mask, network)
+    return ActNorm(c), InvertibleConv1x1(c, rng=rng), Coupling(mask, network)
+
+
+class ActNorm(Module):
+    """y = x exp(log_scale) + bias, with a learned pair for each channel (section 3.1)."""
+
+    def __init__(self, channels):
+        self.log_scale, self.bias = init.zeros(channels), init.zeros(channels)
+
+    def initialize(self, x):
+        """Make y's mean 0 and its variance 1 in each channel, over the batch x and all positions."""
+        std = ops.maximum(ops.std(x, (0, 2, 3)), SMALLEST)
+        self.log_scale.data, self.bias.data = -ops.log(std).data, -(x.mean((0, 2, 3)) / std).data
+
+    def forward(self, x):
+        log_det = x.shape[2] * x.shape[3] * self.log_scale.sum()  # H W sum log |s|
+        scale, bias = ops.exp(self.log_scale).reshape(-1, 1, 1), self.bias.reshape(-1, 1, 1)
+        return x * scale + bias, ops.broadcast_to(log_det, x.shape[:1])
+
+    def inverse(self, y):
+        return (y - self.bias.reshape(-1, 1, 1)) * ops.exp(-self.log_scale).reshape(-1, 1, 1)
 
 
 class InvertibleConv1x1(Module):
