@@ -23,7 +23,7 @@ class NICE(Flow):
         image_shape=(1, 28, 28),
         levels=256,
         couplings=4,
-        hidden=100,
+        hidden=80,
         layers=3,
         *,
         rng: np.random.Generator,
