@@ -1,37 +1,39 @@
 """The models, each on a page, in folders by the taxonomy of generative models (Goodfellow 2016, figure 9)."""
 
-from tinygen.models.explicit.approximate import vae
+import sys
+
 from tinygen.models.explicit.approximate.vae import VAE
-from tinygen.models.explicit.tractable import bernoulli_mixture, fvsbn, gated_pixelcnn, made, nade, pixelcnn, pixelrnn
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
 from tinygen.models.explicit.tractable.fvsbn import FVSBN
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
+from tinygen.models.explicit.tractable.glow import Glow
 from tinygen.models.explicit.tractable.made import MADE
 from tinygen.models.explicit.tractable.nade import NADE
+from tinygen.models.explicit.tractable.nice import NICE
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
-from tinygen.models.features import autoencoder
+from tinygen.models.explicit.tractable.realnvp import RealNVP
 from tinygen.models.features.autoencoder import Autoencoder
 from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
 
-RECIPES = {
-    name: recipe
-    for page in (bernoulli_mixture, fvsbn, nade, made, pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
-    for name, recipe in page.RECIPES.items()
-}
+_IN_TABLE = BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, VAE, RealNVP, Autoencoder
+RECIPES = {name: recipe for model in _IN_TABLE for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
     "FVSBN",
     "MADE",
     "NADE",
+    "NICE",
     "PCA",
     "VAE",
     "Autoencoder",
     "BernoulliMixture",
     "GatedPixelCNN",
+    "Glow",
     "KMeans",
     "PixelCNN",
     "PixelRNN",
+    "RealNVP",
     "bits_per_dim",
 ]
