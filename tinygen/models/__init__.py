@@ -3,6 +3,7 @@
 from tinygen.models.explicit.approximate import vae
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable import gated_pixelcnn, pixelcnn, pixelrnn
+from tinygen.models.explicit.tractable.ffjord import FFJORD
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
@@ -17,4 +18,4 @@ RECIPES = {
     for page in (pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
     for name, recipe in page.RECIPES.items()
 }
-__all__ = ["PCA", "VAE", "Autoencoder", "GatedPixelCNN", "KMeans", "PixelCNN", "PixelRNN", "bits_per_dim"]
+__all__ = ["FFJORD", "PCA", "VAE", "Autoencoder", "GatedPixelCNN", "KMeans", "PixelCNN", "PixelRNN", "bits_per_dim"]

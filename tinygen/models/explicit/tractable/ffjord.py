@@ -1,40 +1,127 @@
-"""FFJORD, a normalizing flow in continuous time (Grathwohl et al. 2019).
+"""FFJORD, a normalizing flow in continuous time (Grathwohl et al. 2019, arXiv 1810.01367).
 
-A point moves along dz/dt = f(z, t), from z(0) ~ N(0, I) at time 0 to x = z(1) at time 1. On the way its log-density
-changes by d log p / dt = -trace(df/dz), so f may be any network.
+Noise becomes an image along a path: it starts at z(0) ~ N(0, I), moves with the velocity dz/dt = f(z, t), and is the
+image at time 1. On the way its log density changes with the divergence of f, d log p / dt = -trace(df/dz). So f may be
+any network: nothing needs to be triangular, or to be inverted by hand, since the same path is walked back.
+
+The trace is a derivative inside the model, which training differentiates once more.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import to_device, xp
-from tinygen.models.base import Model
-from tinygen.models.images import check_images, check_shape
+from tinygen.models.explicit.tractable.flow import Flow, Normal
 from tinygen.nn import Module, init
 from tinygen.ode import dopri5, rk4
-from tinygen.tensor import Tensor, enable_grad, grad, no_grad, recording
+from tinygen.tensor import Tensor, enable_grad, grad, recording
 
 
-class TimeLinear(Module):
-    """A fully connected layer whose weights are linear in the time t: x @ (weight + t slope).T + bias + t shift."""
+class FFJORD(Flow):
+    """One continuous layer between z ~ N(0, I) and the images, whose velocity f is a network with tanh.
 
-    def __init__(self, in_features: int, out_features: int, gain: float = 1.0, *, rng: np.random.Generator):
-        self.weight = init.he(rng, (out_features, in_features), in_features, gain)
-        self.slope = init.zeros((out_features, in_features))
-        self.bias, self.shift = init.zeros(out_features), init.zeros(out_features)
+    ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``hidden``: units of the network's layers; ``steps`` of the
+    fourth-order Runge-Kutta method in training. ``trace``: how training computes it, ``"exact"`` with D = C H W
+    derivatives at each point of the path, or ``"hutchinson"``, an unbiased estimate with one. ``log_prob``, ``score``,
+    ``encode``, ``decode`` and ``sample`` choose their steps so that each has an error of at most ``rtol`` (1 + |z|),
+    and take the exact trace. Raises ValueError for another trace or invalid numbers.
 
-    def forward(self, x, t: float):
-        return x @ (self.weight + t * self.slope).T + (self.bias + t * self.shift)
+    Deviation from the paper: training takes fixed steps and differentiates through them, where the paper chooses the
+    steps and solves a second equation for the gradient, which is then not exactly that of the computed loss.
+    """
+
+    def __init__(
+        self,
+        image_shape=(1, 1, 2),
+        levels=None,
+        hidden=(64, 64, 64),
+        steps=4,
+        trace="hutchinson",
+        rtol=1e-5,
+        *,
+        rng: np.random.Generator,
+    ):
+        super().__init__(image_shape, levels)
+        self.trace = check.choice("trace", trace, "exact", "hutchinson")
+        self.steps, size = check.count("steps", steps), math.prod(self.image_shape)
+        velocity = Velocity(size, check.counts("hidden", hidden), rng=rng)
+        self.scales, self.prior = [[Continuous(velocity, self.image_shape, rtol)]], Normal()
+
+    def describe(self):
+        return f"{super().describe()}, steps={self.steps}, trace={self.trace!r}"
+
+    def loss(self, x, rng: np.random.Generator | None = None) -> Tensor:
+        """The mean score in nats, with ``steps`` fixed steps and the ``trace`` that the model was built with.
+
+        Hutchinson's estimate is e^T (df/dz) e with E[e e^T] = I, here signs of +1 and -1; one e serves the whole path
+        of an image. Source: Grathwohl et al. 2019, equations 6 to 8.
+        """
+        x, log_det = self._real(self._dequantized(x, rng))
+        (layer,) = self.scales[0]
+        probes = layer.units(x)
+        if self.trace == "hutchinson":
+            e = check.generator(rng).integers(0, 2, (1, x.shape[0], math.prod(self.image_shape))) * 2 - 1
+            probes = Tensor(to_device(e.astype(self.dtype), self.device))
+        z, change = layer.backwards(x, probes, partial(rk4, steps=self.steps))
+        return -(self.prior.log_prob(z.reshape(x.shape[0], -1)) + log_det + change).mean()
+
+
+class Continuous(Module):
+    """The layer of a flow that follows dz/dt = ``velocity``(z, t) from the image at t = 1 back to the noise at t = 0.
+
+    Its steps are adaptive, with a tolerance ``rtol`` (1 + |z|) for each number and for the log-determinant.
+    """
+
+    def __init__(self, velocity, shape, rtol):
+        self.velocity, self.shape, self.rtol = velocity, shape, check.number("rtol", rtol, "(0, 1)")
+
+    def forward(self, x):
+        return self.backwards(x, self.units(x), partial(dopri5, rtol=self.rtol, atol=self.rtol))
+
+    def inverse(self, z) -> Tensor:
+        return self.path(z, 0.0, 1.0)
+
+    def path(self, z, start: float, stop: float) -> Tensor:
+        """Where the points z (N, C, H, W), which are there at the time ``start``, are at the time ``stop``."""
+        state = (z.reshape(z.shape[0], -1),)
+        (z,) = dopri5(lambda t, z: (self.velocity(z, t),), state, start, stop, self.rtol, self.rtol)
+        return z.reshape(-1, *self.shape)
+
+    def backwards(self, x, probes, solver):
+        """Image x -> noise z, both (N, C, H, W), and log |det dz/dx| (N,), the integral of the trace from 1 to 0."""
+        state = x.reshape(x.shape[0], -1), Tensor(xp(x.data).zeros(x.shape[0], x.dtype))
+        z, log_det = solver(lambda t, z, _: self.derivative(z, t, probes), state, 1.0, 0.0)
+        return z.reshape(*x.shape), log_det
+
+    def derivative(self, z, t: float, probes):
+        """f(z, t) (N, D) and the sum of e^T (df/dz) e over the ``probes`` e (K, N or 1, D), which is (N,).
+
+        For K = D unit vectors that is the trace of df/dz.
+        """
+        recorded = recording()  # whether what is computed here may be differentiated again
+        with enable_grad():
+            z = z if recorded and z.requires_grad else Tensor(z.data, requires_grad=True)
+            f, trace = self.velocity(z, t), 0.0
+            for e in probes:
+                e = ops.broadcast_to(e, z.shape)
+                (g,) = grad(f, z, e, create_graph=recorded)  # e^T df/dz, (N, D)
+                trace = trace + (g * e).sum(1)
+        return f if recorded else f.detach(), trace
+
+    def units(self, x):
+        """The unit vectors of D dimensions, (D, 1, D)."""
+        d = math.prod(self.shape)
+        return Tensor(xp(x.data).eye(d, dtype=x.dtype).reshape(d, 1, d))
 
 
 class Velocity(Module):
-    """f(z, t): (N, D), time -> (N, D), a network with tanh. It is zero at first, so that the flow is the identity."""
+    """f(z, t): z (N, D) at time t -> (N, D), a network with tanh. It begins at zero, and the flow at the identity."""
 
-    def __init__(self, size: int, hidden: tuple[int, ...], *, rng: np.random.Generator):
-        sizes = (size, *hidden)
-        self.layers = [TimeLinear(n, m, rng=rng) for n, m in zip(sizes, hidden)]
+    def __init__(self, size, hidden, *, rng):
+        self.layers = [TimeLinear(n, m, rng=rng) for n, m in zip((size, *hidden), hidden)]
         self.out = TimeLinear(hidden[-1], size, gain=0.0, rng=rng)
 
     def forward(self, z, t: float):
@@ -43,53 +130,13 @@ class Velocity(Module):
         return self.out(z, t)
 
 
-class FFJORD(Model):
-    def __init__(
-        self, image_shape=(1, 1, 2), hidden=(64, 64, 64), steps=8, trace="exact", rtol=1e-5, *, rng: np.random.Generator
-    ):
-        self.image_shape = check_shape(image_shape)
-        self.trace = check.choice("trace", trace, "exact", "hutchinson")
-        self.steps, self.rtol = check.count("steps", steps), check.number("rtol", rtol, "(0, 1)")
-        self.f = Velocity(math.prod(self.image_shape), check.counts("hidden", hidden), rng=rng)
+class TimeLinear(Module):
+    """A fully connected layer that changes with the time t: y = (W + t V) x + b + t c."""
 
-    def derivative(self, t: float, z, log_det, probes):
-        """The derivatives of z (N, D) and of ``log_det`` (N,) at time t: f(z, t) and trace(df/dz).
+    def __init__(self, in_features, out_features, gain=1.0, *, rng):
+        self.weight = init.he(rng, (out_features, in_features), in_features, gain)
+        self.weight_change = init.zeros((out_features, in_features))
+        self.bias, self.bias_change = init.zeros(out_features), init.zeros(out_features)
 
-        The trace is the sum of e^T (df/dz) e over the ``probes`` e (K, 1 or N, D): exact for K = D unit vectors.
-        """
-        further = recording()  # whether the trace is differentiated again
-        with enable_grad():
-            z = z if further and z.requires_grad else Tensor(z.data, requires_grad=True)
-            dz = self.f(z, t)
-            trace = 0.0
-            for e in probes:
-                e = ops.broadcast_to(e, z.shape)
-                (vjp,) = grad(dz, z, e, create_graph=further)  # e^T df/dz, (N, D)
-                trace = trace + (vjp * e).sum(1)
-        return (dz if further else dz.detach()), trace
-
-    def _solve(self, x, solver, probes):
-        n = len(x.data)
-        state = x.reshape(n, -1), Tensor(xp(x.data).zeros(n, x.dtype))
-        return solver(lambda t, z, l: self.derivative(t, z, l, probes), state)
-
-    def _unit(self):
-        d = math.prod(self.image_shape)
-        like = self.f.out.bias.data
-        return Tensor(xp(like).eye(d, dtype=like.dtype)).reshape(d, 1, d)
-
-    def log_prob(self, x):
-        x = check_images(x, self.image_shape).astype(self.dtype)
-        return self._lp(*self._solve(x, lambda f, y: dopri5(f, y, 1.0, 0.0, self.rtol, self.rtol), self._unit()))
-
-    def _lp(self, z, log_det):
-        return log_det - 0.5 * (z**2 + math.log(2 * math.pi)).sum(1)
-
-    def loss(self, x, rng):
-        x = check_images(x, self.image_shape).astype(self.dtype)
-        if self.trace == "exact":
-            probes = self._unit()
-        else:
-            e = 2 * rng.integers(2, size=(1, len(x), math.prod(self.image_shape))) - 1
-            probes = Tensor(to_device(e.astype(self.dtype), self.device))
-        return -self._lp(*self._solve(x, lambda f, y: rk4(f, y, 1.0, 0.0, self.steps), probes)).mean()
+    def forward(self, x, t: float):
+        return x @ (self.weight + t * self.weight_change).T + (self.bias + t * self.bias_change)
