@@ -13,7 +13,7 @@ import pytest
 
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.distributions import Bernoulli, Categorical, Gaussian
-from tinygen.models import PCA, VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.models import NICE, PCA, VAE, Autoencoder, GatedPixelCNN, Glow, PixelCNN, PixelRNN, RealNVP, bits_per_dim
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -273,12 +273,16 @@ common = {
     "channels": ("size", 3),
     "first_kernel": ("odd", 3),
 }
+flow = {"image_shape": ("image_shape", (1, 4, 4)), "levels": ("levels or None", 4), "hidden": ("size", 3)}
 CALLS |= {
     "PixelCNN": (PixelCNN, common | {"blocks": ("count", 1), "kernel": ("odd", 3), "dropout": ("chance", 0.5)} | rng),
     "PixelRNN": (PixelRNN, {"kind": ("choice", "row")} | common
                  | {"layers": ("count", 1), "dropout": ("chance", 0.5)} | rng),
     "GatedPixelCNN": (GatedPixelCNN, common | {"layers": ("count", 1), "kernel": ("odd", 3), "classes": ("count", 2)}
                       | rng),
+    "NICE": (NICE, flow | {"couplings": ("size", 2), "layers": ("count", 1)} | rng),
+    "RealNVP": (RealNVP, flow | {"scales": ("size", 2), "couplings": ("size", 2), "blocks": ("count", 1)} | rng),
+    "Glow": (Glow, flow | {"scales": ("size", 2), "steps": ("size", 2), "blocks": ("count", 1)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
@@ -294,6 +298,7 @@ MODELS = {
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
+    "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
 }
 CODES = np.array([[0.5, -0.5], [1.0, 2.0]], np.float32)
 
@@ -314,7 +319,11 @@ for name, build in MODELS.items():
     called = functools.partial(method, build)
     kind = "grey images" if name in ("VAE, gaussian", "Autoencoder") else "images" if name == "PCA" else "binary images"
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
-    if name.startswith(("Pixel", "Gated")):
+    if name == "RealNVP":
+        CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}
+        CALLS[f"{name}.decode"] = called("decode"), {"z": ("array", np.zeros((2, 16), np.float32))}
+        CALLS[f"{name}.sample"] = called("sample"), draws | {"temperature": ("temperature", 0.5)}
+    elif name.startswith(("Pixel", "Gated")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels
         CALLS |= {f"{name}.{m}": (called(m), batch | {"rng": ("optional rng", RNG)}) for m in ("logits", "loss")}

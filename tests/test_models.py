@@ -5,7 +5,7 @@ import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
-from tinygen.models import VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN, bits_per_dim
+from tinygen.models import NICE, VAE, Autoencoder, GatedPixelCNN, Glow, PixelCNN, PixelRNN, RealNVP, bits_per_dim
 from tinygen.optim import Adam
 
 # Each with the number of values of a pixel, 0 where any real number is one.
@@ -18,6 +18,9 @@ BUILD = {
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
+    "nice": (5, lambda shape, rng: NICE(shape, 5, couplings=2, hidden=4, layers=1, rng=rng)),
+    "real nvp": (5, lambda shape, rng: RealNVP(shape, 5, couplings=2, hidden=4, rng=rng)),
+    "glow": (0, lambda shape, rng: Glow(shape, None, steps=1, hidden=4, rng=rng)),
 }
 every_model = pytest.mark.parametrize("name", BUILD)
 
@@ -33,7 +36,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
     return model, images
 
 
-@pytest.mark.parametrize("model", [PixelCNN, GatedPixelCNN, PixelRNN, VAE, Autoencoder])
+@pytest.mark.parametrize("model", [PixelCNN, GatedPixelCNN, PixelRNN, VAE, Autoencoder, NICE, RealNVP, Glow])
 def test_defaults(model, rng):
     model = model(rng=rng)
     loss = model.loss(rng.integers(0, 2, (2, 1, 28, 28)), rng)
@@ -94,7 +97,9 @@ def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
     strict.count.clear()
     model.loss(x, rng).backward()
     optimizer.step()
-    assert +strict.count == ({"h2d": 1} if isinstance(model, VAE) else {})  # the noise, which comes from the host
+    assert +strict.count == (
+        {"h2d": 1} if isinstance(model, VAE | NICE | RealNVP) else {}
+    )  # the noise, which comes from the host
     assert any((value != before[name]).any() for name, value in model.state_dict().items())
 
 

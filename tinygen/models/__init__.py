@@ -5,8 +5,11 @@ from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable import gated_pixelcnn, pixelcnn, pixelrnn
 from tinygen.models.explicit.tractable.ffjord import FFJORD
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
+from tinygen.models.explicit.tractable.glow import Glow
+from tinygen.models.explicit.tractable.nice import NICE
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
+from tinygen.models.explicit.tractable.realnvp import RealNVP
 from tinygen.models.features import autoencoder
 from tinygen.models.features.autoencoder import Autoencoder
 from tinygen.models.features.kmeans import KMeans
@@ -18,4 +21,17 @@ RECIPES = {
     for page in (pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
     for name, recipe in page.RECIPES.items()
 }
-__all__ = ["FFJORD", "PCA", "VAE", "Autoencoder", "GatedPixelCNN", "KMeans", "PixelCNN", "PixelRNN", "bits_per_dim"]
+__all__ = [
+    "FFJORD",
+    "NICE",
+    "PCA",
+    "VAE",
+    "Autoencoder",
+    "GatedPixelCNN",
+    "Glow",
+    "KMeans",
+    "PixelCNN",
+    "PixelRNN",
+    "RealNVP",
+    "bits_per_dim",
+]

@@ -1,0 +1,321 @@
+"""Normalizing flows: an invertible function z = f(x) turns images into independent noise, whose density is known.
+
+    log p(x) = log p(z) + log |det dz/dx|                            (Dinh et al. 2014, equation 2)
+
+f is a chain of layers. Each has ``forward(x) -> y, log_det``, where log_det (N,) is log |det dy/dx| of each image, and
+``inverse(y) -> x``; the determinant of the chain is the product of theirs. Here are what all flows share: the way from
+whole numbers to real ones, the multi-scale chain, coupling layers with their networks, and the densities of z.
+"""
+
+import math
+
+import numpy as np
+
+from tinygen import check, ops
+from tinygen.backend import to_device, xp
+from tinygen.models.base import Model
+from tinygen.models.images import check_images, check_shape
+from tinygen.nn import Conv2d, Linear, Module, Parameter, init
+from tinygen.tensor import Tensor, no_grad
+
+ALPHA = 0.05  # keeps the logit finite at black and white
+
+
+class Flow(Model):
+    """The base class. A subclass builds ``scales``, a list of layers for each of ``shapes``, and ``prior``, the
+    density of z.
+
+    After each scale but the last, the second half of the channels leaves: it becomes part of z as it is
+    (Dinh et al. 2017, section 3.6). z is (N, D) with D = C H W, what left first in front.
+
+    ``levels``: images are whole numbers 0 .. levels - 1. Uniform noise u in [0, 1) is added, and y = (x + u) / levels
+    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1). None: images are real numbers, which
+    the layers get as they are. A vector of D numbers is an image (1, 1, D).
+    """
+
+    def __init__(self, image_shape, levels, scales: int = 0):
+        self.image_shape = check_shape(image_shape)
+        self.levels = None if levels is None else check.count("levels", levels, 2)
+        # The shape (C, H, W) in each scale, after its squeeze; what cannot be squeezed is one scale.
+        (c, h, w), squeezed = self.image_shape, []
+        while len(squeezed) < scales and h % 2 == w % 2 == 0:
+            c, h, w = 4 * (c // 2 if squeezed else c), h // 2, w // 2
+            squeezed.append((c, h, w))
+        self.shapes = squeezed or [self.image_shape]
+
+    def describe(self):
+        return f"image_shape={self.image_shape}, levels={self.levels}"
+
+    # -- densities
+
+    def log_prob(self, x) -> Tensor:
+        """(N, C, H, W) -> (N,): the log density at x in nats, per unit of x to the power of D.
+
+        With ``levels`` x may be any real number from 0 to levels. Integers of integer dtype stand for the middle of
+        their bin, x + 1/2. Raises ValueError for numbers outside.
+        """
+        z, log_det = self._transform(*self._real(self._checked(x)))
+        return self.prior.log_prob(z) + log_det  # log p(x) = log p(z) + log |det dz/dx|
+
+    def bound(self, x, rng: np.random.Generator | None = None) -> Tensor:
+        """(N, C, H, W) -> (N,): log p(x + u) in nats with one draw of u, uniform on [0, 1) for each number.
+
+        Its expectation is a lower bound on log P(x) of the whole numbers x, P(x) = integral over u of p(x + u)
+        (Theis et al. 2016, equation 3). Without ``levels`` it is log p(x), and no noise is drawn.
+        """
+        return self.log_prob(self._dequantized(x, rng))
+
+    def score(self, x, rng: np.random.Generator | None = None) -> Tensor:
+        """(N, C, H, W) -> (N,): minus the bound, in nats."""
+        return -self.bound(x, rng)
+
+    # -- images to noise and back
+
+    def encode(self, x) -> Tensor:
+        """(N, C, H, W) -> z (N, D); x as for ``log_prob``."""
+        return self._transform(*self._real(self._checked(x)))[0]
+
+    def decode(self, z) -> Tensor:
+        """z (N, D), array or Tensor on the model's device -> (N, C, H, W), the real numbers x with encode(x) = z."""
+        z = check.tensor("code", z, "N", math.prod(self.image_shape)).astype(self.dtype)
+        x, end = None, z.shape[1]
+        for i in reversed(range(len(self.scales))):
+            c, h, w = self.shapes[i]
+            stayed = c // 2 if i + 1 < len(self.scales) else 0
+            start = end - (c - stayed) * h * w
+            left = z[:, start:end].reshape(-1, c - stayed, h, w)
+            x, end = left if x is None else ops.concatenate([x, left], 1), start
+            for layer in reversed(self.scales[i]):
+                x = layer.inverse(x)
+        if self.levels is None:
+            return x
+        return (ops.sigmoid(x) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
+
+    @no_grad()
+    def sample(self, n: int, rng: np.random.Generator, temperature: float = 1.0):
+        """(n, C, H, W) array on the model's device: z from the prior, times ``temperature``, decoded.
+
+        With ``levels`` whole numbers, uint8 or, if there are more than 256, int64. Below a temperature of 1 the draws
+        are more typical, and no longer the model's own.
+        Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, or parameters that (on the host) are nan.
+        """
+        n, temperature = check.count("n", n), check.number("temperature", temperature, "[1e-30, 1e30]")
+        z = temperature * self.prior.sample((n, math.prod(self.image_shape)), check.generator(rng))
+        x = self.decode(to_device(z.astype(self.dtype), self.device)).data
+        check.no_nan("images", x)
+        if self.levels is None:
+            return x
+        return xp(x).clip(xp(x).floor(x), 0, self.levels - 1).astype(np.uint8 if self.levels <= 256 else np.int64)
+
+    # -- the parts
+
+    def _checked(self, x):
+        """x as a Tensor in the model's dtype, integers in the middle of their bins."""
+        x = check_images(x, self.image_shape)
+        if self.levels is None:
+            return x.astype(self.dtype)
+        if x.dtype.kind in "iub":
+            check.whole("images", x.data, self.levels)
+            return x.astype(self.dtype) + 0.5
+        if xp(x.data) is np and not (x.data.min() >= 0 and x.data.max() <= self.levels):
+            found = f"values from {x.data.min()} to {x.data.max()}"
+            raise ValueError(f"images: {found}, needs numbers from 0 to {self.levels}")
+        return x.astype(self.dtype)
+
+    def _dequantized(self, x, rng):
+        """Whole numbers x -> x + u with u uniform on [0, 1), in the model's dtype; real ones as they are."""
+        if self.levels is None:
+            return self._checked(x)
+        x = check_images(x, self.image_shape, self.levels).astype(self.dtype)
+        u = check.generator(rng).random(x.shape, np.float64 if self.dtype == np.float64 else np.float32)
+        return x + Tensor(to_device(u.astype(self.dtype), self.device))
+
+    def _real(self, x):
+        """Numbers from 0 to levels -> the layers' real numbers, and log |det| of the way (N,)."""
+        if self.levels is None:
+            return x, 0.0
+        s = ALPHA + (1 - 2 * ALPHA) / self.levels * x
+        log_s, log_1_s = ops.log(s), ops.log(1.0 - s)
+        # v = log s - log(1 - s) and s = alpha + (1 - 2 alpha) x / levels:
+        # dv/dx = (1 - 2 alpha) / (levels s (1 - s))
+        slope = math.log((1 - 2 * ALPHA) / self.levels) - log_s - log_1_s
+        return log_s - log_1_s, slope.sum((1, 2, 3))
+
+    def _transform(self, x, log_det, initialize=False):
+        """What the layers make of x (N, C, H, W): z (N, D), and ``log_det`` with theirs added."""
+        parts = []
+        for i, layers in enumerate(self.scales):
+            for layer in layers:
+                if initialize and hasattr(layer, "initialize"):
+                    layer.initialize(x)
+                x, d = layer(x)
+                log_det = log_det + d
+            stays = x.shape[1] // 2 if i + 1 < len(self.scales) else 0
+            x, leaves = x[:, :stays], x[:, stays:]
+            parts.append(leaves.reshape(x.shape[0], -1))
+        return ops.concatenate(parts, 1), log_det
+
+
+# -- layers
+
+
+class Squeeze(Module):
+    """Each 2 x 2 square of pixels becomes four channels: (N, C, H, W) -> (N, 4 C, H / 2, W / 2).
+
+    Source: Dinh et al. 2017, section 3.6.
+    """
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // 2, 2, w // 2, 2).transpose(0, 1, 3, 5, 2, 4)
+        return x.reshape(n, 4 * c, h // 2, w // 2), 0.0
+
+    def inverse(self, y):
+        n, c, h, w = y.shape
+        y = y.reshape(n, c // 4, 2, 2, h, w).transpose(0, 1, 4, 2, 5, 3)
+        return y.reshape(n, c // 4, 2 * h, 2 * w)
+
+
+class Flatten(Module):
+    """All numbers become channels of one pixel: (N, *shape) -> (N, D, 1, 1)."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x):
+        return x.reshape(x.shape[0], -1, 1, 1), 0.0
+
+    def inverse(self, y):
+        return y.reshape(y.shape[0], *self.shape)
+
+
+class Coupling(Module):
+    """y = x where ``mask`` is 1; elsewhere y = x exp(s) + t with s and t functions of the x where it is 1.
+
+    s = factor tanh(.) is bounded by a learned factor. ``network``: (N, C, H, W) -> (N, 2 C, H, W); one that gives only
+    C channels gives t alone, and s is 0. ``mask``: 0 and 1, (C, 1, 1) or (C, H, W).
+    Source: Dinh et al. 2017, equations 4 to 9; additive: Dinh et al. 2014, section 3.2.
+    """
+
+    def __init__(self, mask, network):
+        self.mask, self.network = np.asarray(mask, np.float32), network
+        self.factor = Parameter(np.ones((len(mask), 1, 1), np.float32)) if network.outputs == 2 else None
+
+    def to(self, device):
+        self.mask = to_device(self.mask, device)
+        return super().to(device)
+
+    def terms(self, x):
+        """s and t, both 0 where the mask is 1; s is None if there is none."""
+        mask = self.mask.astype(x.dtype, copy=False)
+        h, c = self.network(x * Tensor(mask)), x.shape[1]
+        t, changes = h[:, :c], Tensor(1 - mask)
+        return None if self.factor is None else ops.tanh(h[:, c:]) * (self.factor * changes), t * changes
+
+    def forward(self, x):
+        s, t = self.terms(x)
+        if s is None:
+            return x + t, 0.0
+        return x * ops.exp(s) + t, s.sum((1, 2, 3))  # the Jacobian is triangular: log |det| = sum of s
+
+    def inverse(self, y):
+        s, t = self.terms(y)  # what they see is the same in y as in x
+        return y - t if s is None else (y - t) * ops.exp(-s)
+
+
+# -- networks of couplings
+
+
+def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
+    """A ``ConvNet`` for images; an ``MLP`` where height or width is 1, since a vector's neighbours are not related."""
+    network = MLP if min(shape[1:]) == 1 else ConvNet
+    return network(shape, hidden, blocks, outputs, rng=rng)
+
+
+class ConvNet(Module):
+    """Convolution, residual blocks, convolution: (N, C, H, W) -> (N, outputs C, H, W), at first all zero.
+
+    Deviation from Dinh et al. 2017: a learned number for each hidden channel and position is added to the first layer,
+    since what is likely depends on where in the image it is; and nothing is normalized.
+    """
+
+    def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
+        c, h, w = shape
+        self.outputs = outputs
+        self.first = Conv2d(c, hidden, 3, padding=1, rng=rng, gain=2.0)
+        self.position = init.zeros((h, w, hidden))
+        self.blocks = [
+            (
+                Conv2d(hidden, hidden, 3, padding=1, rng=rng, gain=2.0),
+                Conv2d(hidden, hidden, 1, rng=rng, gain=0.0),
+            )
+            for _ in range(blocks)
+        ]
+        self.last = Conv2d(hidden, outputs * c, 3, padding=1, rng=rng, gain=0.0)
+
+    def forward(self, x):
+        h = self.first(x) + self.position.transpose(2, 0, 1)
+        for wide, narrow in self.blocks:
+            h = h + narrow(ops.relu(wide(ops.relu(h))))
+        return self.last(ops.relu(h))
+
+
+class MLP(Module):
+    """Linear layers with ReLU on all numbers of an image: (N, C, H, W) -> (N, outputs C, H, W), at first all zero."""
+
+    def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
+        self.outputs, size = outputs, math.prod(shape)
+        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (size, *[hidden] * blocks)]
+        self.last = Linear(hidden, outputs * size, rng=rng, gain=0.0)
+
+    def forward(self, x):
+        n, c, *size = x.shape
+        h = x.reshape(n, -1)
+        for layer in self.hidden:
+            h = ops.relu(layer(h))
+        return self.last(h).reshape(n, self.outputs * c, *size)
+
+
+# -- densities of z: independent numbers
+
+
+class Normal(Module):
+    """z_i ~ N(0, 1)."""
+
+    def log_prob(self, z):
+        return -0.5 * (z**2 + math.log(2 * math.pi)).sum(1)
+
+    def sample(self, shape, rng):
+        return rng.standard_normal(shape)
+
+
+class Logistic(Module):
+    """log p(z_i) = -log(1 + e^z_i) - log(1 + e^-z_i) (Dinh et al. 2014, section 3.4)."""
+
+    def log_prob(self, z):
+        return -(ops.softplus(z) + ops.softplus(-z)).sum(1)
+
+    def sample(self, shape, rng):
+        return rng.logistic(size=shape)
+
+
+class SoftUniform(Module):
+    """z_i = a + s_i b with a uniform on [-1, 1], b logistic, and a learned s_i: a uniform density with soft ends.
+
+    p(z) = (sigmoid((z + 1) / s) - sigmoid((z - 1) / s)) / 2
+
+    Dequantization makes a pixel of one value uniform noise, and affine layers cannot make a Gaussian of it: it would
+    cost KL(uniform || N) = log(2 pi e / 12) / 2 nats, 0.25 bits for each of the many black pixels of MNIST.
+    """
+
+    def __init__(self, size):
+        self.log_s = Parameter(np.full(size, np.log(0.5), np.float32))
+
+    def log_prob(self, z):
+        rate = ops.exp(-self.log_s)  # 1 / s
+        # sigmoid(p) - sigmoid(q) = sigmoid(p) sigmoid(-q) (1 - exp(q - p)), with no difference of near numbers
+        ends = ops.softplus(-(z + 1.0) * rate) + ops.softplus((z - 1.0) * rate)
+        return (ops.log(-ops.expm1(-2.0 * rate)) - math.log(2) - ends).sum(1)
+
+    def sample(self, shape, rng):
+        return rng.uniform(-1, 1, shape) + np.exp(self.log_s.numpy()) * rng.logistic(size=shape)
