@@ -5,7 +5,18 @@ import pytest
 
 from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
-from tinygen.models import NICE, VAE, Autoencoder, GatedPixelCNN, Glow, PixelCNN, PixelRNN, RealNVP, bits_per_dim
+from tinygen.models import (
+    FFJORD,
+    NICE,
+    VAE,
+    Autoencoder,
+    GatedPixelCNN,
+    Glow,
+    PixelCNN,
+    PixelRNN,
+    RealNVP,
+    bits_per_dim,
+)
 from tinygen.optim import Adam
 
 # Each with the number of values of a pixel, 0 where any real number is one.
@@ -15,6 +26,8 @@ BUILD = {
     "row": (2, lambda shape, rng: PixelRNN("row", shape, channels=3, layers=1, rng=rng)),
     "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, channels=3, layers=1, rng=rng)),
     "gated": (2, lambda shape, rng: GatedPixelCNN(shape, channels=3, layers=1, rng=rng)),
+    "ffjord": (5, lambda shape, rng: FFJORD(shape, 5, (4,), steps=1, trace="exact", rng=rng)),
+    "ffjord, hutchinson": (0, lambda shape, rng: FFJORD(shape, None, (4,), steps=1, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
@@ -98,7 +111,7 @@ def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
     model.loss(x, rng).backward()
     optimizer.step()
     assert +strict.count == (
-        {"h2d": 1} if isinstance(model, VAE | NICE | RealNVP) else {}
+        {"h2d": 1} if isinstance(model, VAE | NICE | RealNVP | FFJORD) else {}
     )  # the noise, which comes from the host
     assert any((value != before[name]).any() for name, value in model.state_dict().items())
 
