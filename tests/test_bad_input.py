@@ -27,7 +27,7 @@ from tinygen.models import (
     RealNVP,
     bits_per_dim,
 )
-from tinygen.ode import dopri5, rk4
+from tinygen.ode import dopri5
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -291,7 +291,6 @@ common = {
 SOLVED = {k: (None, v) for k, v in {"f": lambda t, y: (y,), "y": (Tensor(X),), "start": 0, "stop": 1}.items()}
 flow = {"image_shape": ("image_shape", (1, 4, 4)), "levels": ("levels or None", 4), "hidden": ("size", 3)}
 CALLS |= {
-    "rk4": (rk4, {"steps": ("size", 2)} | SOLVED),
     "dopri5": (dopri5, {"rtol": ("positive", 0.1), "atol": ("tolerance", 0.1)} | SOLVED),
     "Mixture.sample": (DENSITIES["two moons"].sample, {"n": ("size", 2)} | rng),
     "Checkerboard.sample": (DENSITIES["checkerboard"].sample, {"n": ("size", 2)} | rng),

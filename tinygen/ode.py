@@ -42,12 +42,15 @@ DOPRI5 = Tableau(  # Dormand and Prince 1980: order 5, compared with order 4; th
 )
 
 
-def rk4(f: Callable, y: tuple, start: float, stop: float, steps: int) -> tuple:
-    """y at the time ``stop`` from ``y`` at ``start``, in so many equal steps: the error falls as steps^-4."""
-    h = (stop - start) / check.count("steps", steps)
-    for i in range(steps):
-        t = start + i * h
-        y = _moved(y, h, RK4.b, _slopes(f, t, h, y, f(t, *y), RK4))
+def rk4(f: Callable, y: tuple, times) -> tuple:
+    """y at the last of the ``times`` from ``y`` at the first, with one step from each to the next.
+
+    The error falls with the fourth power of the steps' length. Raises ValueError for fewer than two times.
+    """
+    if len(times) < 2:
+        raise ValueError(f"times: got {times!r}, needs two or more")
+    for t, after in zip(times, times[1:]):
+        y = _moved(y, after - t, RK4.b, _slopes(f, t, after - t, y, f(t, *y), RK4))
     return y
 
 
