@@ -304,7 +304,7 @@ CALLS |= {
     "Glow": (Glow, flow | {"scales": ("size", 2), "steps": ("size", 2), "blocks": ("count", 1)} | rng),
     "FFJORD": (FFJORD, {k: flow[k] for k in ("image_shape", "levels")}
                | {"hidden": ("channels", (2, 3)), "steps": ("size", 2), "trace": ("choice", "exact"),
-                  "rtol": ("fraction", 0.1)} | rng),
+                  "smooth": ("positive", 0.1), "rtol": ("fraction", 0.1)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),

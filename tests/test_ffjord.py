@@ -191,9 +191,11 @@ def test_trace(shape, rng):
     model, d, n = build(shape), math.prod(shape), 4000
     z = rng.standard_normal((3, d))
     expected = np.trace(jacobian(lambda z: layer(model).velocity(z, 0.3), z, d), axis1=1, axis2=2)
-    f, trace = layer(model).derivative(Tensor(z), 0.3, layer(model).units(Tensor(z)))
+    f, trace, smoothness = layer(model).derivative(Tensor(z), 0.3, layer(model).units(Tensor(z)))
     np.testing.assert_allclose(trace.data, expected, rtol=1e-12)
     np.testing.assert_allclose(f.data, layer(model).velocity(Tensor(z), 0.3).data)
+    full = jacobian(lambda z: layer(model).velocity(z, 0.3), z, d)
+    np.testing.assert_allclose(smoothness.data, -(f.data**2).sum(1) - (full**2).sum((1, 2)))
     e = Tensor(rng.integers(0, 2, (1, 3 * n, d)) * 2.0 - 1)
     draws = layer(model).derivative(Tensor(np.repeat(z, n, 0)), 0.3, e)[1].data.reshape(3, n)
     assert (np.abs(draws.mean(1) - expected) < 4 * draws.std(1) / np.sqrt(n)).all() and (draws.std(1) > 0.01).all()
@@ -201,11 +203,11 @@ def test_trace(shape, rng):
 
 def test_both_losses_agree_in_the_mean(rng):
     x = rng.standard_normal((1, 1, 1, 2))
-    exact, draws = build(trace="exact", steps=6), build(trace="hutchinson", steps=6)
+    exact, draws = (build(trace=trace, steps=6, smooth=0) for trace in ("exact", "hutchinson"))
     many = [draws.loss(np.repeat(x, 200, 0), rng).item() for _ in range(5)]
     np.testing.assert_allclose(np.mean(many), exact.loss(x, rng).item(), atol=5 * np.std(many) / np.sqrt(5) + 1e-12)
     assert np.std(many) > 1e-5
-    np.testing.assert_allclose(build(trace="exact", steps=40).loss(x, rng).item(), exact.score(x).data.mean(), rtol=1e-5)
+    np.testing.assert_allclose(build(trace="exact", steps=40, smooth=0).loss(x, rng).item(), exact.score(x).data.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-4), (np.float64, 1e-10)])
@@ -252,7 +254,7 @@ def test_linear_velocity_gives_a_gaussian(rng):
     s = e @ e.T
     expected = -0.5 * (delta * np.linalg.solve(s, delta.T).T).sum(1) - 0.5 * np.linalg.slogdet(2 * np.pi * s)[1]
     np.testing.assert_allclose(model.log_prob(x).data, expected, rtol=1e-8)
-    model.trace, model.steps = "exact", 30
+    model.trace, model.steps, model.smooth = "exact", 30, 0
     np.testing.assert_allclose(model.loss(x, rng).item(), -expected.mean(), rtol=1e-5)
 
 
@@ -266,7 +268,7 @@ def test_gradients(trace, shape, levels, rng):
 
 def test_gradients_of_log_prob_are_those_of_the_loss_with_many_steps(rng):
     """... but for the tolerance: they are the gradients of the steps that were taken."""
-    model, x = build(rtol=1e-8, steps=40, trace="exact"), Tensor(rng.standard_normal((3, 1, 1, 2)), requires_grad=True)
+    model, x = build(rtol=1e-8, steps=40, smooth=0, trace="exact"), Tensor(rng.standard_normal((3, 1, 1, 2)), requires_grad=True)
     wanted = [x, *model.parameters()]
     for g, expected in zip(grad(-model.log_prob(x).mean(), wanted), grad(model.loss(x, rng), wanted), strict=True):
         np.testing.assert_allclose(g.data, expected.data, rtol=1e-5, atol=1e-7)
@@ -347,6 +349,7 @@ def test_it_learns_a_density(shards_of_16):
         ({"hidden": 64}, "hidden: got 64, needs whole numbers, each at least 1"),
         ({"steps": 0}, "steps: got 0, needs a whole number of at least 1"),
         ({"trace": "none"}, "trace: got 'none', needs 'exact' or 'hutchinson'"),
+        ({"smooth": -1}, r"smooth: got -1, needs a number in \[0, inf\)"),
         ({"rtol": 0}, r"rtol: got 0, needs a number in \(0, 1\)"),
         ({"rng": 0}, "rng: got 0, needs a generator"),
     ],
@@ -365,7 +368,7 @@ def test_images_that_do_not_fit_are_refused(rng):
         with pytest.raises(ValueError, match=message):
             model.loss(x, rng)
     with pytest.raises(ValueError, match="rng: got None, needs a generator"):
-        build().loss(np.zeros((2, 1, 1, 2)), None)
+        build().loss(np.zeros((2, 1, 1, 2)))
     with pytest.raises(ValueError, match=r"code has shape \(3, 4\), needs \(N, 2\)"):
         model.decode(np.zeros((3, 4)))
 
