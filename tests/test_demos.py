@@ -28,6 +28,7 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "06_autoencoder": ("--steps 2", r"squared error per image +\d+\.\d+"),
     "07_few_labels": ("--pretraining 2 --steps 2 --seeds 1", r"accuracy in percent(.*\n){2}frozen +\d+\.\d"),
     "08_intractable": ("--draws 100 --digits 2", r"estimate is still \d+ nats lower"),
+    "09_ffjord": ("--steps 2 --hidden 4 --points 100", r"checkerboard +2\.079 +\d\.\d+ +\d\.\d+ \+- \d\.\d+"),
     "09_reparameterization": ("--draws 20", r"needs \d+ times as many draws"),
     "10_vae": ("--steps 20", r"at the end: ELBO -[1-4]\d\d\.\d = .* nats per image"),
     "11_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
