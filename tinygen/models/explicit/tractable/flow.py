@@ -20,6 +20,7 @@ from tinygen.tensor import Tensor, no_grad
 
 ALPHA = 0.05  # keeps the logit finite at black and white
 BLACK = math.log(ALPHA / (1 - ALPHA))  # the logit of 0
+SPREAD = 20.0  # divides what networks see beside its tanh
 FACTOR = 3.0  # bound of a coupling's log-scale, at first: a black pixel's noise is 30 times narrower than the prior
 
 
@@ -31,9 +32,9 @@ class Flow(Model):
     (Dinh et al. 2017, section 3.6). z is (N, D) with D = C H W, what left first in front.
 
     ``levels``: images are whole numbers 0 .. levels - 1. Uniform noise u in [0, 1) is added, and y = (x + u) / levels
-    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1), from which
-    that of black is subtracted: it becomes 0, with which convolutions pad. None: images are real numbers, which
-    the layers get as they are. A vector of D numbers is an image (1, 1, D).
+    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1), less the logit of black, which
+    becomes the 0 that convolutions pad with. None: images are real numbers, which the layers get as they are.
+    A vector of D numbers is an image (1, 1, D).
     """
 
     def __init__(self, image_shape, levels, scales: int = 0):
@@ -242,6 +243,14 @@ class Coupling(Module):
 # -- networks of couplings
 
 
+def both_ranges(x):
+    """(N, C, H, W) -> (N, 2 C, H, W): tanh x, and x scaled down.
+
+    Layers stretch black noise to a width of about 1, and with it ink to more than 100: both are to be seen.
+    """
+    return ops.concatenate([ops.tanh(x), x * (1 / SPREAD)], 1)
+
+
 def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
     """A ``ConvNet`` for images; an ``MLP`` where height or width is 1, since a vector's neighbours are not related."""
     network = MLP if min(shape[1:]) == 1 else ConvNet
@@ -251,12 +260,12 @@ def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
 class ConvNet(Module):
     """Convolution, residual blocks, convolution: (N, C, H, W) -> (N, outputs C, H, W), at first all zero.
 
-    Deviation from Dinh et al. 2017: nothing is normalized.
+    Deviation from Dinh et al. 2017: nothing is normalized, and x is seen in two ranges.
     """
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
         c, self.outputs = shape[0], outputs
-        self.first = Conv2d(c, hidden, 3, padding=1, rng=rng, gain=2.0)
+        self.first = Conv2d(2 * c, hidden, 3, padding=1, rng=rng, gain=2.0)
         self.blocks = [
             (
                 Conv2d(hidden, hidden, 3, padding=1, rng=rng, gain=2.0),
@@ -267,7 +276,7 @@ class ConvNet(Module):
         self.last = Conv2d(hidden, outputs * c, 3, padding=1, rng=rng, gain=0.0)
 
     def forward(self, x):
-        h = self.first(x)
+        h = self.first(both_ranges(x))
         for wide, narrow in self.blocks:
             h = h + narrow(ops.relu(wide(ops.relu(h))))
         return self.last(ops.relu(h))
@@ -278,12 +287,12 @@ class MLP(Module):
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
         self.outputs, size = outputs, math.prod(shape)
-        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (size, *[hidden] * blocks)]
+        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (2 * size, *[hidden] * blocks)]
         self.last = Linear(hidden, outputs * size, rng=rng, gain=0.0)
 
     def forward(self, x):
         n, c, *size = x.shape
-        h = x.reshape(n, -1)
+        h = both_ranges(x).reshape(n, -1)
         for layer in self.hidden:
             h = ops.relu(layer(h))
         return self.last(h).reshape(n, self.outputs * c, *size)
