@@ -18,7 +18,7 @@ from tinygen.models.images import bits_per_dim
 
 RECIPES = {
     name: recipe
-    for page in (pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)
+    for page in (pixelcnn, pixelrnn, gated_pixelcnn, vae, autoencoder)  # nice, realnvp, glow: once their weights ship
     for name, recipe in page.RECIPES.items()
 }
 __all__ = [

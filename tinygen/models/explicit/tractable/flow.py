@@ -15,10 +15,13 @@ from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Conv2d, Linear, Module, Parameter, init
+from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter
 from tinygen.tensor import Tensor, no_grad
 
 ALPHA = 0.05  # keeps the logit finite at black and white
+BLACK = math.log(ALPHA / (1 - ALPHA))  # the logit of 0
+SPREAD = 20.0  # divides what networks see beside its tanh
+FACTOR = 3.0  # bound of a coupling's log-scale, at first: a black pixel's noise is 30 times narrower than the prior
 
 
 class Flow(Model):
@@ -29,8 +32,9 @@ class Flow(Model):
     (Dinh et al. 2017, section 3.6). z is (N, D) with D = C H W, what left first in front.
 
     ``levels``: images are whole numbers 0 .. levels - 1. Uniform noise u in [0, 1) is added, and y = (x + u) / levels
-    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1). None: images are real numbers, which
-    the layers get as they are. A vector of D numbers is an image (1, 1, D).
+    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1), less the logit of black, which
+    becomes the 0 that convolutions pad with. None: images are real numbers, which the layers get as they are.
+    A vector of D numbers is an image (1, 1, D).
     """
 
     def __init__(self, image_shape, levels, scales: int = 0):
@@ -42,6 +46,7 @@ class Flow(Model):
             c, h, w = 4 * (c // 2 if squeezed else c), h // 2, w // 2
             squeezed.append((c, h, w))
         self.shapes = squeezed or [self.image_shape]
+        self.initialized = Buffer(np.zeros(1, np.float32))
 
     def describe(self):
         return f"image_shape={self.image_shape}, levels={self.levels}"
@@ -89,7 +94,7 @@ class Flow(Model):
                 x = layer.inverse(x)
         if self.levels is None:
             return x
-        return (ops.sigmoid(x) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
+        return (ops.sigmoid(x + BLACK) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator, temperature: float = 1.0):
@@ -106,6 +111,16 @@ class Flow(Model):
         if self.levels is None:
             return x
         return xp(x).clip(xp(x).floor(x), 0, self.levels - 1).astype(np.uint8 if self.levels <= 256 else np.int64)
+
+    @no_grad()
+    def initialize(self, x, rng: np.random.Generator):
+        """Let the layers that have ``initialize`` set their scales, one after the other, from a first minibatch x.
+
+        ``fit`` calls it before training. It does nothing the second time, or where trained weights were loaded.
+        """
+        if not self.initialized.data.any():
+            self._transform(*self._real(self._dequantized(x, rng)), initialize=True)
+            self.initialized.data = self.initialized.data + 1
 
     # -- the parts
 
@@ -139,7 +154,7 @@ class Flow(Model):
         # v = log s - log(1 - s) and s = alpha + (1 - 2 alpha) x / levels:
         # dv/dx = (1 - 2 alpha) / (levels s (1 - s))
         slope = math.log((1 - 2 * ALPHA) / self.levels) - log_s - log_1_s
-        return log_s - log_1_s, slope.sum((1, 2, 3))
+        return log_s - log_1_s - BLACK, slope.sum((1, 2, 3))
 
     def _transform(self, x, log_det, initialize=False):
         """What the layers make of x (N, C, H, W): z (N, D), and ``log_det`` with theirs added."""
@@ -199,7 +214,7 @@ class Coupling(Module):
 
     def __init__(self, mask, network):
         self.mask, self.network = np.asarray(mask, np.float32), network
-        self.factor = Parameter(np.ones((len(mask), 1, 1), np.float32)) if network.outputs == 2 else None
+        self.factor = Parameter(np.full(len(mask), FACTOR, np.float32)) if network.outputs == 2 else None
 
     def to(self, device):
         self.mask = to_device(self.mask, device)
@@ -207,10 +222,12 @@ class Coupling(Module):
 
     def terms(self, x):
         """s and t, both 0 where the mask is 1; s is None if there is none."""
-        mask = self.mask.astype(x.dtype, copy=False)
-        h, c = self.network(x * Tensor(mask)), x.shape[1]
-        t, changes = h[:, :c], Tensor(1 - mask)
-        return None if self.factor is None else ops.tanh(h[:, c:]) * (self.factor * changes), t * changes
+        mask, c = Tensor(self.mask.astype(x.dtype, copy=False)), x.shape[1]
+        changes, h = 1.0 - mask, self.network(x * mask)
+        t = h[:, :c] * changes
+        if self.factor is None:
+            return None, t
+        return ops.tanh(h[:, c:]) * (self.factor.reshape(c, 1, 1) * changes), t
 
     def forward(self, x):
         s, t = self.terms(x)
@@ -226,6 +243,14 @@ class Coupling(Module):
 # -- networks of couplings
 
 
+def both_ranges(x):
+    """(N, C, H, W) -> (N, 2 C, H, W): tanh x, and x scaled down.
+
+    Layers stretch black noise to a width of about 1, and with it ink to more than 100: both are to be seen.
+    """
+    return ops.concatenate([ops.tanh(x), x * (1 / SPREAD)], 1)
+
+
 def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
     """A ``ConvNet`` for images; an ``MLP`` where height or width is 1, since a vector's neighbours are not related."""
     network = MLP if min(shape[1:]) == 1 else ConvNet
@@ -235,15 +260,12 @@ def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
 class ConvNet(Module):
     """Convolution, residual blocks, convolution: (N, C, H, W) -> (N, outputs C, H, W), at first all zero.
 
-    Deviation from Dinh et al. 2017: a learned number for each hidden channel and position is added to the first layer,
-    since what is likely depends on where in the image it is; and nothing is normalized.
+    Deviation from Dinh et al. 2017: nothing is normalized, and x is seen in two ranges.
     """
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
-        c, h, w = shape
-        self.outputs = outputs
-        self.first = Conv2d(c, hidden, 3, padding=1, rng=rng, gain=2.0)
-        self.position = init.zeros((h, w, hidden))
+        c, self.outputs = shape[0], outputs
+        self.first = Conv2d(2 * c, hidden, 3, padding=1, rng=rng, gain=2.0)
         self.blocks = [
             (
                 Conv2d(hidden, hidden, 3, padding=1, rng=rng, gain=2.0),
@@ -254,7 +276,7 @@ class ConvNet(Module):
         self.last = Conv2d(hidden, outputs * c, 3, padding=1, rng=rng, gain=0.0)
 
     def forward(self, x):
-        h = self.first(x) + self.position.transpose(2, 0, 1)
+        h = self.first(both_ranges(x))
         for wide, narrow in self.blocks:
             h = h + narrow(ops.relu(wide(ops.relu(h))))
         return self.last(ops.relu(h))
@@ -265,12 +287,12 @@ class MLP(Module):
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
         self.outputs, size = outputs, math.prod(shape)
-        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (size, *[hidden] * blocks)]
+        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (2 * size, *[hidden] * blocks)]
         self.last = Linear(hidden, outputs * size, rng=rng, gain=0.0)
 
     def forward(self, x):
         n, c, *size = x.shape
-        h = x.reshape(n, -1)
+        h = both_ranges(x).reshape(n, -1)
         for layer in self.hidden:
             h = ops.relu(layer(h))
         return self.last(h).reshape(n, self.outputs * c, *size)

@@ -7,8 +7,9 @@ import numpy as np
 from tinygen import check, ops
 from tinygen.models.explicit.tractable.flow import Coupling, Flatten, Flow, Normal, Squeeze, coupling_network
 from tinygen.models.recipe import Recipe
-from tinygen.nn import Buffer, Module, Parameter, init
-from tinygen.tensor import no_grad
+from tinygen.nn import Module, Parameter, init
+
+SMALLEST = 0.01  # standard deviation that counts in the first minibatch, so that channels of one value stay finite
 
 
 class Glow(Flow):
@@ -18,7 +19,6 @@ class Glow(Flow):
     ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``scales``: at most so many, fewer where height or width is
     odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings' networks. Where height or width
     is odd at first, and for vectors, all D numbers are channels of one pixel, which takes a D x D matrix a step.
-    ``initialize`` has to see a minibatch before training; ``fit`` calls it.
     Raises ValueError for a number that is too small.
 
     Deviations from the paper: bounded scales (Dinh et al. 2017) and the networks of Real NVP. The half that leaves was
@@ -46,17 +46,7 @@ class Glow(Flow):
             [squeeze, *(layer for _ in range(steps) for layer in glow_step(shape, hidden, blocks, rng=rng))]
             for shape in self.shapes
         ]
-        self.prior, self.initialized = Normal(), Buffer(np.zeros(1, np.float32))
-
-    @no_grad()
-    def initialize(self, x, rng: np.random.Generator):
-        """Let each actnorm, one after the other, give its channels mean 0 and variance 1 on x (section 3.1).
-
-        Does nothing the second time, or after weights were loaded.
-        """
-        if not self.initialized.data.any():
-            self._transform(*self._real(self._dequantized(x, rng)), initialize=True)
-            self.initialized.data = self.initialized.data + 1
+        self.prior = Normal()
 
 
 def glow_step(shape, hidden, blocks, *, rng):
@@ -71,28 +61,27 @@ class ActNorm(Module):
     """y = x exp(log_scale) + bias, with a learned pair for each channel (section 3.1)."""
 
     def __init__(self, channels):
-        self.log_scale, self.bias = init.zeros((channels, 1, 1)), init.zeros((channels, 1, 1))
+        self.log_scale, self.bias = init.zeros(channels), init.zeros(channels)
 
     def initialize(self, x):
-        """Make y's mean 0 and variance 1 in each channel, over the batch x and all positions."""
-        std = ops.std(x, (0, 2, 3), keepdims=True)[0] + 1e-6  # a channel of one value stays finite
-        self.log_scale.data = -ops.log(std).data
-        self.bias.data = (-x.mean((0, 2, 3), keepdims=True)[0] / std).data
+        """Make y's mean 0 and its variance 1 in each channel, over the batch x and all positions."""
+        std = ops.maximum(ops.std(x, (0, 2, 3)), SMALLEST)
+        self.log_scale.data, self.bias.data = -ops.log(std).data, -(x.mean((0, 2, 3)) / std).data
 
     def forward(self, x):
-        # log |det| = H W sum log |s|
-        log_det = x.shape[2] * x.shape[3] * self.log_scale.sum()
-        return x * ops.exp(self.log_scale) + self.bias, ops.broadcast_to(log_det, x.shape[:1])
+        log_det = x.shape[2] * x.shape[3] * self.log_scale.sum()  # H W sum log |s|
+        scale, bias = ops.exp(self.log_scale).reshape(-1, 1, 1), self.bias.reshape(-1, 1, 1)
+        return x * scale + bias, ops.broadcast_to(log_det, x.shape[:1])
 
     def inverse(self, y):
-        return (y - self.bias) * ops.exp(-self.log_scale)
+        return (y - self.bias.reshape(-1, 1, 1)) * ops.exp(-self.log_scale).reshape(-1, 1, 1)
 
 
 class InvertibleConv1x1(Module):
     """y = W x at each position, with W (C, C), which starts as a random rotation (section 3.2)."""
 
     def __init__(self, channels, *, rng):
-        rotation = np.linalg.qr(rng.standard_normal((channels, channels)))[0]
+        rotation = np.linalg.qr(check.generator(rng).standard_normal((channels, channels)))[0]
         self.weight = Parameter(rotation.astype(np.float32))
 
     def forward(self, x):

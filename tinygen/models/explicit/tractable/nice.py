@@ -41,14 +41,14 @@ class Scaling(Module):
     """y = x exp(log_scale), with a learned number for each of an image's (section 3.3)."""
 
     def __init__(self, shape):
-        self.log_scale = init.zeros(shape)
+        self.log_scale = init.zeros(int(np.prod(shape)))
 
     def forward(self, x):
         # log |det| = sum_i log S_ii, the same for each image
-        return x * ops.exp(self.log_scale), ops.broadcast_to(self.log_scale.sum(), x.shape[:1])
+        return x * ops.exp(self.log_scale).reshape(x.shape[1:]), ops.broadcast_to(self.log_scale.sum(), x.shape[:1])
 
     def inverse(self, y):
-        return y * ops.exp(-self.log_scale)
+        return y * ops.exp(-self.log_scale).reshape(y.shape[1:])
 
 
 RECIPES = {

@@ -4,6 +4,7 @@ import numpy as np
 
 from tinygen import check
 from tinygen.models.explicit.tractable.flow import Coupling, Flow, SoftUniform, Squeeze, coupling_network
+from tinygen.models.explicit.tractable.nice import Scaling
 from tinygen.models.recipe import Recipe
 
 
@@ -17,7 +18,8 @@ class RealNVP(Flow):
     Raises ValueError for a number that is too small.
 
     Deviations from the paper: the squeeze comes first, so a checkerboard is the channels (1, 0, 0, 1) of each square,
-    and the networks see a quarter of the positions; z is softly uniform; nothing is normalized; see ``ConvNet`` too.
+    and the networks see a quarter of the positions; z is softly uniform; in place of batch normalization there is one
+    learned scale for each number, before all; see ``ConvNet`` too.
     """
 
     def __init__(
@@ -25,8 +27,8 @@ class RealNVP(Flow):
         image_shape=(1, 28, 28),
         levels=256,
         scales=2,
-        couplings=4,
-        hidden=32,
+        couplings=3,
+        hidden=48,
         blocks=1,
         *,
         rng: np.random.Generator,
@@ -38,13 +40,15 @@ class RealNVP(Flow):
         for c, h, w in self.shapes:
             squeezed = (c, h, w) != self.image_shape
             if squeezed:
-                squares = np.tile([1, 0, 0, 1], c // 4).reshape(c, 1, 1)  # of the four pixels of each square
-                first = (np.arange(c) < c // 2).reshape(c, 1, 1)  # last of all, what leaves changes given what stays
+                squares = np.tile([1, 0, 0, 1], c // 4).reshape(c, 1, 1)  # upper left and lower right pixels
+                first = (np.arange(c) < c // 2).reshape(c, 1, 1)
             else:
                 squares = first = np.indices((c, h, w)).sum(0) % 2
+            # The last mask is ``first`` itself: what leaves then was changed last, given what stays.
             masks = [m if i % 2 else 1 - m for m in (squares, first) for i in range(couplings, 0, -1)]
             networks = [coupling_network((c, h, w), hidden, blocks, rng=rng) for _ in masks]
             self.scales.append([Squeeze()] * squeezed + [Coupling(m, f) for m, f in zip(masks, networks)])
+        self.scales[0].insert(0, Scaling(self.image_shape))
         self.prior = SoftUniform(np.prod(self.image_shape))
 
 
@@ -53,9 +57,9 @@ RECIPES = {
         RealNVP,
         {},
         protocol="8-bit",
-        steps=(10_000,),
+        steps=(15_000,),
         lr=5e-3,
-        batch_size=32,
+        batch_size=64,
         published="1.06",  # Grathwohl et al. 2019, table 2
     )
 }
