@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
+from tinygen.densities import DENSITIES
 from tinygen.distributions import Bernoulli, Categorical, Gaussian
 from tinygen.models import (
+    FFJORD,
     FVSBN,
     MADE,
     NADE,
@@ -28,6 +30,7 @@ from tinygen.models import (
     RealNVP,
     bits_per_dim,
 )
+from tinygen.ode import dopri5
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -108,6 +111,7 @@ WRONG = {
     "index": [*NO_ARRAY, -1, [-1, 0], [0, 9], [0.0, 1.0], [True, False], [np.nan, 0]],
     "forbidden": [[0, 1], np.array([0, 0]), 5, "3", object()],
     "optional rng": [0, 1.5, "3", object(), np.random, np.random.RandomState(0), [1, 2]],
+    "fraction": [*NO_NUMBER, 0, 1, -1, np.inf],
     "temperature": [*NO_NUMBER, 0, -1, np.inf, 1e-40],
 }
 IMAGE = WRONG["images"]
@@ -291,8 +295,12 @@ common = {
     "channels": ("size", 3),
     "first_kernel": ("odd", 3),
 }
+SOLVED = {k: (None, v) for k, v in {"f": lambda t, y: (y,), "y": (Tensor(X),), "start": 0, "stop": 1}.items()}
 flow = {"image_shape": ("image_shape", (1, 4, 4)), "levels": ("levels or None", 4), "hidden": ("size", 3)}
 CALLS |= {
+    "dopri5": (dopri5, {"rtol": ("positive", 0.1), "atol": ("tolerance", 0.1)} | SOLVED),
+    "Mixture.sample": (DENSITIES["two moons"].sample, {"n": ("size", 2)} | rng),
+    "Checkerboard.sample": (DENSITIES["checkerboard"].sample, {"n": ("size", 2)} | rng),
     "PixelCNN": (PixelCNN, common | {"blocks": ("count", 1), "kernel": ("odd", 3), "dropout": ("chance", 0.5)} | rng),
     "PixelRNN": (PixelRNN, {"kind": ("choice", "row")} | common
                  | {"layers": ("count", 1), "dropout": ("chance", 0.5)} | rng),
@@ -301,6 +309,9 @@ CALLS |= {
     "NICE": (NICE, flow | {"couplings": ("size", 2), "layers": ("count", 1)} | rng),
     "RealNVP": (RealNVP, flow | {"scales": ("size", 2), "couplings": ("size", 2), "blocks": ("count", 1)} | rng),
     "Glow": (Glow, flow | {"scales": ("size", 2), "steps": ("size", 2), "blocks": ("count", 1)} | rng),
+    "FFJORD": (FFJORD, {k: flow[k] for k in ("image_shape", "levels")}
+               | {"hidden": ("channels", (2, 3)), "steps": ("size", 2), "trace": ("choice", "exact"),
+                  "smooth": ("positive", 0.1), "rtol": ("fraction", 0.1)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
@@ -324,6 +335,7 @@ MODELS = {
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
     "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
+    "FFJORD": lambda: FFJORD(SHAPE, 2, (2,), rng=new()),
 }
 CODES = np.array([[0.5, -0.5], [1.0, 2.0]], np.float32)
 
@@ -344,7 +356,7 @@ for name, build in MODELS.items():
     called = functools.partial(method, build)
     kind = "grey images" if name in ("VAE, gaussian", "Autoencoder") else "images" if name == "PCA" else "binary images"
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
-    if name == "RealNVP":
+    if name in ("RealNVP", "FFJORD"):
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}
         CALLS[f"{name}.decode"] = called("decode"), {"z": ("array", np.zeros((2, 16), np.float32))}
         CALLS[f"{name}.sample"] = called("sample"), draws | {"temperature": ("temperature", 0.5)}

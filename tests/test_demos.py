@@ -26,6 +26,7 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "05_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
     "06_sampling": ("--side 8", r"Row LSTM +64( +\d+\.\d+){2} +\d+ "),
     "07_gated": ("--layers 2", r"right class of ([6-9]\d|100) % of 50 digits"),
+    "09_ffjord": ("--steps 2 --hidden 4 --points 100", r"checkerboard +2\.079 +\d\.\d+ +\d\.\d+ \+- \d\.\d+"),
     "10_autoencoder": ("--steps 2", r"squared error per image +\d+\.\d+"),
     "11_few_labels": ("--pretraining 2 --steps 2 --seeds 1", r"accuracy in percent(.*\n){2}frozen +\d+\.\d"),
     "12_intractable": ("--draws 100 --digits 2", r"estimate is still \d+ nats lower"),

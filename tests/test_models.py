@@ -6,6 +6,7 @@ import pytest
 from tinygen import Tensor, grad, gradcheck, ops
 from tinygen.backend import to_device
 from tinygen.models import (
+    FFJORD,
     FVSBN,
     MADE,
     NADE,
@@ -33,6 +34,8 @@ BUILD = {
     "nade, levels": (3, lambda shape, rng: NADE(shape, 3, hidden=5, rng=rng)),
     "made": (2, lambda shape, rng: MADE(shape, hidden=(7, 6), rng=rng)),
     "made, orders": (2, lambda shape, rng: MADE(shape, hidden=(7,), orders=3, rng=rng)),
+    "ffjord": (5, lambda shape, rng: FFJORD(shape, 5, (4,), steps=1, trace="exact", rng=rng)),
+    "ffjord, hutchinson": (0, lambda shape, rng: FFJORD(shape, None, (4,), steps=1, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
@@ -118,7 +121,7 @@ def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
     model.loss(x, rng).backward()
     optimizer.step()
     assert +strict.count == (
-        {"h2d": 1} if isinstance(model, VAE | NICE | RealNVP) else {}
+        {"h2d": 1} if isinstance(model, VAE | NICE | RealNVP | FFJORD) else {}
     )  # the noise, which comes from the host
     assert any((value != before[name]).any() for name, value in model.state_dict().items())
 

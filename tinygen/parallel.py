@@ -46,7 +46,8 @@ from tinygen.tensor import Tensor, as_array, grad, history, no_grad
 SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to keep NumPy's calls large
 PIECE = 1 << 15  # bytes written to a pipe at once; it has room for several such pieces
 IDLE_SECONDS = 60  # a worker that computes nothing for so long counts as stopped
-ACTIVATIONS = 1 << 20  # a shard is doubled while its activations have at most so many numbers
+ACTIVATIONS = 1 << 20  # a shard is doubled while its activations have at most so many numbers,
+ARRAY = 1 << 14  # or while they have at most so many on average: a longer graph of small arrays
 
 
 def first_rank() -> bool:
@@ -332,7 +333,7 @@ def shard_size(model, learned, data, prepare) -> int:
             gradients_of(loss, model, learned)
     sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
     size, numbers = SHARD, sum(sizes.values()) / len(part[0])
-    while size < LARGEST and 2 * size * numbers <= ACTIVATIONS:
+    while size < LARGEST and 2 * size * numbers <= max(ACTIVATIONS, ARRAY * len(sizes)):
         size *= 2
     return size
 

@@ -38,6 +38,16 @@ class no_grad(contextlib.ContextDecorator):
         _recording.paused -= 1
 
 
+@contextlib.contextmanager
+def enable_grad():
+    """Turn recording on, also inside ``no_grad``: for values that are made of derivatives, such as a divergence."""
+    paused, _recording.paused = _recording.paused, 0
+    try:
+        yield
+    finally:
+        _recording.paused = paused
+
+
 class keep_values(contextlib.ContextDecorator):
     """Ops recorded inside keep all their values for inspection, even those that their derivatives do not need."""
 
@@ -475,7 +485,9 @@ def grad(
     outputs, inputs = as_list(outputs, "grad: outputs"), as_list(inputs, "grad: inputs")
     as_flag(create_graph, "grad: create_graph"), as_flag(materialize_grads, "grad: materialize_grads")
     wanted = {_key(x) for x in inputs}
-    steps, on_path = _steps_between(outputs, wanted)
+    # What was computed before all of the inputs does not lead from them to the outputs
+    after = min([-1 if x._op is None else x._op._order for x in inputs], default=-1)
+    steps, on_path = _steps_between(outputs, wanted, after)
     sums = {}  # the gradient of each value so far, by its key
     for y, gy in zip(outputs, _cotangents(outputs, grad_outputs, materialize_grads)):
         _add(sums, y, gy)
@@ -492,21 +504,21 @@ def _key(tensor: Tensor):
     return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
 
 
-def history(outputs) -> list[Op]:
-    """The recorded Ops that computed ``outputs``, oldest first."""
+def history(outputs, after: int = -1) -> list[Op]:
+    """The recorded Ops that computed ``outputs``, oldest first; only those made after the one of number ``after``."""
     ops, todo = {}, [y._op for y in outputs]
     while todo:  # a loop and no recursion, so that a chain of 100,000 steps works
         op = todo.pop()
-        if op is not None and op._order not in ops:
+        if op is not None and op._order > after and op._order not in ops:
             ops[op._order] = op
             todo += [x._op for x in op.inputs]
     return [ops[order] for order in sorted(ops)]
 
 
-def _steps_between(outputs, wanted):
+def _steps_between(outputs, wanted, after):
     """The Ops that lead from a wanted value to an output, oldest first, and the keys of all values on the way."""
     steps, on_path = [], set(wanted)
-    for op in history(outputs):
+    for op in history(outputs, after):
         if any([_key(x) in on_path for x in op.inputs]):
             steps.append(op)
             on_path.update(op._keys)

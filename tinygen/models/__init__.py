@@ -4,6 +4,7 @@ import sys
 
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
+from tinygen.models.explicit.tractable.ffjord import FFJORD
 from tinygen.models.explicit.tractable.fvsbn import FVSBN
 from tinygen.models.explicit.tractable.gated_pixelcnn import GatedPixelCNN
 from tinygen.models.explicit.tractable.glow import Glow
@@ -21,6 +22,7 @@ from tinygen.models.images import bits_per_dim
 _IN_TABLE = BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, VAE, RealNVP, Autoencoder
 RECIPES = {name: recipe for model in _IN_TABLE for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
+    "FFJORD",
     "FVSBN",
     "MADE",
     "NADE",
