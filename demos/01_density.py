@@ -22,6 +22,7 @@ CONFIG = {
     "draws": (5000, "numbers drawn from each true density"),
     "components": (8, "of each mixture"),
 }
+LINE, GRID = np.linspace(-4.5, 5, 500), np.linspace(-4, 4, 200)  # where densities are drawn
 TRUE = np.array([(0.4, -2.0, 0.6), (0.35, 0.0, 0.25), (0.25, 2.0, 0.9)])  # weight, mean, standard deviation
 
 
@@ -101,33 +102,38 @@ def log_density(factors, x, device):
     return log_prob(factors, Tensor(to_device(x.astype(np.float32), device))).numpy().astype(float)
 
 
+def draw(draws, curves, planes):
+    """The draws (N,), the densities {name: (500,)} on LINE, and those {name: (200 * 200,)} on the square of GRID."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[0].hist(draws, 80, density=True, color="0.85", label="draws")
+    for style, (name, p) in zip(("k", "C3--"), curves.items()):
+        axes[0].plot(LINE, p, style, label=f"{name} density")
+    axes[0].set(xlabel="x", ylabel="density p(x)", title="1-d: a mixture of Gaussians")
+    axes[0].legend()
+    for ax, (name, p) in zip(axes[1:], planes.items()):
+        picture = ax.pcolormesh(GRID, GRID, p.reshape(200, 200), vmin=0, vmax=planes["true"].max(), cmap="magma_r")
+        ax.set(xlabel="x1", ylabel="x2", title=f"2-d, {name}")
+    figure.colorbar(picture, ax=axes[1:], label="density p(x1, x2)")
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
     one = [Mixture(config.components, rng).to(config.device)]
     two = [m.to(config.device) for m in (Mixture(config.components, rng), ConditionalMixture(config.components, rng))]
-    for factors, draw, true in ((one, draw_1d, lambda x: true_1d(x[:, 0])), (two, draw_2d, lambda x: true_2d(*x.T))):
-        maximize_likelihood(factors, draw(config.draws, rng), config, rng)
-        x = draw(100_000, rng)
+    for factors, draws, true in ((one, draw_1d, lambda x: true_1d(x[:, 0])), (two, draw_2d, lambda x: true_2d(*x.T))):
+        maximize_likelihood(factors, draws(config.draws, rng), config, rng)
+        x = draws(100_000, rng)
         kl = np.log(true(x)) - log_density(factors, x, config.device)
         error = kl.std() / len(x) ** 0.5
         print(f"{len(factors)}-d: KL(true || learned) = {kl.mean():.4f} +- {error:.4f} nats, from 100,000 new draws")
 
-    line, grid = np.linspace(-4.5, 5, 500), np.linspace(-4, 4, 200)
-    plane = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    axes = figure.subplots(1, 3)
-    axes[0].hist(draw_1d(config.draws, rng)[:, 0], 80, density=True, color="0.85", label="draws")
-    axes[0].plot(line, true_1d(line), "k", label="true density")
-    axes[0].plot(line, np.exp(log_density(one, line[:, None], config.device)), "C3--", label="learned density")
-    axes[0].set(xlabel="x", ylabel="density p(x)", title="1-d: a mixture of Gaussians")
-    axes[0].legend()
-    pictures = {"true": true_2d(*plane.T), "learned: p(x1) p(x2 | x1)": np.exp(log_density(two, plane, config.device))}
-    for ax, (name, p) in zip(axes[1:], pictures.items()):
-        picture = ax.pcolormesh(grid, grid, p.reshape(200, 200), vmin=0, vmax=pictures["true"].max(), cmap="magma_r")
-        ax.set(xlabel="x1", ylabel="x2", title=f"2-d, {name}")
-    figure.colorbar(picture, ax=axes[1:], label="density p(x1, x2)")
-    save(figure, config.out, "01_density")
+    plane = np.stack(np.meshgrid(GRID, GRID), axis=-1).reshape(-1, 2)
+    curves = {"true": true_1d(LINE), "learned": np.exp(log_density(one, LINE[:, None], config.device))}
+    planes = {"true": true_2d(*plane.T), "learned: p(x1) p(x2 | x1)": np.exp(log_density(two, plane, config.device))}
+    save(draw(draw_1d(config.draws, rng)[:, 0], curves, planes), config.out, "01_density")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,34 @@ CONFIG = {
 }
 
 
+def draw(digits, labels, centres, class_of, nearest, directions, reconstructions, plane):
+    """Digits (N, 784) with their labels and nearest centres; centres with their most frequent class; directions; the
+    digits' reconstructions {components: (N, 784)}; and their coordinates in PCA's plane (N, 2)."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 3, width_ratios=(1, 1.1, 1.25))
+    some = {"digit": digits[:8], "centre": centres[nearest[:8]]}
+    draw_images(axes[0, 0], as_images(centres[np.argsort(class_of, kind="stable")]), 5, "centres of k-means")
+    draw_images(axes[0, 1], as_images(*some.values()), 8, "digits and their nearest centres", some)
+    title = "directions of PCA, strongest first (grey: zero)"
+    draw_images(axes[1, 0], as_images(directions / abs(directions).max()), 5, title)
+    some = {"digit": digits[:8], **{k: np.clip(x[:8], 0, 1) for k, x in reconstructions.items()}}
+    draw_images(axes[1, 1], as_images(*some.values()), 8, "digits, and PCA with so many components", some)
+    for ax, classes, title in (
+        (axes[0, 2], class_of[nearest], "coloured by the most frequent class in the cluster"),
+        (axes[1, 2], labels, "coloured by the labels, which k-means and PCA have not seen"),
+    ):
+        points = ax.scatter(*plane.T, c=classes, cmap="tab10", vmin=-0.5, vmax=9.5, s=8)
+        ax.set(xlabel="first component", ylabel="second component")
+        ax.set_title(title, fontsize=9)
+    figure.colorbar(points, ax=axes[:, 2], ticks=range(10), label="class of the digit")
+    return figure
+
+
+def as_images(*rows):
+    """Rows of vectors (N, 784) -> (all N, 1, 28, 28)."""
+    return np.concatenate(rows).reshape(-1, 1, 28, 28)
+
+
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -29,12 +57,12 @@ def main():
 
     kmeans = KMeans(images, config.clusters, config.iterations, rng=rng)
     centres, cluster, nearest = kmeans.centres, kmeans.encode(images), kmeans.encode(tested_images)
-    name_of = np.array(
+    class_of = np.array(
         [np.bincount(digits.train_labels[cluster == j], minlength=10).argmax() for j in range(len(centres))]
     )
     error = ((centres[nearest] - tested) ** 2).sum(1).mean()
     print(f"k-means, {config.clusters} centres: squared error {error:.1f} per image", end=", ")
-    print(f"purity {100 * (name_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
+    print(f"purity {100 * (class_of[nearest] == labels).mean():.0f} % (both on {len(tested)} test digits)")
 
     pca = PCA(images, max(8, config.components))
     codes = (tested - pca.mean) @ pca.directions.T
@@ -45,26 +73,8 @@ def main():
         share = 100 * pca.variances[:k].sum() / x.var(0, ddof=1).sum()
         print(f"PCA, {k:2} components: squared error {error:4.1f} per image, {share:.0f} % of the variance")
 
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.25))
-    order = np.argsort(name_of, kind="stable")
-    draw_images(axes[0, 0], centres[order].reshape(-1, 1, 28, 28), 5, "centres of k-means")
-    directions = pca.directions[:20] / abs(pca.directions[:20]).max()
-    draw_images(axes[1, 0], directions.reshape(-1, 1, 28, 28), 5, "directions of PCA, strongest first")
-    rows = [tested, *reconstructions.values()]
-    some = np.stack([row[:8] for row in rows]).reshape(-1, 1, 28, 28)
-    draw_images(axes[1, 1], np.clip(some, 0, 1), 8, "digits; PCA with so many components", ["", *reconstructions])
-    chosen = centres[nearest[:8]]
-    draw_images(axes[0, 1], np.concatenate([tested[:8], chosen]).reshape(-1, 1, 28, 28), 8, "digits; nearest centres")
-    plane = codes[:, :2].T
-    axes[0, 2].scatter(*plane, c=nearest, cmap="tab20", s=8)
-    axes[0, 2].set(title="in PCA's plane: a colour for each cluster of k-means")
-    points = axes[1, 2].scatter(*plane, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=8)
-    axes[1, 2].set(title="labels, which neither has seen")
-    figure.colorbar(points, ax=axes[1, 2], ticks=range(10), label="class of the digit")
-    for ax in axes[:, 2]:
-        ax.set(xlabel="first component", ylabel="second component")
-    save(figure, config.out, "02_kmeans_pca")
+    found = centres, class_of, nearest, pca.directions[:20], reconstructions, codes[:, :2]
+    save(draw(tested, labels, *found), config.out, "02_kmeans_pca")
 
 
 if __name__ == "__main__":

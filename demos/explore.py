@@ -170,7 +170,7 @@ class Canvas:
         self.last = now
         self.restart()
 
-    def sample_rows(self, event):
+    def paint(self, event):
         self.restart()
         rng, choice = np.random.default_rng(self.seed.val), self.classes.value_selected
         self.heat = self.temperature.val

@@ -136,7 +136,7 @@ def test_painting_is_sampling_with_what_was_drawn(panels, choice):
     canvas.classes.set_active(0 if choice == "any" else 1 + int(choice))
     canvas.temperature.set_val(0.6)
     canvas.seed.set_val(5)
-    canvas.sample_rows(None)
+    canvas.paint(None)
     for _ in range(14):
         canvas.go_on()
     rng = np.random.default_rng(5)

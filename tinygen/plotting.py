@@ -28,18 +28,20 @@ def tile(images, columns: int) -> np.ndarray:
     return picture[..., 0] if c == 1 else picture
 
 
-def draw_images(ax, images, columns: int, title: str = "", rows=()) -> None:
-    """Draw a grid of images on a matplotlib axis, with a title and names for the rows.
+def draw_images(ax, images, columns: int, title: str = "", rows=(), heads=()) -> None:
+    """Draw a grid of images on a matplotlib axis, with a title, names for the rows and heads for the columns.
 
     In grey images 0 is white and 1 is black, unless values lie outside, so that panels can be compared.
     """
     picture = tile(images, columns)
     ax.imshow(picture, cmap="gray_r", vmin=min(0, picture.min()), vmax=max(1, picture.max()), interpolation="nearest")
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize=9, pad=18 if heads else 6)
     ax.set_axis_off()
-    height = images.shape[2]
+    height, width = images.shape[2:]
     for i, name in enumerate(rows):
         ax.text(-4, i * (height + GAP) + height / 2, name, ha="right", va="center", fontsize=9)
+    for i, name in enumerate(heads):
+        ax.text(i * (width + GAP) + width / 2, -4, name, ha="center", va="bottom", fontsize=9)
 
 
 def figure(panels: dict):

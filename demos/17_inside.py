@@ -90,6 +90,19 @@ def derivatives(f, x, order):
     return [y.numpy() for y in found]
 
 
+def draw(nodes, slopes, line, curves):
+    """The graph, and a function on ``line`` with its derivatives."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    above, below = figure.subplots(2, 1)
+    draw_graph(above, nodes, slopes)
+    for n, curve in enumerate(curves):
+        below.plot(line, curve, label="f(x) = tanh(x) exp($-x^2/4$)" if n == 0 else f"derivative of order {n}")
+    below.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    below.set(xlabel="x", ylabel="value", title="derivatives of derivatives")
+    below.legend()
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     y, leaves = neuron(config.device)
@@ -102,20 +115,12 @@ def main():
     by_hand = 2 * (a - t) * (1 - a**2) * x
     print(f"d loss / d w: by hand {by_hand:.12f}, by the engine {slopes[id(leaves['w'])]:.12f}")
 
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    above, below = figure.subplots(2, 1)
-    draw_graph(above, nodes, slopes)
     line = np.linspace(-4, 4, 801)
     curves = derivatives(lambda x: ops.tanh(x) * ops.exp(-(x**2) / 4), to_device(line, config.device), config.order)
-    for n, curve in enumerate(curves):
-        below.plot(line, curve, label="f(x) = tanh(x) exp($-x^2/4$)" if n == 0 else f"derivative of order {n}")
-        if n:  # compare with differences of the curve before
-            difference = np.abs(np.gradient(curves[n - 1], line, edge_order=2) - curve)[1:-1].max()
-            print(f"derivative of order {n}: at most {difference:.1e} from the differences of the curve before")
-    below.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    below.set(xlabel="x", ylabel="value", title="derivatives of derivatives")
-    below.legend()
-    save(figure, config.out, "13_inside")
+    for n in range(1, len(curves)):  # compare with differences of the curve before
+        difference = np.abs(np.gradient(curves[n - 1], line, edge_order=2) - curves[n])[1:-1].max()
+        print(f"derivative of order {n}: at most {difference:.1e} from the differences of the curve before")
+    save(draw(nodes, slopes, line, curves), config.out, "17_inside")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,35 @@ def gradients(f, mean, log_var, draws, rng):
     return {name: np.concatenate([g.numpy() for g in found[name]], axis=1) for name in ESTIMATORS}
 
 
+def draw(dimensions, variances, gradient, dimension):
+    """Variances {estimator: one for each of ``dimensions``}, and the VAE's gradient {estimator: one for each draw} in
+    the mean of this dimension of z."""
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3)
+    ax = left.subplots()
+    for name, values in variances.items():
+        ax.loglog(dimensions, values, "o-", label=name)
+    ax.set(xlabel="dimensions of z", ylabel="variance of the gradient, summed over its entries")
+    ax.set_title("f(z) = $-|z - 1|^2 / 2$", fontsize=9)
+    ax.legend()
+    what = f"d log p(x|z) / d mean of z[{dimension}]"
+    best = gradient[ESTIMATORS[-1]].mean()
+    for i, (ax, (name, g)) in enumerate(zip(middle.subplots(3, 1, sharex=True), gradient.items())):
+        count = np.arange(1, len(g) + 1)
+        ax.semilogx(count, g.cumsum() / count, color=f"C{i}")
+        ax.axhline(best, color="0.5", linestyle=":")
+        ax.set_title(name, fontsize=9, color=f"C{i}")
+    ax.set(xlabel="draws of z so far (dotted: green's last mean)", xlim=(1, len(g)))
+    middle.suptitle(f"VAE: mean of {what} so far", fontsize=9)
+    middle.supylabel("nats (each panel has its own scale)", fontsize=10)
+    ax, most = right.subplots(), max(np.abs(g).max() for g in gradient.values())
+    for g in gradient.values():
+        ax.hist(np.abs(g), np.geomspace(0.1, most, 40), histtype="step", linewidth=1.5)
+    ax.set(xscale="log", xlim=(0.1, most), xlabel="size of the gradient from one draw, nats", ylabel="draws")
+    ax.set_title(f"VAE: |{what}|, if above 0.1", fontsize=9)
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -75,32 +104,9 @@ def main():
     ratio = estimates["score function with baseline"].var(0).sum() / estimates["reparameterization"].var(0).sum()
     print(f"  the score function needs {ratio:.0f} times as many draws for the same precision, even with its baseline")
 
-    figure = Figure(figsize=(13, 4.3), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for name, values in variances.items():
-        axes[0].loglog(dimensions, values, "o-", label=name)
-    axes[0].set(xlabel="dimensions of z", ylabel="variance of the gradient, summed over its entries")
-    axes[0].set_title("f(z) = $-|z - 1|^2 / 2$")
-    axes[0].legend()
     most = int(np.abs(q.mean.numpy()[0]).argmax())  # a dimension that this digit uses
-    for g in estimates.values():
-        count = np.arange(1, config.draws + 1)
-        running = np.cumsum(g[:, most]) / count
-        axes[1].plot(count, running)
-        axes[2].hist(g[:, most], 60, range=np.percentile(estimates[ESTIMATORS[1]][:, most], (1, 99)), histtype="step")
-    axes[1].set(
-        xscale="log",
-        xlabel="draws of z",
-        ylabel="mean of the gradient so far, nats",
-        title=f"VAE, d log p / d mean of z[{most}]",
-    )
-    axes[2].set(
-        yscale="log",
-        xlabel="gradient from one draw, nats",
-        ylabel="draws",
-        title="the same gradient; blue goes on far outside",
-    )
-    save(figure, config.out, "09_reparameterization")
+    one = {name: g[:, most] for name, g in estimates.items()}
+    save(draw(dimensions, variances, one, most), config.out, "13_reparameterization")
 
 
 if __name__ == "__main__":

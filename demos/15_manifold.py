@@ -29,11 +29,42 @@ def decoded(vae, z):
     return vae.decode(to_device(z, vae.device)).numpy()
 
 
+def most_varied(z):
+    """The dimensions, most varied means first: these carry most information."""
+    return np.argsort(-z.var(0))
+
+
 def nearest_class_share(z, labels):
     """How often the nearest other code is of the same class, in percent."""
     distances = ((z[:, None] - z[None]) ** 2).sum(2)
     np.fill_diagonal(distances, np.inf)
     return 100 * (labels[distances.argmin(1)] == labels).mean()
+
+
+def draw(plane, size, flat, wide, labels, paths, traversals):
+    """The decoded plane; codes (N, 2) and (N, latent) with their labels; {name: images} of paths and traversals."""
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.5, 1.15, 1.1))
+    title = "2-d z, decoded: z[0] to the right, z[1] upwards, by quantiles of the normal distribution"
+    draw_images(left.subplots(), plane, size, title)
+    i, j = most_varied(wide)[:2]
+    for ax, points, names, title in zip(
+        middle.subplots(2, 1),
+        (flat, wide[:, [i, j]]),
+        (("z[0]", "z[1]"), (f"z[{i}]", f"z[{j}]")),
+        ("2-d z: means of q(z|x)", f"{wide.shape[1]}-d z: means of q(z|x), the two that vary most"),
+    ):
+        dots = ax.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9)
+        ax.set(xlabel=names[0], ylabel=names[1])
+        ax.set_title(title, fontsize=9)
+    middle.colorbar(dots, ax=middle.axes, ticks=range(10), label="class of the digit", shrink=0.6)
+    above, below = right.subplots(2, 1)
+    title = f"{wide.shape[1]}-d z: straight lines between the codes of two digits"
+    draw_images(above, np.concatenate(list(paths.values())), STEPS, title, paths)
+    ends = ["-3", *[""] * (STEPS - 2), "3"]
+    title = f"{wide.shape[1]}-d z: a three, one dimension changed from -3 to 3"
+    draw_images(below, np.concatenate(list(traversals.values())), STEPS, title, traversals, ends)
+    return figure
 
 
 def main():
@@ -46,38 +77,21 @@ def main():
         share = nearest_class_share(c, digits.test_labels)
         print(f"{name:>2}-d z: the nearest code is of the same class for {share:.0f} % of 500 digits")
 
-    paths = []
+    paths, traversals = {}, {}
     for a, b in ((0, 1), (2, 3), (4, 5), (6, 7)):  # the first digit of each class
         start, end = (wide[np.flatnonzero(digits.test_labels == k)[0]] for k in (a, b))
         t = np.linspace(0, 1, STEPS)[:, None]
-        paths.append(decoded(deep, (1 - t) * start + t * end))
-    used = np.argsort(-wide.var(0))  # dimensions whose means vary most carry most information
+        paths[f"{a} to {b}"] = decoded(deep, (1 - t) * start + t * end)
     print(f"{deep.latent}-d z: in {(wide.var(0) > 0.01).sum()} dimensions the means' variance is above 0.01")
-    three, traversals = wide[np.flatnonzero(digits.test_labels == 3)[0]], []
-    for dimension in used[:4]:
+    three = wide[np.flatnonzero(digits.test_labels == 3)[0]]
+    for dimension in most_varied(wide)[:4]:
         row = np.tile(three, (STEPS, 1))
         row[:, dimension] = np.linspace(-3, 3, STEPS)
-        traversals.append(decoded(deep, row))
+        traversals[f"z[{dimension}]"] = decoded(deep, row)
 
-    figure = Figure(figsize=(14, 8), layout="constrained")
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.5, 1.15, 1))
-    title = "2-d z, decoded: z[0] to the right, z[1] upwards, by quantiles of the normal distribution"
-    draw_images(left.subplots(), manifold(flat, config.size), config.size, title)
-    for ax, codes_of, (i, j), title in zip(
-        middle.subplots(2, 1),
-        (z, wide),
-        ((0, 1), used[:2]),
-        ("2-d z: means of q(z|x)", f"{deep.latent}-d z: means of q(z|x), the two that vary most"),
-    ):
-        points = ax.scatter(*codes_of[:, [i, j]].T, c=digits.test_labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=9)
-        ax.set(xlabel=f"z[{i}]", ylabel=f"z[{j}]")
-        ax.set_title(title, fontsize=9)
-    middle.colorbar(points, ax=middle.axes, ticks=range(10), label="class of the digit", shrink=0.6)
-    above, below = right.subplots(2, 1)
-    draw_images(above, np.concatenate(paths), STEPS, f"{deep.latent}-d z: straight lines between codes")
-    names = [f"z[{dimension}]" for dimension in used[:4]]
-    draw_images(below, np.concatenate(traversals), STEPS, f"{deep.latent}-d z: one dimension from -3 to 3", names)
-    save(figure, config.out, "11_manifold")
+    plane = manifold(flat, config.size)
+    figure = draw(plane, config.size, z, wide, digits.test_labels, paths, traversals)
+    save(figure, config.out, "15_manifold")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,20 @@ def compare(config, x, labels, learned, scale, tested, rng):
     return found
 
 
+def draw(found, seeds):
+    """Mean and standard deviation over the choices, from {way: (len(LABELS), seeds) of accuracies}."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    ax = figure.add_subplot()
+    for way, a in found.items():
+        ax.errorbar(LABELS, a.mean(1), a.std(1), marker="o", capsize=4, label=f"encoder {way}")
+    ax.set(xscale="log", xlabel="labelled digits of each class", ylabel="accuracy on 500 test digits, percent")
+    ax.set_xticks(LABELS, LABELS)
+    ax.set_title(f"mean and standard deviation over {seeds} choices of the labelled digits", fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     digits = data.digits()
@@ -99,18 +113,10 @@ def main():
 
     print("accuracy in percent on 500 test digits, mean (standard deviation) over", config.seeds, "choices of labels")
     print(f"{'labels of each class':<22}" + "".join(f"{n:>13}" for n in LABELS))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    ax = figure.add_subplot()
-    for way, accuracies in found.items():
-        a = np.reshape(accuracies, (len(LABELS), config.seeds))
+    found = {way: np.reshape(accuracies, (len(LABELS), config.seeds)) for way, accuracies in found.items()}
+    for way, a in found.items():
         print(f"{way:<22}" + "".join(f"{m:7.1f} ({s:3.1f})" for m, s in zip(a.mean(1), a.std(1))))
-        ax.errorbar(LABELS, a.mean(1), a.std(1), marker="o", capsize=4, label=f"encoder {way}")
-    ax.set(xscale="log", xlabel="labelled digits of each class", ylabel="accuracy on 500 test digits, percent")
-    ax.set_xticks(LABELS, LABELS)
-    ax.set_title(f"mean and standard deviation over {config.seeds} choices of the labelled digits", fontsize=10)
-    ax.grid(alpha=0.3)
-    ax.legend()
-    save(figure, config.out, "07_few_labels")
+    save(draw(found, config.seeds), config.out, "11_few_labels")
 
 
 if __name__ == "__main__":

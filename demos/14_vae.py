@@ -41,6 +41,25 @@ def train(config):
     return vae, np.array(terms)
 
 
+def draw(terms, pairs, samples):
+    """The terms at each step (steps, 2), digits beside their reconstructions, and samples, both (80, 1, 28, 28)."""
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    width = max(1, len(terms) // 80)
+    reconstruction, kl = terms[: len(terms) // width * width].reshape(-1, width, 2).mean(1).T
+    step = (np.arange(len(kl)) + 0.5) * width
+    axes[0].plot(step, kl - reconstruction, "k", label="$-$ELBO, the sum of both")
+    axes[0].plot(step, -reconstruction, label="$-$reconstruction")
+    axes[0].plot(step, kl, label="KL")
+    axes[0].set(xlabel="step", ylabel="nats per image", xlim=(0, len(terms)))
+    axes[0].set(ylim=(0, max(250, 1.1 * (kl - reconstruction)[-1])))  # the first steps lie above
+    axes[0].set_title("training, mean over a few steps", fontsize=9)
+    axes[0].legend()
+    draw_images(axes[1], pairs, 8, "digits, each with its reconstruction at its right")
+    draw_images(axes[2], samples, 10, "samples: means of p(x|z), z from the prior")
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -58,24 +77,7 @@ def main():
         drawn = shown.reconstruct(Tensor(chosen).to(config.device)).numpy()
     pairs = np.stack([chosen, drawn], axis=1).reshape(-1, 1, 28, 28)
 
-    figure = Figure(figsize=(13, 4.3), layout="constrained")
-    axes = figure.subplots(1, 3)
-    width = max(1, config.steps // 80)
-    smooth = terms[: len(terms) // width * width].reshape(-1, width, 2).mean(1)
-    step = (np.arange(len(smooth)) + 0.5) * width
-    axes[0].plot(step, -smooth[:, 0], label="$-$reconstruction")
-    axes[0].plot(step, smooth[:, 1], label="KL")
-    axes[0].plot(step, smooth[:, 1] - smooth[:, 0], "k", label="$-$ELBO, their sum")
-    axes[0].set(
-        xlabel="step",
-        ylabel="nats per image",
-        ylim=(0, max(250, 1.1 * -(smooth[:, 0] - smooth[:, 1]).max())),
-        title="training, mean over a few steps",
-    )
-    axes[0].legend()
-    draw_images(axes[1], pairs, 8, "digit, reconstruction")
-    draw_images(axes[2], to_host(shown.sample_means(80, rng)), 10, "samples: means of p(x|z), z from the prior")
-    save(figure, config.out, "10_vae")
+    save(draw(terms, pairs, to_host(shown.sample_means(80, rng))), config.out, "14_vae")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,19 @@ def train(code, images, config):
     return model
 
 
+def draw(reconstructions, decoded):
+    """Grids of ten images {row: (10, 1, 28, 28)} and of 32 decoded codes {title: (32, 1, 28, 28)}."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    title = "reconstructions, by the size of the code"
+    rows = np.clip(np.concatenate(list(reconstructions.values())), 0, 1)
+    draw_images(left.subplots(), rows, 10, title, reconstructions)
+    for ax, (title, images) in zip(right.subplots(1, len(decoded)), decoded.items()):
+        draw_images(ax, np.clip(images, 0, 1), 4, title)
+    right.suptitle(f"decoded codes of {SIZES[-1]} numbers", fontsize=10)
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     rng = np.random.default_rng(config.seed)
@@ -47,21 +60,13 @@ def main():
         codes = model.encode(to_device(images, config.device)).numpy()
     uniform = rng.uniform(codes.min(0), codes.max(0), (32, code))
     normal = rng.multivariate_normal(codes.mean(0), np.cov(codes.T), 32)
-    decoded = {
+    codes_drawn = {
         "drawn uniformly\nfrom the digits' range": uniform,
         "drawn from a Gaussian\nfitted to the digits' codes": normal,
         "codes of digits": codes[:32],
     }
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
-    ax = left.subplots()
-    title = "reconstructions, by the size of the code"
-    draw_images(ax, np.clip(np.concatenate(list(rows.values())), 0, 1), 10, title, rows)
-    for ax, (title, z) in zip(right.subplots(1, 3), decoded.items()):
-        drawn = model.decode(to_device(z, config.device)).numpy()
-        draw_images(ax, np.clip(drawn, 0, 1), 4, title)
-    right.suptitle(f"decoded codes of {code} numbers", fontsize=10)
-    save(figure, config.out, "06_autoencoder")
+    decoded = {title: model.decode(to_device(z, config.device)).numpy() for title, z in codes_drawn.items()}
+    save(draw(rows, decoded), config.out, "10_autoencoder")
 
 
 if __name__ == "__main__":

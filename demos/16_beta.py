@@ -11,7 +11,7 @@ import numpy as np
 from common import options, run, save
 from matplotlib.figure import Figure
 
-from tinygen import Tensor, data, no_grad
+from tinygen import data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import VAE
 from tinygen.optim import Adam, cosine
@@ -42,43 +42,43 @@ def train(beta, config):
     return vae
 
 
+def draw(curve, digits, reconstructions, samples):
+    """Rates and distortions (len(BETAS), 2); 16 digits; for each beta their reconstructions, and 16 samples."""
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
+    ax, (above, below) = left.subplots(), right.subplots(2, 1, height_ratios=(6, 5))
+    rates, distortions = curve.T
+    ax.plot(rates, distortions, "o-")
+    for beta, *point in zip(BETAS, rates, distortions):
+        ax.annotate(f"beta {beta:g}", point, (7, 5), textcoords="offset points")
+    best, wide, tall = curve.sum(1).min(), np.ptp(rates), np.ptp(distortions)
+    line = np.array([rates.min() - 0.05 * wide, rates.max() + 0.25 * wide])
+    ax.plot(line, best - line, "k:", label=f"rate + distortion = {best:.0f}, the best bound here")
+    ax.set(xlabel="rate: KL, nats per image", ylabel="distortion: -E log p(x|z), nats per image", xlim=line)
+    ax.set_ylim(min(distortions.min(), best - line[1]) - 0.05 * tall, distortions.max() + 0.2 * tall)
+    ax.legend(loc="upper right")
+    names = [f"beta {beta:g}" for beta in BETAS]
+    rows = np.concatenate([digits, *reconstructions])
+    draw_images(above, rows, 16, "digits, and their reconstructions", ["digit", *names])
+    draw_images(below, np.concatenate(samples), 16, "samples: means of p(x|z), the same z from the prior", names)
+    return figure
+
+
 def main():
     config = options(__doc__, CONFIG)
     binary = to_device(data.binarize_static(data.digits().test_images, seed=0).astype(np.float32), config.device)
-    curve, ends = [], {}
+    curve, reconstructions, samples = [], [], []
     print("  beta      rate  distortion  rate + distortion  active dimensions   (nats per image, 500 test digits)")
     for beta in BETAS:
         vae, rng = train(beta, config), np.random.default_rng(config.seed)
         with no_grad():
             reconstruction, rate = (float(term.numpy().mean()) for term in vae.bound(binary, rng))
             active = int((vae.encode(binary).mean.numpy().var(0) > 0.01).sum())
+            reconstructions.append(vae.reconstruct(binary[:16]).numpy())
+        samples.append(to_host(vae.sample_means(16, np.random.default_rng(config.seed))))
         curve.append((rate, -reconstruction))
         print(f"{beta:6g} {rate:9.1f} {-reconstruction:11.1f} {rate - reconstruction:18.1f} {active:18}")
-        if beta in (BETAS[0], 1.0, BETAS[-1]):
-            with no_grad():
-                pairs = np.stack([to_host(binary[:16]), vae.reconstruct(Tensor(binary[:16])).numpy()], axis=1)
-            ends[beta] = pairs.reshape(-1, 1, 28, 28), to_host(vae.sample_means(32, rng))
-
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
-    ax, (rates, distortions) = left.subplots(), np.array(curve).T
-    ax.plot(rates, distortions, "o-")
-    for beta, *point in zip(BETAS, rates, distortions):
-        ax.annotate(f"beta {beta:g}", point, (6, 4), textcoords="offset points", rotation=30)
-    best = min(rates + distortions)
-    line = np.array([0, best])
-    ax.plot(line, best - line, "k:", linewidth=0.8, label=f"rate + distortion = {best:.0f}, the best bound here")
-    ax.set(
-        xlabel="rate: KL, nats per image",
-        ylabel="distortion: -E log p(x|z), nats per image",
-        xlim=0,
-        ylim=(0, 1.15 * distortions.max()),
-    )
-    ax.legend()
-    for column, (beta, (pairs, samples)) in zip(right.subplots(2, len(ends)).T, ends.items()):
-        draw_images(column[0], pairs, 8, f"beta {beta:g}: digit, reconstruction")
-        draw_images(column[1], samples, 8, "samples from the prior")
-    save(figure, config.out, "12_beta")
+    save(draw(np.array(curve), to_host(binary[:16]), reconstructions, samples), config.out, "16_beta")
 
 
 if __name__ == "__main__":
