@@ -150,7 +150,7 @@ def test_read_idx_reads_as_many_bytes_as_are_allowed(tmp_path, rng, pack):
     array = rng.integers(0, 256, (2, 3, 2), dtype=np.uint8)
     (tmp_path / "file").write_bytes(pack(idx(array)))
     np.testing.assert_array_equal(data.read_idx(tmp_path / "file", largest=28), array)
-    with pytest.raises(ValueError, match=r"file: shape \(2, 3, 2\) has 28 bytes, needs at most 27"):
+    with pytest.raises(ValueError, match=r"file: shape \(2, 3, 2\) has 28 bytes"):
         data.read_idx(tmp_path / "file", largest=27)
 
 
@@ -215,7 +215,7 @@ def test_more_images_than_mnist_has_are_not_read(cache, peak):
     (cache / "mnist").mkdir(parents=True)
     (cache / "mnist/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(60001 * 28 * 28), 1))
     tracemalloc.reset_peak()
-    with pytest.raises(ValueError, match=r"shape \(60001, 28, 28\) has 47040800 bytes, needs at most 47040016"):
+    with pytest.raises(ValueError, match=r"shape \(60001, 28, 28\) has 47040800 bytes"):
         data.mnist()
     assert peak() < 2**20
 
@@ -295,7 +295,7 @@ def test_nothing_stays_of_a_download_that_fails(monkeypatch, cache, small_mnist,
     www, address, _ = server
     put_mnist(www / "wrong", {name: array + 1 for name, array in small_mnist.items()})
     monkeypatch.setattr(data, "_MNIST_MIRRORS", (address + mirror,))
-    with pytest.raises(FileNotFoundError, match=f"could it be downloaded .{address}{mirror}: .+ put it at {cache}"):
+    with pytest.raises(FileNotFoundError, match=f"{address}{mirror}: .+{cache}"):
         data.mnist()
     assert files_under(cache) == []
 
@@ -338,8 +338,8 @@ def test_absent_and_not_downloadable_is_one_sentence(monkeypatch, tmp_path, cach
         load()
     message = str(error.value)
     assert "\n" not in message
-    assert message.startswith(f"{Path(name).name} is neither in {given} nor in {cache}, ")
-    assert message.endswith(f"put it at {cache / name}, or in the folder that TINYGEN_DATA names")
+    for part in (Path(name).name, str(given), str(cache / name), "TINYGEN_DATA"):
+        assert part in message
     assert ("pip install 'tinygen[data]'" in message) == (pooch == "missing")
 
 
@@ -439,7 +439,7 @@ def test_a_cifar10_file_of_another_size_is_refused(cache, small_cifar, name, cha
     put_cifar(cache, small_cifar)
     wrong = change(small_cifar[name][2])
     (cache / name).write_bytes(wrong)
-    with pytest.raises(ValueError, match=rf"{name}: has {len(wrong)} bytes, needs {4 * 3073}"):
+    with pytest.raises(ValueError, match=rf"{name}: has {len(wrong)} bytes"):
         data.cifar10()
 
 
@@ -505,7 +505,7 @@ def test_static_is_fixed_by_its_seed():
 
 @pytest.mark.parametrize("seed", [None, 0.5, np.random.default_rng(0)])
 def test_static_refuses_a_seed_that_would_not_fix_it(seed):
-    with pytest.raises(ValueError, match=r"binarize_static: seed: got .* needs a whole number"):
+    with pytest.raises(ValueError, match="binarize_static: seed: got"):
         data.binarize_static(np.zeros((1, 1, 2, 2), np.uint8), seed)
 
 
@@ -532,7 +532,7 @@ def test_threshold_by_hand():
 
 @pytest.mark.parametrize("threshold", [127, -0.1, float("nan")])
 def test_threshold_refuses_grey_units(threshold):
-    with pytest.raises(ValueError, match=r"binarize_threshold: threshold: got .* needs a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=f"binarize_threshold: threshold: got {threshold}"):
         data.binarize_threshold(np.zeros(3, np.uint8), threshold)
 
 
@@ -542,7 +542,7 @@ def test_threshold_refuses_grey_units(threshold):
 )
 def test_binarizing_anything_but_uint8_is_refused(binarize, images):
     found = getattr(images, "dtype", "list")
-    with pytest.raises(TypeError, match=rf"binarize_\w+: images is {found}, needs a uint8 array"):
+    with pytest.raises(TypeError, match=rf"binarize_\w+: images is {found}"):
         binarize(images)
 
 
