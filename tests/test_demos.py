@@ -22,6 +22,7 @@ HAS_CUPY = importlib.util.find_spec("cupy") is not None
 SMALL = {  # the tiny budget of each demo, and a figure with its unit that it prints
     "01_density": ("--steps 20 --draws 300", r"KL\(true \|\| learned\) = \d+\.\d+ .* nats"),
     "02_kmeans_pca": ("--clusters 10 --iterations 3", r"squared error \d+\.\d per image, purity [4-8]\d %"),
+    "03_belief_networks": ("--images 2", r"nats per image(.*\n)+nade +\d+\.\d"),
     "04_pixelrnn": ("--frames 3 --images 4", r"\d+\.\d nats per image, on some of its own training digits"),
     "05_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
     "06_sampling": ("--side 8", r"Row LSTM +64( +\d+\.\d+){2} +\d+ "),
