@@ -42,7 +42,7 @@ def test_residual_blocks_start_as_the_identity_and_then_see_five_by_five(rng):
 
 def test_blocks_stand_between_the_convolutions_of_both_sides(rng):
     """With blocks that are the identity the model is the one without; each block then changes what it gives."""
-    with pytest.raises(ValueError, match="blocks: got -1, needs a whole number of at least 0"):
+    with pytest.raises(ValueError, match="blocks: got -1"):
         VAE(blocks=-1, rng=rng)
     plain, model = (VAE((1, 9, 8), 2, channels=(5, 7), blocks=n, rng=np.random.default_rng(1)) for n in (0, 2))
     assert model.num_parameters() - plain.num_parameters() == 2 * 2 * sum(2 * (9 * n * n + n) for n in (5, 7))
@@ -104,7 +104,7 @@ def test_pca_is_the_best_linear_reconstruction(rng):
     np.testing.assert_allclose(pca.variances, s[:5] ** 2 / 199)
     np.testing.assert_allclose(pca.encode(images).var(0, ddof=1), pca.variances)
     np.testing.assert_allclose(pca.directions @ pca.directions.T, np.eye(5), atol=1e-12)
-    with pytest.raises(ValueError, match="code: got 13, needs at most the 12 numbers of an image"):
+    with pytest.raises(ValueError, match="code: got 13"):
         PCA(images, 13)
     with pytest.raises(ValueError, match="images has shape"):
         pca.encode(images.reshape(200, 1, 4, 3))

@@ -186,5 +186,5 @@ def test_nade_logits_refuses(rng):
         TypeError, match=r"nade_logits: x, w, v, b, c are float64, float32, .* one floating-point dtype"
     ):
         ops.nade_logits(x, w.astype(np.float32), v, b, c)
-    with pytest.raises(ValueError, match=r"nade_logits: v has shape \(5, 1, 3\), needs \(5, K, 4\)"):
+    with pytest.raises(ValueError, match=r"nade_logits: v has shape \(5, 1, 3\)"):
         ops.nade_logits(x, w, v[:, :, :3], b, c)

@@ -8,7 +8,6 @@ import time
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import strict_cupy
 from conftest import DEVICES
@@ -87,7 +86,7 @@ def test_what_is_missing(strict, monkeypatch):
     cuda.is_available = lambda: True
     assert gpu.missing() is None
     monkeypatch.setattr(strict.cupy, "ones", lambda n: 1 / 0)
-    assert "(ZeroDivisionError: division by zero)" in gpu.missing()
+    assert "ZeroDivisionError" in gpu.missing()
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.missing().startswith("CuPy is missing")
 
@@ -107,21 +106,19 @@ def test_a_different_weight_is_found(works, monkeypatch):
         return model, weights
 
     monkeypatch.setattr(works, "built", changed)
-    with pytest.raises(
-        ValueError, match=r"the loss of tinygen is|gradient \d+ .* of tinygen and that of pytorch differ"
-    ):
+    with pytest.raises(ValueError, match=r"the loss of tinygen|gradient \d+ .* of tinygen"):
         works.training("tiny", 2, theirs="cpu")
 
 
 def test_rows_of_a_step_and_of_sampling(works):
-    waits = []
+    waits = []  # one at each end of what is timed
     options = {"rounds": 1, "turn": 0.001, "wait": lambda: waits.append(1)}
     rows = list(works.rows_of("step/tiny/2", works.training("tiny", 2, theirs="cpu"), **options))
     assert [row["contender"] for row in rows] == ["tinygen", "pytorch", "pytorch channels_last"]
     assert [row["peak_bytes"] for row in rows] == [7_000_000, 2_000_000, 2_000_000]
     assert rows[0]["ratio"] == 1 and all(row["median_s"] > 0 for row in rows)
     assert rows[1]["ratio"] == rows[0]["median_s"] / rows[1]["median_s"]
-    assert len(waits) == 2 * 3 * 3  # at both ends of three turns, two of them to find how long a step takes
+    assert len(waits) >= 2 * 3 and len(waits) % 2 == 0
     for name in "tiny", "vae":
         rows = list(works.rows_of(f"sample/{name}", works.drawing(name, 2, theirs="cpu"), **options))
         assert [row["contender"] for row in rows] == ["tinygen", "pytorch"]
@@ -174,7 +171,7 @@ def test_the_profiler_sees_no_kernel_without_a_gpu(works):
 def test_the_section(works, monkeypatch, tmp_path, capsys):
     """All of it, but for the GPU: one part works, one fails, one comes too late."""
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
-    report.RESULTS.write_text("# Results\n\n## Speed\n\nFast.\n")
+    report.RESULTS.write_text(before := "# Results\n\n## Speed\n\nFast.\n")
 
     def step():
         contenders = works.training("tiny", 2, theirs="cpu")
@@ -187,11 +184,11 @@ def test_the_section(works, monkeypatch, tmp_path, capsys):
     parts = {"step/tiny/2": step, "step/bad/2": lambda: 1 / 0, "fit/tiny": late, "sample/tiny": step}
     assert not gpu.run(parts, time.monotonic(), functools.partial(gpu.write, "A GPU."))
     text = report.RESULTS.read_text()
-    assert text.startswith("# Results\n\n## Speed\n\nFast.\n\n## GPU\n\nA GPU.\n\n| work | contender | median ms |")
+    assert text.startswith(before) and "## GPU\n\nA GPU.\n" in text
     rows = re.findall(r"^\| step/tiny/2 \| (.*?) \| [\d.]+ \| [\d.]+ \| (\d+) \| 1 \|$", text, re.MULTILINE)
     assert rows == [("tinygen", "7"), ("pytorch", "2"), ("pytorch channels_last", "2")]
-    assert "\n\nstep/bad/2: not measured (ZeroDivisionError: division by zero).\n" in text
-    assert "\n\n`fit`, tiny: 1 copies.\n" in text and text.endswith("sample/tiny: not measured, time was over.\n")
+    assert re.search(r"^step/bad/2: not measured .*ZeroDivisionError", text, re.MULTILINE)
+    assert "`fit`, tiny: 1 copies." in text and re.search("^sample/tiny: not measured", text, re.MULTILINE)
     out, err = capsys.readouterr()
     assert "step/tiny/2" in out and "ZeroDivisionError" in err
 
@@ -224,7 +221,8 @@ def test_the_command(works, monkeypatch, tmp_path, capsys):
 
 def test_parts(works):
     names = list(gpu.parts())
-    assert names[0] == "tests" and len(names) == len(set(names)) == 1 + 6 + 6 + 5 + 6
+    assert names[0] == "tests" and len(names) == len(set(names))
+    assert all(f"fit/{name}" in names for name in works.MODELS)
     assert set(works.MODELS) <= set(works.LOSSES)
 
 
@@ -266,12 +264,12 @@ def test_plot(tmp_path, monkeypatch):
     report.plot(rows, tmp_path / "speed.png")
     steps, operations, samples = figures[0].axes
     assert [ax.get_xscale() for ax in figures[0].axes] == ["linear", "linear", "log"]
-    assert steps.get_xlim() == operations.get_xlim() == pytest.approx((0, 3.3))
-    assert "without a cache" in samples.get_title()
-    names = [label.get_text() for ax in figures[0].axes for label in ax.get_yticklabels()]
-    assert names == ["PixelCNN, width 16", "3x3 convolution, 16 channels", "LSTM", "PixelCNN, width 32"]
-    assert [text.get_text() for text in steps.texts] == ["0.90", "0.01"]
-    assert [text.get_text() for text in samples.texts] == ["250 times as fast"]
-    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert legend == ["pytorch", "pytorch channels_last", "autograd"]
-    assert np.allclose(steps.patches[1].get_facecolor()[:3], (0.839, 0.153, 0.157), atol=0.01)  # autograd's is C3
+    assert steps.get_xlim() == operations.get_xlim() and steps.get_xlim()[1] > 3  # bars of one scale, and all fit
+    assert "without a cache" in samples.get_title() and "250" in samples.texts[0].get_text()
+    assert [len(ax.get_yticklabels()) for ax in figures[0].axes] == [1, 2, 1]  # a label for each work
+    assert [bar.get_width() for bar in steps.patches] == [0.9, 0.01]
+    legend = figures[0].legends[0]
+    colours = {text.get_text(): bar.get_facecolor() for text, bar in zip(legend.get_texts(), legend.legend_handles)}
+    assert len(set(colours.values())) == 3
+    assert [bar.get_facecolor() for bar in steps.patches] == [colours["pytorch"], colours["autograd"]]
+    assert operations.patches[0].get_facecolor() == colours["pytorch channels_last"]

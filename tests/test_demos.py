@@ -22,6 +22,7 @@ HAS_CUPY = importlib.util.find_spec("cupy") is not None
 SMALL = {  # the tiny budget of each demo, and a figure with its unit that it prints
     "01_density": ("--steps 20 --draws 300", r"KL\(true \|\| learned\) = \d+\.\d+ .* nats"),
     "02_kmeans_pca": ("--clusters 10 --iterations 3", r"squared error \d+\.\d per image, purity [4-8]\d %"),
+    "03_belief_networks": ("--images 2", r"nats per image(.*\n)+nade +\d+\.\d"),
     "04_pixelrnn": ("--frames 3 --images 4", r"\d+\.\d nats per image, on some of its own training digits"),
     "05_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
     "06_sampling": ("--side 8", r"Row LSTM +64( +\d+\.\d+){2} +\d+ "),
@@ -102,7 +103,7 @@ def test_quickstart_reaches_the_figures_of_the_gallery(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--minutes", "-1"], "--minutes: got -1.0, needs a positive number"),
+        (["--minutes", "-1"], "--minutes: got -1.0"),
         pytest.param(["--device", "cuda"], "tinygen[cuda13]", marks=pytest.mark.skipif(HAS_CUPY, reason="has CuPy")),
     ],
 )
@@ -130,9 +131,9 @@ def test_options(demo, monkeypatch, tmp_path, capsys):
     assert given().train == 0 and given("--train").train == 500 and given("--train", "30").train == 30
     assert given("--size", "0").size == 0 and given("--size", "5").size == 5
     for arguments, message in (
-        (["--size", "6"], "--size: got 6, needs a number from 0 to 5"),
-        (["--steps", "0"], "--steps: got 0, needs a positive number"),
-        (["--seed", "-1"], "--seed: got -1, needs a number that is not negative"),
+        (["--size", "6"], "--size: got 6"),
+        (["--steps", "0"], "--steps: got 0"),
+        (["--seed", "-1"], "--seed: got -1"),
         (["--out", __file__], f"--out: {__file__} is no folder for the picture"),
     ):
         with pytest.raises(SystemExit):

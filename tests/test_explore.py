@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,6 @@ from tinygen import no_grad
 from tinygen.plotting import tile
 
 ROOT = Path(__file__).parent.parent
-DECODED, STRIP = (0.33, 0.54, 0.15, 0.36), (0.04, 0.28, 0.44, 0.09)  # x, y from below, width, height of the figure
-SLIDER, LARGER = (0.07, 0.22, 0.2, 0.02), (0.35, 0.02, 0.1, 0.2)
-PLANE, DRAWING, PROBABILITIES = (0.04, 0.46, 0.27, 0.48), (0.53, 0.5, 0.19, 0.42), (0.53, 0.03, 0.19, 0.42)
-PAINTED, PAINT, CLEAR = (0.74, 0.42, 0.25, 0.5), (0.84, 0.15, 0.12, 0.06), (0.84, 0.07, 0.12, 0.06)
 UNKNOWN = np.array([0.75, 0.85, 1.0])
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
@@ -98,6 +95,17 @@ def panels():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "demos")
         yield importlib.import_module("explore").build()
+
+
+@pytest.fixture(scope="module")
+def places(panels):
+    """Where on the figure the panels are: x, y from below, width, height, as fractions of it."""
+    plane, sliders, canvas = panels
+    axes = {"plane": plane.ax, "decoded": plane.decoded.axes, "strip": plane.strip.axes}
+    axes |= {"slider": sliders.sliders[0].ax, "larger": sliders.decoded.axes}
+    axes |= {name: getattr(canvas, name).axes for name in ("drawing", "probabilities", "painted")}
+    axes |= {button.label.get_text(): button.ax for button in canvas.buttons}
+    return types.SimpleNamespace(**{name: ax.get_position(original=True).bounds for name, ax in axes.items()})
 
 
 def mouse(panel, ax, x, y, kind="button_press_event", button=1):
@@ -216,7 +224,7 @@ BAD = [
 ]
 
 
-def test_a_bad_message_is_one_line_and_harms_nobody(served):
+def test_a_bad_message_is_one_line_and_harms_nobody(served, panels):
     port, lines = served
     websocket = pytest.importorskip("tornado.websocket")
 
@@ -239,7 +247,7 @@ def test_a_bad_message_is_one_line_and_harms_nobody(served):
         return [await receive(client, bytes) for client in (bad, good)]
 
     for picture in asyncio.run(asyncio.wait_for(talk(), 60)):
-        assert imread(io.BytesIO(picture), format="png").shape[:2] == (680, 1280)
+        assert imread(io.BytesIO(picture), format="png").shape[1::-1] == tuple(panels[0].figure.bbox.size)
     end = time.monotonic() + 60
     while not any("the last" in line for line in lines) and time.monotonic() < end:
         time.sleep(0.02)
@@ -248,7 +256,7 @@ def test_a_bad_message_is_one_line_and_harms_nobody(served):
 
 
 @pytest.fixture
-def page():
+def page(places):
     from playwright.sync_api import sync_playwright
 
     port, said, hosts = free_port(), [], set()
@@ -268,7 +276,7 @@ def page():
             page.on("websocket", lambda socket: hosts.add(socket.url.split("/")[2]))
             page.goto(f"http://127.0.0.1:{port}/")
             shown = Page(page)
-            shown.wait(PLANE, lambda seen: seen.std() > 0.05)
+            shown.wait(places.plane, lambda seen: seen.std() > 0.05)
             yield shown
             browser.close()
         assert not said and hosts == {f"127.0.0.1:{port}"}
@@ -279,30 +287,30 @@ def page():
 
 
 @pytest.mark.browser
-def test_a_click_decodes_and_a_slider_moves(page):
-    before, strip = page.look(DECODED), page.look(STRIP)
-    page.page.mouse.click(*page.at(PLANE, 0.3, 0.4))
-    page.wait(DECODED, lambda seen: np.abs(seen - before).mean() > 0.01)
-    page.wait(STRIP, lambda seen: np.abs(seen - strip).mean() > 0.005)
-    before = page.look(LARGER)
-    page.page.mouse.click(*page.at(SLIDER, 0.05))
-    page.wait(LARGER, lambda seen: np.abs(seen - before).mean() > 0.005)
+def test_a_click_decodes_and_a_slider_moves(page, places):
+    before, strip = page.look(places.decoded), page.look(places.strip)
+    page.page.mouse.click(*page.at(places.plane, 0.3, 0.4))
+    page.wait(places.decoded, lambda seen: np.abs(seen - before).mean() > 0.01)
+    page.wait(places.strip, lambda seen: np.abs(seen - strip).mean() > 0.005)
+    before = page.look(places.larger)
+    page.page.mouse.click(*page.at(places.slider, 0.05))
+    page.wait(places.larger, lambda seen: np.abs(seen - before).mean() > 0.005)
 
 
 @pytest.mark.browser
-def test_what_is_drawn_is_kept_and_finished(page):
-    empty = unknown(page.look(DRAWING))
-    assert empty > 0.5 and unknown(page.look(PAINTED)) > 0.5
-    page.drag(DRAWING, (0.35, 0.75), (0.65, 0.75), (0.65, 0.6))
-    page.wait(DRAWING, lambda seen: 0.3 * empty < unknown(seen) < 0.8 * empty)  # the rows above are given
+def test_what_is_drawn_is_kept_and_finished(page, places):
+    empty = unknown(page.look(places.drawing))
+    assert empty > 0.5 and unknown(page.look(places.painted)) > 0.5
+    page.drag(places.drawing, (0.35, 0.75), (0.65, 0.75), (0.65, 0.6))
+    page.wait(places.drawing, lambda seen: 0.3 * empty < unknown(seen) < 0.8 * empty)  # the rows above are given
     for _ in range(2):  # the second time what was painted is painted anew
-        page.page.mouse.click(*page.at(PAINT))
-        page.wait(PAINTED, lambda seen: unknown(seen) > 0.2)
-        page.wait(PAINTED, lambda seen: unknown(seen) == 0 and (seen.max(2) < 0.1).mean() > 0.02)
-    assert unknown(page.look(PROBABILITIES)) == 0
-    page.page.mouse.click(*page.at(CLEAR))
-    page.wait(PAINTED, lambda seen: unknown(seen) > 0.5)
-    page.wait(DRAWING, lambda seen: unknown(seen) == empty)
+        page.page.mouse.click(*page.at(places.paint))
+        page.wait(places.painted, lambda seen: unknown(seen) > 0.2)
+        page.wait(places.painted, lambda seen: unknown(seen) == 0 and (seen.max(2) < 0.1).mean() > 0.02)
+    assert unknown(page.look(places.probabilities)) == 0
+    page.page.mouse.click(*page.at(places.clear))
+    page.wait(places.painted, lambda seen: unknown(seen) > 0.5)
+    page.wait(places.drawing, lambda seen: unknown(seen) == empty)
 
 
 @pytest.mark.browser

@@ -50,7 +50,7 @@ def test_the_mode_is_kept(tmp_path):
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in tmp_path, tmp_path / "pipe", "/dev/null":
-        with pytest.raises(OSError, match=rf"\(it is a folder or a device, needs a file\): '{path}'"):
+        with pytest.raises(OSError, match=rf"folder or a device.*'{path}'"):
             put(path)
     assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
 
@@ -128,7 +128,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     tracemalloc.start()
     model = Linear(2, 2, rng=np.random.default_rng(0))
     for read in read_arrays, weights.load, model.load_state_dict:
-        with pytest.raises(ValueError, match=r"bomb.npz: damaged, or no npz file \(its .* bytes unpack to 209,715,"):
+        with pytest.raises(ValueError, match=r"bomb.npz: .* unpack to 209,715,"):
             read(tmp_path / "bomb.npz")
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
     tracemalloc.stop()
@@ -151,7 +151,7 @@ def test_a_file_whose_settings_are_of_a_giant_is_refused_before_it_is_built(name
     about = {"model": name, "settings": settings}
     np.savez(tmp_path / "a.npz", about=np.array(json.dumps(about)), weight=np.zeros(1000))
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"a.npz: damaged, or no model .*its settings are of a larger model than its"):
+    with pytest.raises(ValueError, match=r"a.npz: damaged.* larger"):
         weights.load(tmp_path / "a.npz")
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
     tracemalloc.stop()
@@ -163,7 +163,7 @@ def test_a_file_whose_settings_are_of_a_giant_is_refused_before_it_is_built(name
 )
 def test_malformed_descriptions_are_damage(about, tmp_path):
     np.savez(tmp_path / "a.npz", about=np.array(about), weight=np.zeros(3))
-    with pytest.raises(ValueError, match=r"a.npz: damaged, or no model that was saved here"):
+    with pytest.raises(ValueError, match=r"a.npz: damaged"):
         weights.load(tmp_path / "a.npz")
 
 
@@ -185,9 +185,7 @@ def test_a_module_of_ones_own_is_saved_and_loaded(tmp_path):
     other.load_state_dict(path)
     for taken in loaded.state_dict(), other.state_dict():
         assert all(taken[name].tobytes() == value.tobytes() for name, value in model.state_dict().items())
-    with pytest.raises(
-        ValueError, match=r"own.npz: is of the class Own, not one of tinygen.models: build it and pass it"
-    ):
+    with pytest.raises(ValueError, match=r"own.npz: is of the class Own"):
         weights.load(path)
     with pytest.raises(ValueError, match=r"own.npz: is of another model .*missing weight"):
         weights.load(path, Linear(3, 2, rng=np.random.default_rng(0)))
@@ -206,10 +204,10 @@ def test_full_precision_of_the_models_that_ship(tmp_path, rng):
 @pytest.mark.parametrize(
     "state, message",
     [
-        ({"weight": np.ones((1, 1), complex), "bias": np.zeros(1)}, "weight has dtype complex128, needs real numbers"),
-        ({"weight": np.array([[None]]), "bias": np.zeros(1)}, "weight has dtype object, needs real numbers"),
-        ({"weight": np.array([["1"]]), "bias": np.zeros(1)}, "weight has dtype <U1, needs real numbers"),
-        ([np.zeros((1, 1)), np.zeros(1)], "got list, needs a dict of arrays or a file's path"),
+        ({"weight": np.ones((1, 1), complex), "bias": np.zeros(1)}, "weight has dtype complex128"),
+        ({"weight": np.array([[None]]), "bias": np.zeros(1)}, "weight has dtype object"),
+        ({"weight": np.array([["1"]]), "bias": np.zeros(1)}, "weight has dtype <U1"),
+        ([np.zeros((1, 1)), np.zeros(1)], "got list"),
     ],
 )
 def test_a_state_of_no_numbers_is_refused(state, message, rng):

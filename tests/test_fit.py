@@ -111,39 +111,39 @@ class Labelled(SmallVAE):
     "model, options, message",
     [
         (SmallVAE(), {"labels": np.zeros(64)}, r"SmallVAE.loss: is called with \(x, rng, labels\)"),
-        (Labelled(), {}, r"Labelled.loss: is called with \(x, rng\), without labels"),
-        (Linear(12, 1, rng=np.random.default_rng(0)), {}, r"model: got Linear, needs a Module with loss\(x, rng\)"),
+        (Labelled(), {}, r"Labelled.loss: .*without labels"),
+        (Linear(12, 1, rng=np.random.default_rng(0)), {}, r"model: got Linear"),
         (SmallVAE(), {"prepare": lambda x, rng: x[:-1]}, r"prepare: gave shape \(15, 12\) for 16 images"),
         (SmallVAE(), {"validation": np.zeros((20, 11))}, r"\(16, 11\)"),
         (SmallVAE(), {"validation": np.zeros((0, 12))}, r"validation: got \(0, 12\) float64"),
-        (SmallVAE(), {"validation_labels": np.zeros(3)}, r"validation: got NoneType, needs a NumPy array"),
-        (SmallVAE(), {"workers": 1.5}, r"workers: got 1.5, needs a whole number"),
-        (SmallVAE(), {"workers": 0}, r"workers: got 0, needs a whole number"),
-        (SmallVAE(), {"schedule": lambda done: np.nan}, r"schedule: got nan, needs a number"),
-        (SmallVAE(), {"schedule": lambda done: None}, r"schedule: got None, needs a number"),
+        (SmallVAE(), {"validation_labels": np.zeros(3)}, r"validation: got NoneType"),
+        (SmallVAE(), {"workers": 1.5}, r"workers: got 1.5"),
+        (SmallVAE(), {"workers": 0}, r"workers: got 0"),
+        (SmallVAE(), {"schedule": lambda done: np.nan}, r"schedule: got nan"),
+        (SmallVAE(), {"schedule": lambda done: None}, r"schedule: got None"),
         (SmallVAE(), {"anneal": {"betta": cosine}}, r"anneal: SmallVAE has no attribute betta"),
-        (SmallVAE(), {"anneal": {"beta": lambda done: "1"}}, r"anneal beta: got '1', needs a number"),
-        (SmallVAE(), {"rng": 0}, r"rng: got 0, needs a generator such as np.random.default_rng"),
-        (SmallVAE(), {"steps": None}, r"steps: got None, needs a number of steps, or seconds"),
-        (SmallVAE(), {"seconds": -1}, r"seconds: got -1, needs a number in \(0, inf\)"),
+        (SmallVAE(), {"anneal": {"beta": lambda done: "1"}}, r"anneal beta: got '1'"),
+        (SmallVAE(), {"rng": 0}, r"rng: got 0"),
+        (SmallVAE(), {"steps": None}, r"steps: got None"),
+        (SmallVAE(), {"seconds": -1}, r"seconds: got -1"),
         (SmallVAE(), {"patience": 3}, r"patience: needs validation images"),
-        (SmallVAE(), {"patience": 0, "validation": np.zeros((20, 12))}, r"patience: got 0, needs a whole number"),
-        (SmallVAE(), {"images": Tensor(np.zeros((20, 12)))}, r"images: got Tensor, needs a NumPy array"),
-        (SmallVAE(), {"images": [[0.0] * 12]}, r"images: got list, needs a NumPy array"),
+        (SmallVAE(), {"patience": 0, "validation": np.zeros((20, 12))}, r"patience: got 0"),
+        (SmallVAE(), {"images": Tensor(np.zeros((20, 12)))}, r"images: got Tensor"),
+        (SmallVAE(), {"images": [[0.0] * 12]}, r"images: got list"),
         (SmallVAE(), {"images": None}, r"images: got NoneType"),
-        (SmallVAE(), {"optimizer": "adam"}, r"optimizer: got str, needs one of tinygen.optim"),
+        (SmallVAE(), {"optimizer": "adam"}, r"optimizer: got str"),
         (
             Labelled(),
             {"labels": np.zeros(64), "validation": np.zeros((9, 12))},
             r"validation_labels: needs labels where",
         ),
-        (SmallVAE(), {"checkpoint": True}, r"checkpoint: got True, needs a path"),
+        (SmallVAE(), {"checkpoint": True}, r"checkpoint: got True"),
         (SmallVAE(), {"anneal": warm}, r"anneal: got .* needs a dict of functions"),
         (SmallVAE(), {"prepare": lambda x, rng: [["a"]] * len(x)}, r"what prepare gave is list"),
-        (SmallVAE(), {"prepare": 3}, r"prepare: got 3, needs a function"),
-        (SmallVAE(), {"schedule": 0.1}, r"schedule: got 0.1, needs a function"),
-        (SmallVAE(), {"anneal": {"beta": 0.1}}, r"anneal beta: got 0.1, needs a function"),
-        (SmallVAE(), {"callback": []}, r"callback: got \[\], needs a function"),
+        (SmallVAE(), {"prepare": 3}, r"prepare: got 3"),
+        (SmallVAE(), {"schedule": 0.1}, r"schedule: got 0.1"),
+        (SmallVAE(), {"anneal": {"beta": 0.1}}, r"anneal beta: got 0.1"),
+        (SmallVAE(), {"callback": []}, r"callback: got \[\]"),
         (SmallVAE(), {"images": np.zeros((20, 12), complex)}, r"images: got \(20, 12\) complex128"),
     ],
 )
@@ -160,7 +160,7 @@ def test_what_is_wrong_is_found_before_the_first_step(model, options, message, r
 def test_a_loss_for_each_image_is_refused(rows):
     model = SmallVAE()
     model.loss = lambda x, rng: model.encoder(x).sum(1)
-    with pytest.raises(ValueError, match=r"(?s)SmallVAE.loss: gave .* needs a Tensor of one number, the mean"):
+    with pytest.raises(ValueError, match=r"SmallVAE.loss: gave "):
         train(model, rows)
 
 
@@ -224,7 +224,7 @@ def test_detached_in_the_loss_it_is_named(rows):
             return -Bernoulli(self.decoder(self.encoder(x)[:, :2].detach())).log_prob(x).sum(1).mean()
 
     model = Detached()
-    with pytest.raises(ValueError, match=r"parameter encoder.weight, encoder.bias: use it, or give the optimizer the"):
+    with pytest.raises(ValueError, match=r"parameter encoder.weight, encoder.bias"):
         train(model, rows)
     train(model, rows, optimizer=Adam(model.decoder.parameters(), 0.01))
 
@@ -292,7 +292,7 @@ def test_a_model_that_is_changed_in_one_process_is_noticed(where, rows):
         model.frozen.layer.bias.data += 1  # in place, by an assignment
 
     for change, name in ((beta, "model.beta"), (layer, "model.encoder.weight"), (frozen, "frozen.layer.bias")):
-        with pytest.raises(RuntimeError, match=f"{name} was changed during training, in one of 2 processes"):
+        with pytest.raises(RuntimeError, match=f"{name} was changed"):
             run(2, change)
     run(1, beta)
 
@@ -432,7 +432,7 @@ def test_ctrl_c_can_be_caught_and_the_same_call_goes_on(rows, tmp_path):
         train(model, rows, 8, callback=callback, validate_every=2, checkpoint=tmp_path / "run.npz", workers=1)
         return bits(model)
 
-    with pytest.raises(KeyboardInterrupt, match=r"after step [45] of 8: .*run.npz is saved, and the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"after step [45] of 8: .*run.npz is saved"):
         run(True)
     resumed = run(False)
     os.remove(tmp_path / "run.npz")
@@ -648,7 +648,7 @@ def test_malformed_fields_are_damage(field, value, rows, tmp_path):
     np.savez(checkpoint, **arrays)
     model = SmallVAE(1)
     before = bits(model)
-    with pytest.raises(ValueError, match=r"run.npz: damaged, or no checkpoint of fit \(.*\); move it away"):
+    with pytest.raises(ValueError, match=r"run.npz: damaged"):
         train(model, rows, 3, checkpoint=checkpoint)
     assert bits(model) == before
 
@@ -709,7 +709,7 @@ def test_a_worker_that_is_stopped_does_not_hang_the_run(pixels, monkeypatch):
     with parallel.start_workers(model, model.parameters(), None, 2, (images,), 48, 0) as workers:
         assert np.isfinite(workers.mean((images,), [1], {})[0])
         os.kill(workers.processes[0].pid, signal.SIGSTOP)
-        with pytest.raises(RuntimeError, match=r"worker process \d+ has not computed for 1 s: it was stopped"):
+        with pytest.raises(RuntimeError, match=r"worker process \d+ .* 1 s"):
             workers.mean((images,), [1], {})
 
 
@@ -749,13 +749,13 @@ def test_buffers_are_of_the_step_that_is_saved(rows, tmp_path):
 def test_large_numbers_are_hinted_at(rng):
     grey = rng.integers(0, 256, (64, 1, 4, 4)).astype(np.float32)
     model = Autoencoder((1, 4, 4), code=2, channels=(4,), rng=rng)
-    with pytest.raises(FloatingPointError, match=r"help, or smaller numbers in the images: some are 25\d"):
+    with pytest.raises(FloatingPointError, match=r"images: some are 25\d"):
         train(model, grey, 300, SGD(model.parameters(), 0.1))
 
 
 def test_the_models_take_their_own_images(rng):
     images = data.digits().train_images[:64]
     for model in (VAE(latent=2, channels=(2, 2), rng=rng), PixelCNN(channels=2, blocks=0, rng=rng)):
-        with pytest.raises(ValueError, match=r"images: values from 0 to 255, needs whole numbers 0 \.\. 1"):
+        with pytest.raises(ValueError, match="images: values from 0 to 255"):
             train(model, images)
         train(model, images, 1, prepare=data.binarize_dynamic)

@@ -47,12 +47,12 @@ def test_as_many_clusters_as_images(rng):
     "clusters, rng, message",
     [
         (0, np.random.default_rng(0), "clusters: got 0"),
-        (6, np.random.default_rng(0), "clusters: got 6, needs at most the 5 images"),
+        (6, np.random.default_rng(0), "clusters: got 6"),
         (2, 0, "rng: got 0"),
     ],
 )
 def test_what_makes_no_sense(clusters, rng, message):
     with pytest.raises(ValueError, match=message):
         KMeans(np.zeros((5, 1, 2, 2)), clusters, rng=rng)
-    with pytest.raises(ValueError, match="code: got 2 to 2, needs whole numbers 0"):
+    with pytest.raises(ValueError, match="code: got 2 to 2"):
         KMeans(np.zeros((5, 1, 2, 2)), 2, rng=np.random.default_rng(0)).decode([2])

@@ -243,9 +243,7 @@ def test_a_worker_that_died_between_steps_is_named(images):
             workers.mean((images,), [1], {})
 
 
-@pytest.mark.parametrize(
-    "workers,message", [(0, "got 0, needs a whole number of at least 1"), (2, "got 2, but this process cannot fork")]
-)
+@pytest.mark.parametrize("workers,message", [(0, "got 0"), (2, "got 2, but this process cannot fork")])
 def test_workers_that_cannot_be(workers, message, images, rng, monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ValueError, match=f"workers: {message}"):
@@ -352,9 +350,7 @@ def test_an_unused_parameter_is_named(images, rng):
         model = Tiny()
         model.extra = {"scale": Parameter(np.ones(2, np.float32)), "shift": Parameter(np.ones(1, np.float32))}
         optimizer = SGD(model.parameters(), 0.1)
-        with pytest.raises(
-            ValueError, match=r"the loss does not depend on parameter extra\.scale, extra\.shift: use it"
-        ):
+        with pytest.raises(ValueError, match=r"parameter extra\.scale, extra\.shift"):
             fit(model, images, steps=1, optimizer=optimizer, rng=rng, workers=workers)
 
 

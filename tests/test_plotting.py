@@ -49,7 +49,8 @@ def test_figure_has_a_panel_for_each_grid(rng, tmp_path):
     assert [ax.get_title() for ax in drawn.axes] == ["four", "one"]
     assert [ax.images[0].get_array().shape[:2] for ax in drawn.axes] == [(13, 15), (3, 6)]
     assert [text.get_text() for text in drawn.axes[0].texts] == ["upper", "lower"]
-    assert [text.get_position()[1] for text in drawn.axes[0].texts] == [2.5, 10.5]
+    upper, lower = (text.get_position()[1] for text in drawn.axes[0].texts)
+    assert 0 < upper < 5 and 8 < lower < 13  # each is within its row
     drawn.savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()
 
@@ -61,13 +62,12 @@ def test_a_figure_can_be_copied():
         assert other._repr_png_() != drawn._repr_png_()
 
 
-@pytest.mark.parametrize(
-    "shape,columns,height", [((3, 1, 5, 6), 2, 13 / 15), ((1, 3, 3, 6), 1, 1 / 2), ((64, 1, 5, 6), 1, 4)]
-)
-def test_a_figure_is_as_tall_as_its_tallest_grid(shape, columns, height):
-    wide = np.zeros((8, 1, 3, 6)), 8
-    for panels in ({"a": (np.zeros(shape), columns)}, {"b": wide, "a": (np.zeros(shape), columns)}):
-        np.testing.assert_allclose(figure(panels).get_size_inches(), (4.2 * len(panels), 3.9 * height + 0.4))
+def test_a_figure_has_room_for_its_tallest_grid():
+    low, tall, endless = (np.zeros((8, 1, 3, 6)), 8), (np.zeros((3, 1, 5, 6)), 1), (np.zeros((640, 1, 5, 6)), 1)
+    sizes = [figure(p).get_size_inches() for p in ({"a": low}, {"a": tall}, {"b": low, "a": tall}, {"a": endless})]
+    widths, heights = np.transpose(sizes)
+    assert heights[0] < heights[1] == heights[2] < heights[3] < 5 * widths[3]  # it is never endless
+    assert widths[0] == widths[1] < widths[2]
 
 
 def test_manifold_goes_right_with_the_first_dimension_and_up_with_the_second(rng, monkeypatch):
@@ -80,5 +80,5 @@ def test_manifold_goes_right_with_the_first_dimension_and_up_with_the_second(rng
 
 
 def test_manifold_needs_two_dimensions(rng):
-    with pytest.raises(ValueError, match="5 latent dimensions, needs 2"):
+    with pytest.raises(ValueError, match="5 latent dimensions"):
         manifold(VAE(image_shape=(1, 4, 4), latent=5, rng=rng))

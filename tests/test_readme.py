@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
+OF_NO_STEP = {"__init__.py", "pixel_network.py"}
 README = (ROOT / "README.md").read_text()
 
 
@@ -29,6 +30,18 @@ def test_files_of_the_gallery_exist():
     gallery = ROOT / "demos"
     for path in re.findall(r"\]\(([^)#:]+)\)|`(\w+\.py)`", (gallery / "README.md").read_text()):
         assert (gallery / "".join(path)).exists(), path
+
+
+def test_each_file_of_the_package_and_each_demo_is_where_the_table_says():
+    named = {name for name in re.findall(r"`([\w/]+\.py)`", README)}
+    files = [
+        path.relative_to(ROOT)
+        for folder in ("tinygen", "demos", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert not [name for name in named if not any(path.match(name) for path in files)]
+    for path in [*(ROOT / "demos").glob("[0-9]*.py"), *(ROOT / "tinygen/models/explicit").rglob("*.py")]:
+        assert path.name in {Path(name).name for name in named} or path.name in OF_NO_STEP, path
 
 
 def test_files_exist():

@@ -201,10 +201,10 @@ def test_the_same_on_every_device(what, rng, device):
         (lambda m, rng: m.log_likelihood(-np.ones((1, 1, 2, 2)), rng), "values from -1.0 to -1.0, needs whole numbers"),
         (
             lambda m, rng: m.log_likelihood(np.ones((1, 1, 2, 2)), rng, 0),
-            "samples: got 0, needs a whole number of at least 1",
+            "samples: got 0",
         ),
-        (lambda m, rng: m.sample(0, rng), "n: got 0, needs a whole number of at least 1"),
-        (lambda m, rng: VAE(likelihood="laplace", rng=rng), "likelihood: got 'laplace', needs 'bernoulli' or"),
+        (lambda m, rng: m.sample(0, rng), "n: got 0"),
+        (lambda m, rng: VAE(likelihood="laplace", rng=rng), "likelihood: got 'laplace'"),
     ],
 )
 def test_refused(call, message, rng):

