@@ -300,7 +300,7 @@ def conv_transpose2d(x, w, b=None, stride=1, padding=0, output_padding=0) -> Ten
 def conv_filter_grad(x, gy, kernel_size, stride=1, padding=0, mask=None) -> Tensor:
     """The gradient of ``conv2d(x, w)`` with respect to w, for x (N, in, H, W) and the output's gradient gy.
 
-    gy: (N, out, P, Q). Result: (out, in, kh, kw), zero at masked taps. Raises ValueError if the shapes of x and gy do not fit.
+    gy: (N, out, P, Q). Result: (out, in, kh, kw), zero at masked taps. Raises ValueError if shapes do not fit.
     """
     x, gy = _tensors("conv_filter_grad", x=x, gy=gy)
     stride, padding = check.pair("stride", stride), check.pair("padding", padding, 0)
