@@ -321,7 +321,7 @@ def test_sequential_tells_batch_norm_of_training(rng):
         (lambda x: GroupNorm(2, 4)(x), r"GroupNorm: x has shape \(2, 6, 3\), needs \(N, 4, \.\.\.\)"),
         (lambda x: GroupNorm(4, 6), "GroupNorm: 4 groups must divide 6 channels"),
         (lambda x: BatchNorm(3)(x), r"BatchNorm: x has shape \(2, 6, 3\), needs \(N, 3, \.\.\.\)"),
-        (lambda x: BatchNorm(6)(x[:1, :, 0], training=True), r"BatchNorm: x \(1, 6\) has 1 values a channel"),
+        (lambda x: BatchNorm(6)(x[:1, :, 0], training=True), r"BatchNorm: x \(1, 6\) has 1 values per channel"),
         (lambda x: BatchNorm(0), "BatchNorm: channels: got 0, needs a whole number of at least 1"),
     ],
 )

@@ -494,7 +494,7 @@ def test_conv_layers(dtype, rng):
 
 
 def mask(kind, out, into, kernel, groups):
-    """The paper's mask: rows above, pixels to the left; at the centre earlier colours (A), or the own colour too (B)."""
+    """The paper's mask: rows above, pixels to the left; in the centre, earlier colours (A), or also the own (B)."""
     kh, kw = kernel
     kept = torch.zeros(out, into, kh, kw)
     for o in range(out):

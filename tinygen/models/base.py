@@ -1,4 +1,4 @@
-"""What every model promises. ``fit``, ``evaluate``, the tables and the demos know of a model only this.
+"""The interface of all models: ``fit``, ``evaluate``, the tables and the demos use nothing else.
 
     loss(x, rng, labels)      what training minimizes, the mean over the images x; all of its noise is drawn from rng
     score(x, rng, labels)     what is reported, for each image and in ``unit``: lower is better. It uses no dropout

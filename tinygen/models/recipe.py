@@ -7,7 +7,7 @@ from tinygen.optim import Muon
 
 @dataclass(frozen=True)
 class Recipe:
-    """What ``benchmarks/likelihood.py NAME`` builds, and how it is trained."""
+    """The model that ``benchmarks/likelihood.py NAME`` builds, and how it is trained."""
 
     model: type
     settings: dict  # the constructor's arguments

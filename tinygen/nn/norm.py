@@ -93,7 +93,7 @@ class BatchNorm(Norm):
             axes, n = (0, *range(2, x.ndim)), x.size // self.bias.size
             if n < 2:
                 raise ValueError(
-                    f"BatchNorm: x {x.shape} has {n} values a channel, training needs at least 2 "
+                    f"BatchNorm: x {x.shape} has {n} values per channel, training needs at least 2 "
                     "(in fit x is a shard of the batch: choose a batch size that leaves no shard of one image)"
                 )
             mean, var = x.mean(axes), x.var(axes)

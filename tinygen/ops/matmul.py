@@ -87,7 +87,7 @@ def einsum(subscripts: str, *operands) -> Tensor:
     for x, term, n in zip(operands, terms, counts):
         letters = term.replace("...", "", 1)
         if n < 0 or (n and "..." not in term) or len({*letters}) < len(letters):
-            raise ValueError(f"einsum: the term {term!r} for shape {x.shape} needs one letter an axis, each only once")
+            raise ValueError(f"einsum: the term {term!r} for shape {x.shape} needs one letter per axis, each only once")
     terms = [term.replace("...", "".join(spare[:n][::-1])) for term, n in zip(terms, counts)]
     result = result.replace("...", "".join(spare[: max(counts)][::-1]))
     if all(x.dtype == np.float16 for x in operands):
