@@ -970,7 +970,7 @@ REFUSED = {  # call: what the message says: the operation, what it got, what it 
     "einsum terms": (lambda: ops.einsum("ij,jk->ik", X), r"einsum: 'ij,jk->ik' has 2 terms, but there are 1"),
     "einsum axes": (
         lambda: ops.einsum("i,ij", X, X),
-        r"einsum: the term 'i' for shape \(2, 3\) needs one letter an axis",
+        r"einsum: the term 'i' for shape \(2, 3\) needs one letter per axis",
     ),
     "einsum few": (lambda: ops.einsum("ijk...->i", X), r"einsum: the term 'ijk...' for shape \(2, 3\)"),
     "einsum diagonal": (lambda: ops.einsum("ii->i", X), r"einsum: the term 'ii' for .* each only once"),
