@@ -13,11 +13,11 @@ def trainer(loss, weights, x):
     """``run(n)``: n training steps; ``gradients()``: loss and gradients, as for PyTorch."""
     weights = [w.copy() for w in weights]
     means, squares = ([np.zeros_like(w) for w in weights] for _ in range(2))
-    of_weights = value_and_grad(lambda weights: loss(iter(weights), x))
+    loss_and_gradients = value_and_grad(lambda weights: loss(iter(weights), x))
     steps = 0
 
     def gradients():
-        return of_weights(weights)
+        return loss_and_gradients(weights)
 
     def run(n):
         nonlocal steps
@@ -35,7 +35,7 @@ def masked(kind, w, x):
     weight, bias = next(w), next(w)
     kh, kw = weight.shape[2:]
     x = np.pad(x, ((0, 0), (0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)), "constant")
-    turned = (weight * mask(kind, kh, kw))[:, :, ::-1, ::-1]  # it turns them back
+    turned = (weight * mask(kind, kh, kw))[:, :, ::-1, ::-1]  # convolve rotates the filters back
     return convolve(x, turned, axes=([2, 3], [2, 3]), dot_axes=([1], [1]), mode="valid") + bias[:, None, None]
 
 

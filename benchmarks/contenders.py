@@ -1,4 +1,4 @@
-"""What ``speed.py`` and ``gpu.py`` share: the models on both sides, their turns, and the check that they agree."""
+"""Shared by ``speed.py`` and ``gpu.py``: the models to compare, how they are timed, and the check that they agree."""
 
 import functools
 import statistics
@@ -15,9 +15,9 @@ SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one tu
 
 
 class Contender(NamedTuple):
-    run: Callable  # run(n): does it n times; returns the seconds, or None where they are to be taken from outside
+    run: Callable  # run(n): n repetitions; returns their seconds, or None if the caller is to time them
     gradients: Callable | None = None  # loss and gradients as NumPy arrays, for the check
-    units: float = 1  # how many of what is reported each of these n is
+    units: float = 1  # reported units in one repetition
 
 
 NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
@@ -45,7 +45,7 @@ LOSSES = {  # all models: tinygen's, and PyTorch's loss
 
 
 def built(constructor, dtype=np.float32):
-    """A model with random parameters, and copies of them: some start at zero, which would hide differences."""
+    """A model with random parameters, and copies of them. Parameters that start at zero would hide differences."""
     model, noise = constructor(rng=np.random.default_rng(0)), np.random.default_rng(1)
     for p in model.parameters():
         p.data = (p.data + 0.02 * noise.standard_normal(p.shape, np.float32)).astype(dtype)
@@ -61,9 +61,9 @@ def repeated(function):
 
 
 def sampling(constructor, network, n, ours="cpu", theirs="cpu"):
-    """n images: tinygen's kept activations against the whole network run again for each pixel.
+    """Sampling n images: tinygen keeps activations, PyTorch runs the whole network again for each pixel.
 
-    The latter costs the same for each pixel: some are timed, as many as a turn holds. ``ours``, ``theirs``: devices.
+    PyTorch's cost is the same for each pixel, so only as many as a turn holds are timed. ``ours``, ``theirs``: devices.
     """
     model, rng = constructor(rng=np.random.default_rng(0)), np.random.default_rng(0)
     weights, (_, height, width) = [p.numpy() for p in model.parameters()], model.image_shape
@@ -76,9 +76,9 @@ def sampling(constructor, network, n, ours="cpu", theirs="cpu"):
 
 
 def agree(contenders, noise=(), tolerance=1e-4):
-    """Raises ValueError unless all have the first one's loss and gradients.
+    """Raises ValueError unless all contenders have the loss and the gradients of the first.
 
-    ``tolerance``: the largest difference, as a fraction of a gradient's largest number; of losses 1e-4.
+    ``tolerance``: the largest difference allowed, relative to a gradient's largest entry; for losses it is 1e-4.
     """
     (first, contender), *others = contenders.items()
     loss, gradients = contender.gradients()
@@ -104,15 +104,15 @@ def seconds_of(run, n, wait):
 
 
 def measure(contenders, rounds, turn, wait=lambda: None):
-    """{contender: its seconds, turn by turn}; they take turns, so that all see the same machine.
+    """{contender: seconds of each turn}; contenders take turns, so that all see the machine in the same state.
 
-    ``turn``: seconds of a contender before the next one's turn. ``wait``: called where the clock starts and stops.
+    ``turn``: seconds of a turn. ``wait``: called before the clock starts and before it stops.
     """
     steps, seconds = {}, {name: [] for name in contenders}
     for name, contender in contenders.items():
         contender.run(1)  # warms up
         once = seconds_of(contender.run, 1, wait)
-        if once < 1:  # without what a turn costs by itself, forking workers for instance
+        if once < 1:  # subtract the fixed cost of a turn, such as forking workers
             five = seconds_of(contender.run, 5, wait)
             once = max(five / 20, (five - once) / 4)
         steps[name] = 1 if 2 * once > SLOW else max(2, round(turn / once))
@@ -124,7 +124,7 @@ def measure(contenders, rounds, turn, wait=lambda: None):
 
 
 def summaries(work, seconds):
-    """A work's rows, with the ratio of medians where tinygen is among the contenders."""
+    """The rows of a work, with the ratio of medians if tinygen is among the contenders."""
     medians = {name: statistics.median(s) for name, s in seconds.items()}
     for name, median in medians.items():
         yield {

@@ -1,6 +1,6 @@
 """The convolutional models in DeZero, on a flat list of weights in the order of tinygen's layers.
 
-Constants are float32 and squares products: with NumPy 2, DeZero's own scalars would carry all on in float64.
+Constants are float32 and squares are products: with NumPy 2, DeZero's own scalars would turn everything into float64.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from pytorch_models import mask  # noqa: E402
 
 
 class Weights(list):
-    """What DeZero's optimizer takes for a model."""
+    """A list of weights that DeZero's optimizer accepts as a model."""
 
     def params(self):
         return self

@@ -1,10 +1,10 @@
 """tinygen on an NVIDIA GPU, in ten minutes: its tests on CuPy, then time, memory, copies and waits beside PyTorch.
 
-A step is forward, backward and Adam on images of 28 x 28 that are on the device; losses and gradients are compared
-first, from the same weights. Both compute in float32, PyTorch with TF32 switched off, which CuPy does not use. The
-contenders take turns and the device is waited for at the ends of a turn only; given are medians and their ratio.
-Copies and waits are those of a step of ``fit``, counted by CUDA's own profiler. Writes the section GPU of
-benchmarks/RESULTS.md, anew after each part.
+A step is forward, backward and Adam on images of 28 x 28 that are on the device; losses and gradients from the same
+weights are compared first. Both compute in float32; TF32, which CuPy does not use, is off in PyTorch. The contenders
+take turns, and the device is waited for only at the ends of a turn; medians and their ratio are reported. Copies and
+waits are those of a step of ``fit``, counted by CUDA's own profiler. The section GPU of benchmarks/RESULTS.md is
+written again after each part.
 
 Needs the extras ``bench``, ``test`` and ``cuda13`` (``cuda12`` for a CUDA 12 driver).
 
@@ -30,12 +30,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BATCHES, SAMPLES = (64, 512), 64
-TEST_SECONDS, SECONDS = 300, 540  # the tests' limit; after so many in all nothing new is begun
+TEST_SECONDS, SECONDS = 300, 540  # limit of the tests; time after which no further part begins
 COLUMNS = ["work", "contender", "median ms", "tinygen / it", "peak MB", "turns"]
 
 
 def missing():
-    """What this machine lacks, and how to get it, in a sentence; None where nothing is missing."""
+    """What this machine lacks, and how to get it, in a sentence; None if nothing is missing."""
     try:
         import cupy
     except ImportError:
@@ -73,7 +73,7 @@ def first_line(error):
 
 
 def run_tests(device="cupy", seconds=TEST_SECONDS, files=()):
-    """How the tests went that have ``device`` as a parameter, in Markdown; of failures the end."""
+    """Run the tests that have ``device`` as a parameter. Returns the result in Markdown, with the failures' end."""
     command = [sys.executable, "-m", "pytest", "-k", f"[{device} or -{device}", "--tb=short", *files]
     begun, ended = time.monotonic(), ""
     with tempfile.TemporaryFile("w+") as output:
@@ -82,7 +82,7 @@ def run_tests(device="cupy", seconds=TEST_SECONDS, files=()):
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
                 ended = f"stopped after {seconds:g} s, until then "
-                process.send_signal(signal.SIGINT)  # pytest then says what it has so far
+                process.send_signal(signal.SIGINT)  # pytest then reports its results so far
                 try:
                     process.wait(15)
                 except subprocess.TimeoutExpired:
@@ -102,7 +102,7 @@ def run_tests(device="cupy", seconds=TEST_SECONDS, files=()):
 
 
 def description():
-    """The GPU, and the versions of what computes on it."""
+    """The GPU, and the versions of the software that uses it."""
     import cupy
     import machine
     import torch
@@ -123,7 +123,7 @@ def description():
 
 
 def parts():
-    """{name: function that gives a part's rows and sentences}, what matters most first."""
+    """{name: function that yields a part's rows and sentences}, the most important first."""
     import gpu_works as works
 
     def tests():
@@ -153,12 +153,12 @@ def parts():
 
 
 def run(parts, begun, save):
-    """Whether all parts could be measured; one that could not is a sentence. ``save(rows, sentences)``: after each."""
+    """Measure all parts, calling ``save(rows, sentences)`` after each, and return whether all could be measured."""
     rows, sentences, good = [], [], True
     for name, part in parts.items():
         try:
             found = list(part()) if time.monotonic() < begun + SECONDS else [f"{name}: not measured, time was over."]
-        except Exception as error:  # a GPU is lent for minutes: the other parts are still wanted
+        except Exception as error:  # time on a GPU is scarce: go on with the other parts
             traceback.print_exc()
             found, good = [f"{name}: not measured ({first_line(error)})."], False
         for item in found:

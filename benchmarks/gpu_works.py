@@ -1,7 +1,4 @@
-"""What ``gpu.py`` measures. Devices are arguments, so that the tests run the same code without a GPU.
-
-tinygen's are ``"cuda"`` and ``"cpu"`` as everywhere, PyTorch's have the same names.
-"""
+"""What ``gpu.py`` measures. Devices (``"cuda"``, ``"cpu"``) are arguments, so that tests run the code without a GPU."""
 
 import collections
 import functools
@@ -24,8 +21,8 @@ from tinygen.training import fit
 
 MODELS = ["autoencoder", "vae", "pixelcnn-h32", "gated-pixelcnn-h32", "pixelrnn-row-h16", "pixelrnn-diagonal-h16"]
 ROUNDS, TURN = 3, 1  # turns of a contender, and the seconds of each
-TOLERANCE = 1e-3  # of a gradient's largest number: in float32 a ReLU's input may round to either side of zero
-STEPS = 3  # counted, and twice as many: so few that `fit` looks at the loss in the last only, and the trace is small
+TOLERANCE = 1e-3  # of a gradient's largest entry: in float32 a ReLU's input may round to either side of zero
+STEPS = 3  # 3 and 6 steps are counted: few enough that ``fit`` reads the loss in the last step only
 
 
 # -- time
@@ -36,7 +33,7 @@ def images(batch, shape):
 
 
 def trainer(model, x):
-    """``run(n)``: n training steps on the same images; ``gradients()``: loss and gradients as NumPy has them."""
+    """``run(n)``: n training steps on the same images; ``gradients()``: loss and gradients as NumPy arrays."""
     adam, x = Adam(model.parameters(), 1e-4), to_device(x, model.device)
 
     def backward(rng):
@@ -59,7 +56,7 @@ def trainer(model, x):
 
 
 def training(name, batch, ours="cuda", theirs="cuda"):
-    """{contender: a training step}, from the same weights on the same images. Raises ValueError where they differ."""
+    """{contender: a training step}, from the same weights on the same images. Raises ValueError if gradients differ."""
     release()
     constructor, loss = LOSSES[name]
     model, weights = built(constructor)
@@ -69,7 +66,7 @@ def training(name, batch, ours="cuda", theirs="cuda"):
         if layout is torch.contiguous_format or "rnn" not in name:
             contenders[contender] = Contender(*pytorch_models.trainer(loss, weights, x, layout, theirs))
     noise = []
-    if isinstance(model, VAE):  # as tinygen draws it
+    if isinstance(model, VAE):  # the noise that tinygen draws
         eps = np.random.default_rng(0).standard_normal((batch, model.latent), np.float32)
         noise = [torch.tensor(eps, device=theirs)]
     agree(contenders, noise, TOLERANCE)
@@ -91,7 +88,7 @@ def drawing(name, n, ours="cuda", theirs="cuda"):
 
 
 def rows_of(work, contenders, rounds=ROUNDS, turn=TURN, wait=torch.cuda.synchronize):
-    """A work's rows. ``wait``: for the device, at a turn's ends only; PyTorch's waits for CuPy's kernels too."""
+    """The rows of a work. ``wait`` waits for the device; PyTorch's function waits for CuPy's kernels too."""
     peaks = {name: peak(name, contender.run) for name, contender in contenders.items()}
     for row in summaries(work, measure(contenders, rounds, turn, wait)):
         yield {**row, "peak_bytes": peaks[row["contender"]]}
@@ -101,7 +98,7 @@ def rows_of(work, contenders, rounds=ROUNDS, turn=TURN, wait=torch.cuda.synchron
 
 
 def release():
-    """Give back the memory that nothing uses, which either library would keep from the other; returns CuPy's pool."""
+    """Free unused memory, which each library would keep from the other. Returns CuPy's memory pool."""
     import cupy
 
     gc.collect()
@@ -112,8 +109,7 @@ def release():
 
 
 def peak(contender, run):
-    """The most bytes in a step: tinygen's is what CuPy's pool holds, which gives nothing back by itself; PyTorch's
-    what its allocator holds."""
+    """The most bytes that a step reserves: in CuPy's pool, which returns none by itself, or in PyTorch's allocator."""
     pool = release()
     torch.cuda.reset_peak_memory_stats()
     run(1)
@@ -124,7 +120,7 @@ def peak(contender, run):
 
 
 def profiled(function):
-    """What the whole process, CuPy's part too, has the device do while ``function`` runs, as CUDA reports it."""
+    """The counts of ``tally`` while ``function`` runs, as CUDA reports them for the whole process, CuPy included."""
     with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             function()
@@ -134,7 +130,7 @@ def profiled(function):
 
 
 def tally(events):
-    """{what: how many} of the events in a profiler's trace."""
+    """{kind: number} of the copies, waits and kernels among the events of a profiler's trace."""
     counts = collections.Counter()
     for event in events:
         category, name = event.get("cat"), event["name"]
@@ -143,13 +139,13 @@ def tally(events):
         elif category == "gpu_memcpy":
             counts["copies to the device"] += "HtoD" in name
             counts["copies from it"] += "DtoH" in name
-        elif category in ("cuda_runtime", "cuda_driver"):  # cudaMemcpy is the copy that waits, cudaMemcpyAsync does not
+        elif category in ("cuda_runtime", "cuda_driver"):  # cudaMemcpy waits for the device, cudaMemcpyAsync does not
             counts["waits"] += "Synchronize" in name or name.split("_")[0] == "cudaMemcpy"
     return counts
 
 
 def counted(name, batch, device="cuda", count=profiled):
-    """{what: how often in a step of ``fit``} that does not look at the loss; None where no kernel is seen."""
+    """{kind: number} in a step of ``fit`` that does not read the loss; None if the profiler sees no kernels."""
     release()
     model, _ = built(LOSSES[name][0])
     x, adam = images(batch, model.image_shape), Adam(model.to(device).parameters(), 1e-4)

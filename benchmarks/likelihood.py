@@ -1,9 +1,9 @@
 """The table of van den Oord et al. 2016 (binarized MNIST), and rows for Gated PixelCNN, the VAE and the autoencoder.
 
-    python benchmarks/likelihood.py gated-pixelcnn             # train, or go on where it was cut off; write the row
-    python benchmarks/likelihood.py gated-pixelcnn --evaluate  # the weights that ship with tinygen; add --json
+    python benchmarks/likelihood.py gated-pixelcnn             # train, or resume training; write the row
+    python benchmarks/likelihood.py gated-pixelcnn --evaluate  # evaluate the weights that ship; --json for JSON
 
-Needs the full MNIST: what is missing is downloaded, or a message says where to put it.
+Needs the full MNIST: missing files are downloaded, or a message says where to put them.
 """
 
 import argparse
@@ -110,20 +110,22 @@ to zero; validated on 1,000; weight decay 0.1 but for the first:
   the encoder's three residual blocks, and were never positive again, and one run ended in an overflow after two
   minutes; at 0.003 they died in one block; at 0.0015 there too, if later.
 """.strip()
-RECIPE = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")  # kept with weights
+RECIPE = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")  # saved with the weights
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
-VALIDATION = 2000  # images of these 10,000, for the learning curves
+VALIDATION = 2000  # of the validation images, for the learning curves
 PART = 20  # images evaluated at once
-ROUGH = 20  # importance-weighted samples of a VAE, for each test image
-SAMPLES, SOME = 5000, 100  # so many for so few of them
+ROUGH = 20  # importance-weighted samples of a VAE, for all test images
+SAMPLES, SOME = 5000, 100  # importance-weighted samples for some test images, and the number of these images
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
 
 
 def schedule(parts):
-    """The rate of the first part begins to fall after 0.4 of its steps, that of others is 0.4 of the full at first;
-    each ends at zero."""
+    """The factor on the learning rate, as a function of the fraction of training done.
+
+    In the first part it is 1 for 0.4 of the steps; later parts begin at 0.4. In each part it falls linearly to zero.
+    """
 
     def rate(done):
         step, i = done * sum(parts), 0
@@ -140,7 +142,7 @@ def grey(images):
 
 
 def sets(protocol, classes=0):
-    """Images to learn from, to validate on, and to test on."""
+    """The images for training, validation and testing."""
     if protocol == "published":
         return data.binarized_mnist()
     digits = data.mnist()
@@ -156,7 +158,7 @@ def sets(protocol, classes=0):
 
 
 def labels(model):
-    """Of the same three sets, for a model with classes."""
+    """The labels of the same three sets for a model with classes; otherwise three times None."""
     if not getattr(model, "classes", 0):
         return None, None, None
     digits = data.mnist()
@@ -164,7 +166,7 @@ def labels(model):
 
 
 def checkpoint(name):
-    """The file of a row's run. Its name tells recipes apart, so that no run goes on from one with another recipe."""
+    """The checkpoint of a row. Its name depends on the recipe, so that no run resumes one with another recipe."""
     row = models.RECIPES[name]
     recipe = repr((SEED, replace(row, published=""))).encode()
     start = (FOLDER / f"{row.start}.npz").read_bytes() if row.start else b""
@@ -172,11 +174,11 @@ def checkpoint(name):
 
 
 def train(name):
-    """Train from the start, or from the checkpoint where there is one. Gives the file of the weights."""
+    """Train from the start, or from the checkpoint if there is one. Returns the path of the weights."""
     row, rng = models.RECIPES[name], np.random.default_rng(SEED)
     images, validation, _ = sets(row.protocol)
     model = row.model(**row.settings, rng=rng)
-    if row.start:  # what is missing there, the weights of the classes, begins at zero
+    if row.start:  # the classes' weights, which are missing there, start at zero
         model.load_state_dict({**model.state_dict(), **load(FOLDER / f"{row.start}.npz")[0].state_dict()})
     learn = by_gradients if row.optimizer else by_maximizing
     record = learn(name, model, images, validation[:VALIDATION], rng)
@@ -219,8 +221,10 @@ def by_maximizing(name, model, images, validation, rng):
 
 
 def test(model, images, of_images, samples=0):
-    """(N,): the score of each image (given its label, for a model with classes). With ``samples``, minus the
-    importance-weighted bound of a model that has no exact likelihood."""
+    """(N,): the score of each image (given its label, for a model with classes).
+
+    With ``samples``, it is minus the importance-weighted bound, for a model that has no exact likelihood.
+    """
 
     @no_grad()
     def figures(start):
@@ -236,14 +240,16 @@ def test(model, images, of_images, samples=0):
 
 
 def key_of(model, protocol):
-    """The name of a row's figure."""
+    """The name under which a row's result is saved."""
     names = {"nats per image": "nats", "squared error per image": "squared_error"}
     return "bits_per_dim" if protocol == "8-bit" else names[model.unit]
 
 
 def evaluate(name, path, count=None):
-    """The weights in a file on ``count`` test images, as an object for JSON. The default is all of them, and SOME for
-    the samples of a bound."""
+    """Evaluate the weights in a file on ``count`` test images; returns an object for JSON.
+
+    By default all test images are used; for the SAMPLES of a bound, SOME of them.
+    """
     model, about = load(path)
     images, _, tested = sets(about["protocol"], getattr(model, "classes", 0))
     of_tested = labels(model)[2]
@@ -253,7 +259,7 @@ def evaluate(name, path, count=None):
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES if bounded else 0)
     means = [figures]
     if bounded:
-        # the gain from more samples differs much less between images than the bound does: few images tell its mean
+        # The gain from more samples varies much less between images than the bound, so few images suffice for its mean
         rough = test(model, tested, None, ROUGH)
         means = [rough, figures - rough[chosen]]
     if about["protocol"] == "8-bit":
@@ -316,7 +322,7 @@ def draw(name):
 
 
 def write_tables():
-    """The rows that have weights into RESULTS.md, and their learning curves as a picture."""
+    """Write the rows that have weights into RESULTS.md, and a picture of their learning curves."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     ax = figure.add_subplot()
     lines = ["| row | on test | published | images | protocol | parameters | epochs | minutes |", "|---" * 8 + "|"]

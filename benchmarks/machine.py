@@ -1,4 +1,4 @@
-"""The machine, and what a process uses of it."""
+"""A description of the machine, and measurements of time and memory on it."""
 
 import functools
 import importlib.metadata
@@ -21,7 +21,7 @@ BLAS = ThreadpoolController()
 
 
 def description(*packages):
-    """Processor, cores, versions of Python and of the packages."""
+    """The processor, its cores, and the versions of Python and of the packages."""
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     processor = named[1] if named else platform.processor() or platform.machine()
@@ -36,26 +36,26 @@ def timed(function, *arguments):
 
 
 def matmul_peak():
-    """Operations a second of float32 matrix products, 1024 x 1024, with one BLAS thread, times the cores."""
+    """Operations per second of float32 matrix products, 1024 x 1024, with one BLAS thread, times the cores."""
     a = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
     with BLAS.limit(limits=1, user_api="blas"):
         return CORES * 2 * 1024**3 / min(timed(np.matmul, a, a) for _ in range(30))
 
 
 def memory(field):
-    """Bytes of this process: ``VmRSS``, those in memory now, or ``VmHWM``, the most so far."""
+    """Bytes of memory of this process: ``VmRSS`` now, ``VmHWM`` at most so far."""
     return 1024 * int(re.search(rf"{field}:\s+(\d+)", STATUS.read_text())[1])
 
 
 def fresh(expression):
-    """The value of an expression on the names in ``works``, from a new process."""
+    """The value of an expression on the names in ``works``, computed in a new process."""
     command = [sys.executable, "-c", f"import json; from works import *; print(json.dumps({expression}))"]
     output = subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(output)
 
 
 def import_seconds(*modules):
-    """Medians of 7 imports in a new interpreter each, without its own start."""
+    """Medians of 7 imports, each in a new interpreter, without the time that it takes to start."""
 
     process = functools.partial(subprocess.run, check=True)
 

@@ -1,7 +1,7 @@
-"""The models in PyTorch, as one writes them there, on a flat list of weights in the order of tinygen's layers.
+"""The models in idiomatic PyTorch, on a flat list of weights in the order of tinygen's layers.
 
-Each takes ``(w, x)``, w an iterator over the weights. The autoencoder and the VAE return the loss that tinygen's have,
-PixelCNN and PixelRNN the logits.
+Each takes ``(w, x)``, w an iterator over the weights. Most return the same loss as in tinygen; PixelCNN, Gated PixelCNN
+and PixelRNN return the logits.
 """
 
 import functools
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 
 def tensor(array, layout=torch.contiguous_format, device="cpu"):
-    """A leaf with a copy of the array; ``layout``: in memory, of images and filters."""
+    """A leaf with a copy of the array; ``layout``: the memory format of images and filters."""
     layout = layout if array.ndim == 4 else torch.contiguous_format
     return torch.tensor(array, device=device).to(memory_format=layout).requires_grad_()
 
 
 def trainer(loss, weights, x, layout=torch.contiguous_format, device="cpu"):
-    """``run(n)``: n training steps; ``gradients(*noise)``: loss and gradients as NumPy has them."""
+    """``run(n)``: n training steps; ``gradients(*noise)``: loss and gradients as NumPy arrays."""
     weights, batch = [tensor(w, layout, device) for w in weights], tensor(x, layout, device).detach()
     adam = torch.optim.Adam(weights, 1e-4)
 
@@ -34,14 +34,14 @@ def trainer(loss, weights, x, layout=torch.contiguous_format, device="cpu"):
 
     def run(n):
         for _ in range(n):
-            backward()  # not gradients: on a GPU nothing in here waits
+            backward()  # not gradients(), which would wait for a GPU
             adam.step()
 
     return run, gradients
 
 
 def operation(function, inputs, g):
-    """``run(n)``: n times forward and backward; ``gradients()``: the sum of ``g`` times the result, and gradients."""
+    """``run(n)``: n times forward and backward; ``gradients()``: the sum of g times the result, and its gradients."""
 
     def once():
         y = function(*inputs)
@@ -59,7 +59,7 @@ def operation(function, inputs, g):
 
 
 def sampler(network, weights, shape, device="cpu"):
-    """``run(pixels)``: pixels of (n, height, width) grey images, with the whole network evaluated for each."""
+    """``run(pixels)``: sample this many pixels of n grey images, evaluating the whole network for each pixel."""
     weights, (n, height, width) = [torch.tensor(w, device=device) for w in weights], shape
 
     def run(pixels):
@@ -75,8 +75,8 @@ def sampler(network, weights, shape, device="cpu"):
 
 @functools.cache
 def mask(kind, kh, kw):
-    """(kh, kw): 1 in the rows above, and of the own one: "A" to the left, "B" and in the centre, "rows" all of it,
-    "above" nothing."""
+    """(kh, kw): 1 in the rows above and, in the pixel's own row, to the left ("A"), up to the centre ("B"), everywhere
+    ("rows") or nowhere ("above")."""
     m = np.zeros((kh, kw), np.float32)
     m[: kh // 2] = 1
     m[kh // 2, : {"A": kw // 2, "B": kw // 2 + 1, "rows": kw, "above": 0}[kind]] = 1
@@ -100,9 +100,9 @@ def pointwise(w, x):
 
 @functools.cache
 def earlier(outputs, inputs, strict, device):
-    """(outputs, inputs): 1 where an output's rank is at least, or above where ``strict``, that of an input.
+    """(outputs, inputs): 1 where an output's rank is at least that of an input, or above it if ``strict``.
 
-    Ranks go from 0 to 783 for pixels, and evenly to 782 for hidden units.
+    Ranks go from 0 to 783 for pixels, and evenly from 0 to 782 for hidden units.
     """
     ranks = [np.arange(n) * (784 if n == 784 else 783) // n for n in (outputs, inputs)]
     mask = ranks[0][:, None] > ranks[1] if strict else ranks[0][:, None] >= ranks[1]
@@ -178,7 +178,7 @@ def logits(w, h):
 
 
 def nats(network, w, x):
-    """The loss of PixelCNN and PixelRNN."""
+    """The loss of the models that return logits."""
     return F.binary_cross_entropy_with_logits(network(w, x), x, reduction="sum") / len(x)
 
 
@@ -248,7 +248,7 @@ def vae(w, x, eps=None):
 
 
 def vae_sampler(weights, n, device="cpu"):
-    """``run(times)``: n images decoded from the prior, so many times."""
+    """``run(times)``: decode n draws from the prior, this many times."""
     decoding = [torch.tensor(w, device=device) for w in weights[10:]]  # the encoder has five layers
     latent = decoding[0].shape[1]
 

@@ -1,6 +1,6 @@
 """How training scales over MPI ranks: measured with one and two, projected beyond. Needs the extra ``mpi``.
 
-A rank takes every so many-th shard of 16 images, then one Allreduce adds the gradients. So a step should take
+The ranks take shards of 16 images in turn, then one Allreduce adds the gradients. So a step should take
 
     ceil(shards / ranks) * shard + rest + log2(ranks) * latency + 2 (ranks - 1) / ranks * bytes / bandwidth
 
@@ -37,7 +37,7 @@ ROUNDS, STEPS = 7, 4
 
 
 def step_seconds(batch_size):
-    """Median seconds of a training step, PixelCNN of width 32 with 7 blocks on 28 x 28, one worker a rank."""
+    """Median seconds of a training step: PixelCNN of width 32 with 7 blocks on 28 x 28, one worker per rank."""
     rng = np.random.default_rng(0)
     images = (rng.random((max(BATCHES), 1, 28, 28)) < 0.2).astype(np.float32)
     model = PixelCNN(channels=32, rng=rng)
@@ -62,7 +62,7 @@ def allreduce_seconds(comm, size):
 
 
 def measure():
-    """What one process, or each of two ranks, contributes; the first rank prints it."""
+    """Measure in one process, or in each of two ranks; the first rank prints the results."""
     figures = {f"step {batch}": step_seconds(batch) for batch in BATCHES}
     figures["bytes"] = 4 * PixelCNN(channels=32, rng=np.random.default_rng(0)).num_parameters()
     if comm := communicator():
@@ -79,7 +79,7 @@ def run(ranks):
 
 
 def report(one, two):
-    """What was measured, and the table."""
+    """The lines of the report: what was measured, and the table."""
     small, large = (one[f"step {batch}"] for batch in BATCHES)
     shard = (large - small) / (BATCHES[1] - BATCHES[0]) * SHARD
     rest = max(0.0, small - shard)
@@ -87,7 +87,7 @@ def report(one, two):
     measured = {(BATCHES[1], 1): large, (BATCHES[1], 2): two[f"step {BATCHES[1]}"]}
 
     def faster(batch, ranks, latency, bandwidth):
-        """How many times as fast as one rank, as projected."""
+        """The projected speed relative to one rank."""
         traffic = math.log2(ranks) * latency + 2 * (ranks - 1) / ranks * one["bytes"] / bandwidth
         shards = batch // SHARD
         return (shards * shard + rest) / (math.ceil(shards / ranks) * shard + rest + traffic)

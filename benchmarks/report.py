@@ -12,7 +12,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def write_section(title, text):
-    """Write the section ``## title`` of RESULTS.md, in place of the one it has; its other sections stay."""
+    """Write the section ``## title`` of RESULTS.md, replacing an existing one; the other sections stay."""
     head, *sections = re.split(
         r"^(?=## )", RESULTS.read_text() if RESULTS.exists() else "# Results\n\n", flags=re.MULTILINE
     )
@@ -24,7 +24,7 @@ def write_section(title, text):
 
 
 def table(columns, rows):
-    """In Markdown; all but the first two columns are numbers, on the right."""
+    """A Markdown table. All columns but the first two are numbers, aligned right."""
     lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -60,7 +60,7 @@ def readable(work):
 
 
 def plot(rows, path):
-    """tinygen's time as a multiple of each other contender's, with the line at 1; a panel for each kind of work."""
+    """Plot tinygen's time divided by each other contender's, with a line at 1 and a panel for each kind of work."""
     rows = [r for r in rows if r["ratio"] and r["contender"] != "tinygen"]
     panels = {title: found for p, title in PANELS.items() if (found := [r for r in rows if r["work"].startswith(p)])}
     if not panels:
@@ -71,7 +71,7 @@ def plot(rows, path):
     for ax, (title, found) in zip(axes, panels.items()):
         bars |= _bars(ax, found, far=max(r["ratio"] for r in found) < FAR)
         ax.set_title(title, fontsize=10)
-        if ax.get_xscale() == "linear":  # the same for all of these
+        if ax.get_xscale() == "linear":  # the same limits in all linear panels
             ax.set_xlim(0, 1.1 * max(1, *(r["ratio"] for r in rows)))
     legend = {name: bars[name] for name in CONTENDERS if name in bars}
     figure.legend(legend.values(), legend, loc="outside upper center", ncols=4)
@@ -79,7 +79,7 @@ def plot(rows, path):
 
 
 def _bars(ax, rows, far):
-    """{contender: one of its bars}; where all ratios are ``far`` below 1, from there on a logarithmic axis."""
+    """Draw a panel, on a logarithmic axis if all ratios are ``far`` below 1. Returns {contender: one of its bars}."""
     bars, ticks, y = {}, {}, 0
     for work, group in groupby(rows, key=lambda row: row["work"]):
         top = y

@@ -1,9 +1,9 @@
 """Time of training steps, single operations and sampling: tinygen against other engines on the same CPU.
 
-A step is forward, backward and Adam on 64 images of 28 x 28, with the same weights on all sides; a single operation is
-forward and backward. Before timing, losses and gradients are compared. The contenders take turns of about two seconds,
-a slow one a single turn of one step; given are medians, minima and the ratio of medians. Peak memory is from a fresh
-process. Needs the extra ``bench``.
+A step is forward, backward and Adam on 64 images of 28 x 28, from the same weights in all engines; a single operation
+is forward and backward. Before timing, losses and gradients are compared. The contenders take turns of about two
+seconds, a slow one a single turn of one step; medians, minima and the ratio of medians are reported. Peak memory is
+measured in a new process. Needs the extra ``bench``.
 
     python benchmarks/speed.py                        # everything, about a quarter of an hour
     python benchmarks/speed.py --only step/pixelcnn   # names that contain this
@@ -26,12 +26,12 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: this needs the extra bench, pip install -e '.[bench]'") from None
 
-TURN = 2  # seconds of a contender before the next one's turn
+TURN = 2  # seconds of a contender's turn
 COLUMNS = ["work", "contender", "median ms", "min ms", "tinygen / it", "peak MB", "of matmul peak", "turns"]
 
 
 def rows_of(work, rounds, matmul):
-    """A work's rows; ``matmul``: the machine's operations a second."""
+    """The rows of a work; ``matmul``: the machine's peak in operations per second."""
     contenders = WORKS[work]()
     if work.startswith(("step/", "op/")):
         check(work, contenders)

@@ -1,6 +1,6 @@
 """What ``speed.py`` measures: ``WORKS``, each a function that builds its contenders.
 
-tinygen has the C library keep freed memory, for the whole process: the contenders beside it have that for free.
+tinygen makes the C library keep freed memory, in the whole process, so the other contenders benefit too.
 """
 
 import functools
@@ -52,8 +52,8 @@ TRAINERS = {
 def trainer(model):
     """``run(n, workers)``: n training steps; ``gradients()``: loss and gradients.
 
-    ``run`` says itself how long they took: without forking the workers and the step before, in which these get memory
-    of their own.
+    ``run`` returns the seconds of the steps, without the time to fork the workers and without a first step, in which
+    the workers get memory of their own.
     """
     adam, rng = Adam(model.parameters(), 1e-4), np.random.default_rng(0)
 
@@ -86,9 +86,9 @@ def training(work, dtype=np.float32):
 
 
 def flops(work):
-    """Multiplications and additions of a convolutional model's step: kept taps * in * out * pixels, twice.
+    """Multiplications and additions in a step of a convolutional model: 3 * 2 * unmasked taps * in * out * pixels.
 
-    Three times that: forward, and backward in input and weights; the first layer's input has no gradient.
+    The factor 3 is for forward and the gradients of input and weights; the first layer's input has no gradient.
     """
     total, size, larger = 0, 28, []
     for i, layer in enumerate(weighted(STEPS[work][0](rng=np.random.default_rng(0)))):
@@ -104,7 +104,7 @@ def flops(work):
 
 
 def weighted(module):
-    """The layers below with a weight, in their order."""
+    """The layers of a module that have a weight, in their order."""
     if hasattr(module, "weight"):
         yield module
     for _, child in module.children():
@@ -113,9 +113,9 @@ def weighted(module):
 
 
 def peak(work, contender):
-    """The most memory that three steps take beyond what the built contender has; to be called in a new process.
+    """The most memory that three steps take beyond that of the contender as built; to be called in a new process.
 
-    tinygen's is that of one worker, which holds a shard at a time, times the number of workers.
+    For tinygen it is that of one worker, which holds one shard at a time, times the number of workers.
     """
     run, _ = trainers(work)[contender]()
     before = memory("VmRSS")
@@ -155,13 +155,13 @@ def workers():
     }
 
 
-# -- single operations, forward and backward in all inputs
+# -- single operations, forward and backward with respect to all inputs
 
 
 def sharded(function, x, weights, g):
-    """tinygen's side as in training: a process for each core, which takes every so many-th shard of the batch.
+    """tinygen as in training: one process per core; the processes take the shards of the batch in turn.
 
-    Results and gradients in x stay in their shards; the sum of the processes' gradients of the weights is not in it.
+    Results and gradients of x stay in their shards. The time excludes adding up the processes' weight gradients.
     """
     keep_memory()
     parts = [slice(i, i + SHARD) for i in range(0, len(x), SHARD)]
@@ -193,7 +193,8 @@ def sharded(function, x, weights, g):
 
 
 def image_operation(ours, theirs, x, w, y):
-    """``ours`` and ``theirs`` of images, filters and a bias, with the shapes given, the last that of the result."""
+    """Contenders ``ours`` and ``theirs``, functions of images, filters and a bias. ``x``, ``w`` and ``y``: the shapes
+    of the images, the filters and the result."""
     rng = np.random.default_rng(0)
     x, w, b, g = (rng.standard_normal(shape, np.float32) for shape in (x, w, y[1:2], y))
     contenders = {"tinygen": sharded(ours, x, [Tensor(a, requires_grad=True) for a in (w, b)], g)}
@@ -245,7 +246,7 @@ def lstm():
 
 
 def sampling_width(width):
-    """A pixel of 64 images of this width and height."""
+    """Sampling a pixel of 64 images of this width and height."""
     rng = np.random.default_rng(0)
     model = PixelCNN((1, width, width), channels=32, rng=rng)
     return {"tinygen": Contender(repeated(lambda: model.sample(BATCH, rng)), units=width * width)}
@@ -268,13 +269,13 @@ WORKS = {
 
 
 def check(work, contenders):
-    """All compute the same loss and gradients from the same weights (relative 1e-4, of a gradient's largest number).
+    """Raise ValueError unless losses and gradients of all contenders agree, to 1e-4 of a gradient's largest entry.
 
     Training steps are compared in float64: in float32 a ReLU's input may round to either side of zero.
     """
     noise = []
     if work.startswith("step/"):
         contenders = training(work, np.float64)
-    if work == "step/vae":  # as tinygen draws it
+    if work == "step/vae":  # the noise that tinygen draws
         noise = [torch.tensor(np.random.default_rng(0).standard_normal((BATCH, 32)))]
     agree(contenders, noise)

@@ -19,13 +19,13 @@ from tinygen.weights import FOLDER, load
 TRAIN = {
     "train": (
         0,
-        "instead of loading models that ship, train such ones for so many steps (without a number: 500)",
+        "train the models for this many steps (without a number: 500) instead of loading those that ship",
         0,
         10**6,
     )
 }
 COMMON = {
-    "seed": (0, "of all random numbers"),
+    "seed": (0, "seed of all random numbers"),
     "device": ("cpu", "where to compute: cpu or cuda"),
     "out": ("out", "folder for the picture"),
 }
@@ -71,7 +71,7 @@ def options(doc: str, config: dict) -> argparse.Namespace:
 
 
 def trained(name: str, config: argparse.Namespace) -> Module:
-    """The model that ships under this name or, with ``--train``, one with its settings, trained now on 4,500 digits."""
+    """The model that ships under this name; with ``--train``, one with its settings, trained now on 4,500 digits."""
     model, about = load(FOLDER / f"{name}.npz")
     if config.train:
         rng, digits = np.random.default_rng(config.seed), data.digits()

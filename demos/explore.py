@@ -1,8 +1,8 @@
-"""A page to play with: walk through a VAE's codes, and draw what a Gated PixelCNN then finishes. Ends with Ctrl-C.
+"""A page to play with: walk through a VAE's codes, and draw a digit that a Gated PixelCNN completes. Ctrl-C ends it.
 
 The page opens in the browser, served by matplotlib's WebAgg (extra ``web``) to this machine alone, under the names
 127.0.0.1 and localhost; ``--window`` opens a window of the desktop instead. On the left is a plane of z: press or drag
-to decode the digit there; the strip shows digits on the way from the point pressed before. Sliders below move eight of
+to decode the point; the strip shows digits on the line from the point pressed before. Sliders below it move eight of
 the 32 dimensions of a larger VAE. On the right, draw with the left button, erase with the right one, choose a class,
 and press *paint*: the rows down to the last one with ink are given, and the model draws the rows below pixel by pixel.
 Below the drawing are its probabilities for the first image. On two cores a press is answered within 0.1 s, and six
@@ -36,14 +36,14 @@ def picture(figure, rectangle, title, columns=1, rows=1):
 
 
 def redraw(*panels):
-    """Draw only these axes again: the whole figure would be too slow while the mouse moves."""
+    """Draw only these axes again: drawing the whole figure would be too slow while the mouse moves."""
     for ax in panels:
         ax.redraw_in_frame()
     panels[0].figure.canvas.blit()
 
 
 class Plane:
-    """The codes of a VAE with two dimensions. It decodes the chosen point and points on the way from the one before."""
+    """The codes of a VAE with two dimensions. It decodes the chosen point, and points on the line from the last one."""
 
     def __init__(self, figure, vae, images, labels):
         self.vae, self.figure = vae, figure
@@ -65,7 +65,7 @@ class Plane:
 
     def move(self, event):
         if event.inaxes is not self.ax or event.button != 1 or self.figure.canvas.widgetlock.locked():
-            return  # the toolbar locks it for zooming
+            return  # the toolbar locks the canvas for zooming
         if event.name == "button_press_event":
             self.before = self.now
         self.now = np.array([event.xdata, event.ydata])
@@ -122,7 +122,7 @@ class Sliders:
 
 
 class Canvas:
-    """The drawing, and how the model completes it."""
+    """The drawing, and the model's completions of it."""
 
     def __init__(self, figure, model):
         self.model, self.figure, self.last = model, figure, None
@@ -181,7 +181,7 @@ class Canvas:
         self.timer.start()
 
     def go_on(self):
-        """Paint two more rows. The page responds before the next two."""
+        """Paint two more rows; between calls the page responds to events."""
         next(self.painting)
         rows, images = next(self.painting)
         self.show(rows, images)

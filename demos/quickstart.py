@@ -6,7 +6,7 @@ figure with what it has learned to draw. Binary models see every training digit 
 
     python demos/quickstart.py               # two to four minutes
     python demos/quickstart.py --minutes 10  # better samples
-    mpiexec -n 2 python -m mpi4py demos/quickstart.py  # by two processes, here or on several machines
+    mpiexec -n 2 python -m mpi4py demos/quickstart.py  # with two processes, here or on several machines
 """
 
 import time
@@ -40,7 +40,7 @@ def grey(images, rng=None):
 
 
 def train(name, digits, config):
-    """Train a model. Returns it and the seconds that training took."""
+    """Train a model. Returns the model and the seconds that training took."""
     constructor, steps, optimizer = MODELS[name]
     rng = np.random.default_rng(config.seed)
     model = constructor(rng).to(config.device)
@@ -82,7 +82,7 @@ def sampling_rate(model):
 
 @no_grad()
 def draw(models, digits, binary, rng):
-    """One figure of the data and of what each model makes."""
+    """One figure with the data, and samples or reconstructions of each model."""
     figure = Figure(figsize=(16, 7), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
     axes = figure.subplots(2, 5).flat
@@ -133,7 +133,7 @@ def main():
     for name, size, seconds, rate, figure in lines:
         print(f"{name:<12} {size:>10} {seconds:>8} {rate:>10}   {figure}")
     if first_rank():
-        with one_blas_thread:  # small products take longer with several, above all beside MPI's other ranks
+        with one_blas_thread:  # small products are slower with several threads, above all beside MPI's other ranks
             figure = draw(models, digits, binary, np.random.default_rng(config.seed))
         save(figure, config.out, "quickstart")
 

@@ -1,10 +1,10 @@
-"""The server of explore.py's page: matplotlib's WebAgg, which answers this machine alone.
+"""The server of explore.py's page: matplotlib's WebAgg, for this machine alone.
 
 Any site can give a name of its own the address 127.0.0.1, and a browser then lets that site use what is served here
-(DNS rebinding). So a request for any name but this machine's gets 403. Tornado refuses a websocket that a page of
-another origin opens.
+(DNS rebinding). So requests for any name but this machine's get status 403. Tornado refuses websockets that pages of
+another origin open.
 
-matplotlib closes the connection at a message that it does not understand, and some messages that it accepts stop the
+matplotlib closes the connection when it does not understand a message, and some messages that it accepts stop the
 pictures for every page. So messages that the page never sends are ignored, and a line is printed for each.
 """
 
@@ -16,7 +16,7 @@ from tornado.web import ErrorHandler
 NAMES = ("127.0.0.1", "localhost")
 MOUSE = "button_press button_release dblclick scroll motion_notify figure_enter figure_leave"
 KINDS = f"supports_binary send_image_mode set_device_pixel_ratio refresh resize draw toolbar_button {MOUSE}".split()
-UNUSED = ("ack", "key_press", "key_release")  # matplotlib's keys would close the figure for everybody (q), or change it
+UNUSED = ("ack", "key_press", "key_release")  # ignored: matplotlib's keys would close (q) or change everybody's figure
 RANGES = {  # matplotlib stores these, so they are checked first; other wrong fields raise at once
     "x": (-1e5, 1e5),
     "y": (-1e5, 1e5),
@@ -25,7 +25,7 @@ RANGES = {  # matplotlib stores these, so they are checked first; other wrong fi
     "device_pixel_ratio": (0.25, 10),
     "value": (1, 1),  # of supports_binary: matplotlib fails if it is false
 }
-PIXELS = 2**26  # the most in a picture; a screen of 7680 x 4320 has half as many
+PIXELS = 2**26  # the largest picture; a screen of 7680 x 4320 has half as many pixels
 
 
 def refuse_strange(content: dict, canvas) -> None:
@@ -42,7 +42,7 @@ def refuse_strange(content: dict, canvas) -> None:
 
 
 class Server(WebAggApplication):
-    """The application, which checks each request and each message."""
+    """WebAgg's application with a check of each request and each message."""
 
     def find_handler(self, request, **kwargs):
         if request.host_name not in NAMES:

@@ -25,7 +25,7 @@ def rng():
 
 @pytest.fixture
 def strict(monkeypatch):
-    """The stand-in, found wherever CuPy is looked for; ``strict.count`` is empty as long as nothing moved or waited."""
+    """The stand-in, imported in place of CuPy; ``strict.count`` stays empty while nothing is copied or waited for."""
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.cupy)
     monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_cupy.special)
     strict_cupy.count.clear()

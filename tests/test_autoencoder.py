@@ -41,7 +41,7 @@ def test_residual_blocks_start_as_the_identity_and_then_see_five_by_five(rng):
 
 
 def test_blocks_stand_between_the_convolutions_of_both_sides(rng):
-    """With blocks that are the identity the model is the one without; each block then changes what it gives."""
+    """Blocks start as the identity, so outputs equal those without blocks; changing a block changes the output."""
     with pytest.raises(ValueError, match="blocks: got -1"):
         VAE(blocks=-1, rng=rng)
     plain, model = (VAE((1, 9, 8), 2, channels=(5, 7), blocks=n, rng=np.random.default_rng(1)) for n in (0, 2))
@@ -87,7 +87,7 @@ def test_loss_is_the_squared_error_summed_over_pixels_averaged_over_images(rng):
 
 
 def test_the_narrow_code_is_the_only_way(rng):
-    """Equal codes, equal reconstructions; and each number of the code reaches every pixel."""
+    """Equal codes give equal reconstructions, and each entry of the code affects every pixel."""
     model = Autoencoder((1, 6, 6), code=3, rng=rng)
     code = rng.standard_normal((1, 3), np.float32)
     for k in range(3):

@@ -25,7 +25,7 @@ every_model = pytest.mark.parametrize("name", BUILD)
 
 
 def build(name, shape, levels=2, dtype=np.float64, seed=1, **settings):
-    """A model whose parameters are all drawn anew: as built, the residual branches and the logits are zero."""
+    """A model with random parameters: as built, the residual branches and the logits are zero."""
     rng = np.random.default_rng(seed)
     model = BUILD[name](shape, levels, rng=rng, **settings)
     for p in model.parameters():
@@ -47,7 +47,7 @@ def all_images(shape, levels=2):
 
 
 def chi_square_is_plausible(counts, p):
-    """Pearson's statistic within 5 standard deviations of its mean; cells of under 5 expected draws in one."""
+    """Pearson's statistic is within 5 standard deviations of its mean; cells with under 5 expected draws are merged."""
     expected = p * counts.sum()
     rare = expected < 5
     counts, expected = (np.append(a[~rare], a[rare].sum()) for a in (counts, expected))
@@ -151,7 +151,7 @@ def test_neighbours_and_borders_are_seen(name, shape, rng):
 
 
 def first_layer(up, left, reach=3):
-    """7x7, mask A. ``up``, ``left``: where the seen pixel lies from the one that sees it."""
+    """Whether a 7x7 kernel with mask A sees the pixel that lies ``up`` rows above and ``left`` columns to the left."""
     return (1 <= up <= reach and abs(left) <= reach) or (up == 0 and 1 <= left <= reach)
 
 
@@ -184,7 +184,7 @@ def test_context_of_a_deep_stack(name, height, width):
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_context_of_a_shallow_row_lstm_is_a_triangle(depth):
-    """Each layer: the same pixel's row from one pixel left, and one more on both sides for each row further up."""
+    """Each layer sees one pixel to the left in its row, and one more on both sides for each row further up."""
     pixels = list(np.ndindex(7, 9))
 
     def matrix(sees):
@@ -239,7 +239,7 @@ def test_the_first_kernel_of_a_pixelrnn(kind, rng):
 
 @every_model
 def test_context_of_colours(name):
-    """Another pixel is seen in all its colours or not at all; of its own pixel each colour sees the earlier ones."""
+    """All colours of another pixel are seen, or none; in its own pixel a colour sees the earlier ones."""
     height, width = 4, 6
     grey = jacobian(build(name, (1, height, width), depth=4), positive=True) != 0
     expected = np.kron(grey, np.ones((3, 3), bool))
@@ -579,7 +579,7 @@ def test_the_position_begins_at_zero_and_is_of_the_models_dtype(rng):
 
 
 def test_gated_starts_with_activations_of_its_inputs_scale(rng):
-    """What the vertical stack tells, and the first layer's output: neither fades nor explodes."""
+    """The outputs of the vertical stack and of the first layer neither vanish nor explode."""
     model = GatedPixelCNN((1, 16, 16), channels=64, layers=8, rng=rng)
     x = Tensor(rng.choice([-1.0, 1.0], (4, 1, 16, 16)).astype(np.float32))
     to_horizontal = model.vertical(x)
@@ -684,7 +684,7 @@ def test_models_without_classes_refuse_labels(name, rng):
 
 
 def test_classes_are_learned(rng):
-    """Class 0 is black, 1 is white: from the labels alone the model comes to know the image."""
+    """Class 0 is black, class 1 is white: the model learns to draw the image from the label alone."""
     labels = rng.integers(0, 2, 128)
     images = np.broadcast_to(labels[:, None, None, None], (128, 1, 3, 3)).astype(np.uint8)
     model = GatedPixelCNN((1, 3, 3), channels=4, layers=1, first_kernel=3, classes=2, rng=rng)

@@ -1,4 +1,4 @@
-"""tinygen.backend: which module an array belongs to, moving it, and what is missing said in one sentence."""
+"""tinygen.backend: an array's module, moving it between devices, and error messages for missing libraries."""
 
 import subprocess
 import sys

@@ -42,7 +42,7 @@ OWN_WORDS = re.compile(
 
 
 class Torchlike:
-    """What a torch tensor looks like: it has a dtype, a shape and methods, and is no array."""
+    """Like a torch tensor it has a dtype, a shape and methods, but is not an array."""
 
     dtype, shape, ndim, requires_grad = "torch.float32", (2, 3), 2, False
 
@@ -419,7 +419,7 @@ def values(result):
 
 
 def complaint(name, argument, value):
-    """What is wrong with the answer to a wrong value: None where it is refused in a sentence of our own."""
+    """What is wrong with the response to a wrong value: None if it is refused in a sentence of our own."""
     try:
         result = call(name, **{argument: value})
     except (ValueError, TypeError, IndexError) as error:

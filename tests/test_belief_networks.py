@@ -27,7 +27,7 @@ every_model = pytest.mark.parametrize("name", BUILD | ORDERS)
 
 
 def build(name, shape, levels=2, seed=0, dtype=np.float64):
-    """All parameters are drawn anew, also those that a mask forbids."""
+    """A model with random parameters, masked ones included."""
     rng = np.random.default_rng(seed)
     model = (BUILD | ORDERS)[name](shape, levels, rng=rng)
     for p in model.parameters():

@@ -169,7 +169,7 @@ def test_the_profiler_sees_no_kernel_without_a_gpu(works):
 
 
 def test_the_section(works, monkeypatch, tmp_path, capsys):
-    """All of it, but for the GPU: one part works, one fails, one comes too late."""
+    """Everything but the GPU: one part works, one fails, one comes too late."""
     monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
     report.RESULTS.write_text(before := "# Results\n\n## Speed\n\nFast.\n")
 
@@ -194,7 +194,7 @@ def test_the_section(works, monkeypatch, tmp_path, capsys):
 
 
 def test_the_command(works, monkeypatch, tmp_path, capsys):
-    """With a GPU that it is only told of; ``--only`` writes nothing."""
+    """The description names a GPU that is not there; ``--only`` writes nothing."""
     import torch
 
     runtime = types.SimpleNamespace(driverGetVersion=lambda: 13010, runtimeGetVersion=lambda: 12090)

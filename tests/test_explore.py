@@ -56,7 +56,7 @@ class Page:
         self.page, self.box = page, page.locator("canvas").first.bounding_box()
 
     def at(self, place, x=0.5, y=0.5):
-        """Pixels of the page, of a point in a place: (0, 0) is its lower left corner."""
+        """The page's pixel coordinates of a point in a place, whose lower left corner is (0, 0)."""
         left, bottom, width, height = place
         return (
             self.box["x"] + (left + x * width) * self.box["width"],
@@ -71,7 +71,7 @@ class Page:
         self.page.mouse.up()
 
     def look(self, place):
-        """(H, W, 3): what the place shows."""
+        """The pixels of a place, (H, W, 3)."""
         (left, top), (right, bottom) = self.at(place, 0, 1), self.at(place, 1, 0)
         clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
         return imread(io.BytesIO(self.page.screenshot(clip=clip)), format="png")[..., :3]
@@ -176,7 +176,7 @@ def served():
 
 
 def ask(port, path, **headers):
-    """The status of the answer."""
+    """The status code of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path, headers=headers)
     status = connection.getresponse().status

@@ -90,7 +90,7 @@ def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path):
 
 
 def test_two_writers_at_once(tmp_path):
-    """Each file is whole, the last one stays; with one temporary name the second would rename the first one's."""
+    """Each file is complete, and the last one stays; with one temporary name a writer would rename another's file."""
     begun = threading.Barrier(2)
 
     def work(letter):
@@ -112,7 +112,7 @@ def test_two_writers_at_once(tmp_path):
 
 
 def bomb(path, megabytes, name="weight"):
-    """An npz file of so many megabytes of zeros, about a thousandth as large."""
+    """An npz file that unpacks to ``megabytes`` of zeros, and is about a thousandth as large."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (megabytes << 20,)})
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{name}.npy", "w") as file:

@@ -25,12 +25,12 @@ fit = functools.partial(fit, progress=False)
 
 @pytest.fixture(autouse=True)
 def shards_of_16(monkeypatch):
-    """... for these tiny networks too, so that a batch has several."""
+    """Shards have 16 images for tiny networks too, so that a batch has several shards."""
     monkeypatch.setattr("tinygen.parallel.shard_size", lambda *_: 16)
 
 
 class SmallVAE(Module):
-    """README's: rows of pixels, no unit, no image_shape."""
+    """README's VAE: it takes rows of pixels, and has neither unit nor image_shape."""
 
     def __init__(self, seed=0, pixels=12):
         rng = np.random.default_rng(seed)
@@ -233,7 +233,7 @@ def test_detached_in_the_loss_it_is_named(rows):
 
 
 def test_a_weight_that_warms_up_is_the_same_in_every_process(rows):
-    """Validation takes the model's own."""
+    """Validation uses the attribute's original value."""
     ends, records = set(), []
     for workers in (1, 2, 3):
         model = SmallVAE()
@@ -667,7 +667,7 @@ def blas_threads():
 
 
 def test_a_daemon_has_the_same_bits(rng):
-    """... as a process of a multiprocessing.Pool, which may not have children."""
+    """A process of a multiprocessing.Pool is a daemon, which may not have children."""
     images = rng.integers(0, 2, (64, 1, 6, 6))
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(end, (images,)) == end(images)

@@ -1,4 +1,4 @@
-"""gradcheck passes what is right and, for every family of operations, catches what is wrong and names the entry."""
+"""gradcheck passes right derivatives and, for every family of operations, catches wrong ones and names the entry."""
 
 import re
 
@@ -111,7 +111,7 @@ def test_a_wrong_sign_or_scale_is_caught(function, inputs, factor):
 
 @each_family
 def test_one_wrong_entry_is_named(function, inputs):
-    """... with its right and its wrong value: the table's first row."""
+    """The table's first row names the wrong entry, with its right and its wrong value."""
     xs = [Tensor(x, requires_grad=True) for x in inputs]
     result = function(*xs)
     total = sum(((y * 1.7).sum() for y in (result if isinstance(result, tuple) else (result,))), 0.0)
@@ -229,7 +229,7 @@ def test_nan_is_an_error():
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_an_infinite_derivative_is_an_error(value, recorded):
-    """... in either way: no tolerance is as large."""
+    """An infinite derivative fails, recorded or not: no tolerance is as large."""
     for wrong in value, np.array([0.0, 0.0, value]):
         with pytest.raises(AssertionError, match=f"create_graph={recorded}"):
             gradcheck(
@@ -272,7 +272,7 @@ def test_a_function_of_no_input_raises():
 
 
 def test_a_lost_connection_is_caught():
-    """One of two ways from x to the result does not count."""
+    """The derivative along one of two paths from x to the result is missing."""
     with pytest.raises(AssertionError):
         gradcheck(lambda x: x + ops.exp(x.detach()), normal((2,)))
 
@@ -294,7 +294,7 @@ def test_inputs_are_left_alone():
 
 
 def test_float32_inside_is_caught():
-    """Its rounding, 1e-7, is far above what differences in float64 allow: an operation must keep float64."""
+    """An operation must keep float64: rounding to float32, 1e-7, is far above the tolerance."""
     with pytest.raises(AssertionError):
         gradcheck(lambda x: ops.exp(x.astype(np.float32)), normal((2, 3)))
 
@@ -324,7 +324,7 @@ FUSED = {
 @pytest.mark.parametrize("recorded", [False, True], ids=["as training runs it", "as recorded"])
 @pytest.mark.parametrize("which", [0, 1], ids=["input", "weights"])
 def test_both_ways_are_checked(op, function, inputs, recorded, which, monkeypatch):
-    """A derivative is tripled in one way only, in one of the inputs."""
+    """The derivative of one input is tripled, either when recorded or when not."""
     right = op.backward
 
     def backward(self, *gys):
@@ -380,7 +380,7 @@ def squares_but_one(index, factor):
 
 @pytest.mark.parametrize("count,weight", [(1000, 1.0), (1000, 1e-3), (1000, 1e-5), (100_000, 1e-2)])
 def test_one_wrong_entry_among_many_is_caught(count, weight, rng, monkeypatch):
-    """... also where it counts little in the result: what is tolerated does not grow with the other entries."""
+    """It is caught even if it has little effect on the result: the tolerance does not grow with the other entries."""
     x, weights = rng.uniform(0.5, 2, count), np.ones(count)
     weights[0] = weight
     near = np.array([0])
@@ -491,7 +491,7 @@ def test_modules_with_buffers_and_without_inputs(rng):
 
 
 def test_saves_that_lack_what_backward_reads_are_caught():
-    """... though a leaf's values are at hand even where they are not saved."""
+    """They are caught although an Op can read a leaf's values without saving them."""
 
     class Square(Op):
         saves = ()
@@ -507,7 +507,7 @@ def test_saves_that_lack_what_backward_reads_are_caught():
 
 
 def test_weights_of_the_same_name_and_buffers(rng):
-    """... are all checked, and all as before afterwards."""
+    """All are checked, and all have their old values afterwards."""
     other, norm, wrong = Linear(2, 2, rng=rng), BatchNorm(2), planted(lambda w: w * 1.0, lambda g: g * 7)
 
     class Outer(Linear):

@@ -169,7 +169,7 @@ def test_pca_learns_from_the_training_images_alone(small, rng):
 
 
 def test_a_row_is_trained_as_it_says(small, monkeypatch):
-    """What fit is given, and what is written about it."""
+    """Check the arguments of fit, and what is written about the run."""
     name, digits, seen = "gated-pixelcnn-classes", data.digits(), {}
     monkeypatch.setattr(likelihood, "LEARNED", 2200)
 
@@ -202,7 +202,7 @@ def test_a_row_is_trained_as_it_says(small, monkeypatch):
 
 @pytest.mark.parametrize("name", ["vae", "autoencoder"])
 def test_the_figures_of_models_with_a_code(name, small, rng):
-    """Nats are positive, as the loss is; errors are the loss."""
+    """Nats are positive like the loss; squared errors equal the loss."""
     row, images = models.RECIPES[name], likelihood.sets(models.RECIPES[name].protocol)[2][:40]
     model = row.model(**row.settings, rng=rng)
     figures = likelihood.test(model, images, None, 0 if name == "autoencoder" else 3)

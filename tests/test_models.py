@@ -197,7 +197,7 @@ def test_bits_per_dim_by_hand():
 
 @every_model
 def test_gradients_reach_the_images(name, rng):
-    """... of a Tensor that requires grad, as in a classifier's saliency."""
+    """Gradients reach images that are a Tensor that requires grad, as for a classifier's saliency map."""
     model, images = build(name, (1, 3, 3), rng, n=2)
     for p in model.parameters():  # some start at zero
         p.data = rng.standard_normal(p.shape, np.float32)

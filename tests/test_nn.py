@@ -31,7 +31,7 @@ from tinygen.optim import SGD
 
 
 def randomized(module, rng, gain=0.5):
-    """Every parameter drawn anew in float64, also what starts at zero and what a mask forbids."""
+    """Draw every parameter anew in float64, also those that start at zero and masked ones."""
     for p in module.parameters():
         p.data = gain * rng.standard_normal(p.shape)
     return module
@@ -142,7 +142,7 @@ def test_to_forgets_gradients(strict):
 
 
 class Counted(Module):
-    """With buffers: a plain one, one in a list, one shared; but not a computed Tensor, nor a frozen Parameter."""
+    """Buffers as an attribute, in a list, and shared; a computed Tensor and a frozen Parameter are not buffers."""
 
     def __init__(self):
         self.w = zeros(2)
@@ -286,7 +286,7 @@ def test_norms_differentiate_twice(training, rng):
 
 
 def test_batch_norm_follows_the_batches(rng):
-    """Running averages: 0.9 of what was and 0.1 of the batch's mean and unbiased variance."""
+    """Running averages: 0.9 of the old value plus 0.1 of the batch's mean or unbiased variance."""
     layer, mean, var = BatchNorm(2), np.zeros(2), np.ones(2)
     for _ in range(3):
         x = 1 + 3 * rng.standard_normal((5, 2, 3)).astype(np.float32)
@@ -319,7 +319,7 @@ def test_sequential_tells_batch_norm_of_training(rng):
         (lambda x: GroupNorm(2, 4)(x), r"GroupNorm: x has shape \(2, 6, 3\)"),
         (lambda x: GroupNorm(4, 6), "GroupNorm: 4 groups must divide 6 channels"),
         (lambda x: BatchNorm(3)(x), r"BatchNorm: x has shape \(2, 6, 3\)"),
-        (lambda x: BatchNorm(6)(x[:1, :, 0], training=True), r"BatchNorm: x \(1, 6\) has 1 values a channel"),
+        (lambda x: BatchNorm(6)(x[:1, :, 0], training=True), r"BatchNorm: x \(1, 6\) has 1 values per channel"),
         (lambda x: BatchNorm(0), "BatchNorm: channels: got 0"),
     ],
 )
@@ -492,7 +492,7 @@ def test_lstm_starts_remembering_and_names_a_wrong_shape(rng):
 
 
 def gate_input(layer, groups, columns):
-    """i2s at one pixel. ``columns``: inputs (N, C), the pixel itself last, left ones (or None) before it."""
+    """The input-to-state part at a pixel. ``columns``: inputs (N, C), left neighbours (or None), then the pixel."""
     w, b = layer.input.weight.data, layer.input.bias.data
     four_h, channels = w.shape[:2]
     hidden, per_gate = four_h // 4, four_h // 4 // groups
@@ -525,7 +525,7 @@ def row_lstm_loop(x, layer, groups):
 
 
 def diagonal_loop(x, layer, groups, from_right=False):
-    """One direction: the state comes from the neighbour before it in the row, and the state h also from above."""
+    """One direction: c comes from the previous neighbour in the row, h from that neighbour and the one above."""
     n, _, height, width = x.shape
     ws = layer.weight_state.data
     h, c = (np.zeros((n, ws.shape[1], height, width)) for _ in range(2))
@@ -572,7 +572,7 @@ def test_diagonal_bilstm_adds_the_right_direction_one_row_down(size, groups, rng
 
 
 def seen_by(layer, height, width):
-    """(pixel, pixel): which inputs the outputs depend on. All positive: nothing cancels, what is connected is seen."""
+    """(pixel, pixel): which inputs the outputs depend on. All weights are positive, so no dependence cancels."""
     for p in layer.parameters():
         p.data = 0.1 * np.ones(p.shape)
     pixels = height * width

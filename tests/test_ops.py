@@ -138,7 +138,7 @@ for axis in -1, 0, (0, 2), None:
 
 
 def skewed(x):
-    """Row by row, as the paper's figure draws it."""
+    """Skew row by row, as in the paper's figure."""
     h, w = x.shape[-2:]
     y = np.zeros((*x.shape[:-2], h, w + h - 1), x.dtype)
     for r in range(h):
@@ -265,7 +265,7 @@ for shape in (3, 3), (2, 4, 4), (2, 1, 2, 2), (1, 1), (0, 3, 3):
 
 
 def pooled(reduce, x, size, stride, padding, value):
-    """Window by window."""
+    """Pool window by window."""
     widths = [(0, 0)] * (x.ndim - 2) + [(p, p) for p in padding]
     x = np.pad(x, widths, constant_values=value)
     rows, columns = (range(0, n - k + 1, s) for n, k, s in zip(x.shape[-2:], size, stride))
@@ -304,7 +304,7 @@ case("cumsum squared", lambda x: ops.cumsum(x, 1) ** 2, lambda x: np.cumsum(x, 1
 
 
 def resized(x, size, mode):
-    """Pixel by pixel: its centre in x's coordinates, and the pixels around it weighed by how near they are."""
+    """Resize pixel by pixel: map its centre to x's coordinates, and weight the pixels around by their distance."""
     (h, w), y = x.shape[-2:], np.zeros((*x.shape[:-2], *size), x.dtype)
     for r, c in np.ndindex(*size):
         if mode == "nearest":
@@ -347,13 +347,13 @@ LABELS = np.array([[2, 0], [1, 1], [0, 3]])
 
 
 def cross_entropy(x):
-    """From the definition: -log of the label's share, one label after the other."""
+    """From the definition: -log of the label's softmax probability, one label at a time."""
     shares = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     return np.array([[-np.log(shares[n, LABELS[n, i], i]) for i in range(2)] for n in range(3)])
 
 
 def on(x, *arrays):
-    """The arrays on x's device, as the user of a device would have put them beforehand."""
+    """The arrays on x's device, moved there once, as a user would do beforehand."""
     for a in arrays:
         if (id(a), x.device) not in moved:
             moved[id(a), x.device] = to_device(a, x.device)
@@ -852,7 +852,7 @@ def test_skew_worked_by_hand():
 
 
 def test_unskew_drops_what_skewing_left_empty():
-    """... so its gradient there is zero: skew(unskew(y)) is y only where y is zero outside."""
+    """The gradient of the dropped entries is zero: skew(unskew(y)) is y only if they are zero in y."""
     y = Tensor(np.ones((3, 4)), requires_grad=True)
     assert grad(ops.unskew(y).sum(), y)[0].numpy().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
@@ -970,7 +970,7 @@ REFUSED = {  # call: what the message says: the operation, what it got, what it 
     "einsum terms": (lambda: ops.einsum("ij,jk->ik", X), r"einsum: 'ij,jk->ik' has 2 terms, but there are 1"),
     "einsum axes": (
         lambda: ops.einsum("i,ij", X, X),
-        r"einsum: the term 'i' for shape \(2, 3\) needs one letter an axis",
+        r"einsum: the term 'i' for shape \(2, 3\) needs one letter per axis",
     ),
     "einsum few": (lambda: ops.einsum("ijk...->i", X), r"einsum: the term 'ijk...' for shape \(2, 3\)"),
     "einsum diagonal": (lambda: ops.einsum("ii->i", X), r"einsum: the term 'ii' for .* each only once"),

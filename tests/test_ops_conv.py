@@ -22,7 +22,7 @@ def conv_loops(x, w, stride, padding, b=None):
 
 
 def transpose_loops(x, w, stride, padding, extra=(0, 0), b=None):
-    """Each x[n, c, p, q] paints w[c, :, i, j] at (p s - pad + i, q s - pad + j)."""
+    """Each x[n, c, p, q] adds its multiple of w[c, :, i, j] at (p s - pad + i, q s - pad + j)."""
     (n_, _, p_, q_), (_, o_, kh, kw), (sh, sw), (ph, pw) = x.shape, w.shape, stride, padding
     y = np.zeros((n_, o_, (p_ - 1) * sh - 2 * ph + kh + extra[0], (q_ - 1) * sw - 2 * pw + kw + extra[1]))
     for n, c, p, q in np.ndindex(x.shape):
@@ -34,7 +34,7 @@ def transpose_loops(x, w, stride, padding, extra=(0, 0), b=None):
 
 
 def filter_loops(x, g, kernel, stride, padding):
-    """The derivative of <conv(x, w), g> in each weight."""
+    """The derivative of <conv(x, w), g> with respect to each weight."""
     w = np.zeros((g.shape[1], x.shape[1], *kernel))
     for n, o, p, q in np.ndindex(g.shape):
         for c, i, j in np.ndindex(w.shape[1:]):
@@ -68,7 +68,7 @@ def out_size(size, kernel, stride, padding):
 
 
 def unread(size, kernel, stride, padding):
-    """Rows and columns at the end that no tap meets: what conv_transpose2d calls output_padding."""
+    """The number of rows and columns at the end that no tap reaches: conv_transpose2d's output_padding."""
     return tuple((n + 2 * p - k) % s for n, k, s, p in zip(size, kernel, stride, padding))
 
 
@@ -138,7 +138,7 @@ def test_derivatives(size, kernel, stride, padding, rng):
 @each_geometry
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_first_derivatives(size, kernel, stride, padding, blocks, rng, device, monkeypatch):
-    """Against the loops, the columns of all images in one block or in one for each image."""
+    """Compare with the loops, with the columns of all images in one block or a block per image."""
     if blocks == 3:
         monkeypatch.setattr("tinygen.ops.conv.CHUNK", {"cpu": 1, "cuda": 1})
     small, extra = out_size(size, kernel, stride, padding), unread(size, kernel, stride, padding)
@@ -163,7 +163,7 @@ def test_third_derivatives(rng):
 
 @pytest.mark.parametrize("constant", [0, 1])
 def test_derivatives_where_one_input_is_constant(constant, rng, device):
-    """... are the same as where both are wanted."""
+    """The other input's gradient is the same as when both are computed."""
     x, w = rng.standard_normal((2, 2, 4, 4)), rng.standard_normal((2, 2, 3, 3))
     xs, ys = on(device, x, w), on(device, x, w)
     ys[constant].requires_grad = False
@@ -262,7 +262,7 @@ def test_no_images_with_a_stride(device):
 @pytest.mark.parametrize("n,c,o", [(0, 2, 3), (1, 1, 1), (5, 1, 3), (1, 7, 1), (2, 0, 3), (2, 3, 0)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_batches_and_channels(n, c, o, stride, rng, device):
-    """... of any number, none included."""
+    """Batches and channels may have any size, zero included."""
     x, w, b = rng.standard_normal((n, c, 5, 3)), rng.standard_normal((o, c, 3, 3)), rng.standard_normal(o)
     xs = on(device, x, w, b)
     y = ops.conv2d(*xs, padding=1, stride=stride)
@@ -275,7 +275,7 @@ def test_batches_and_channels(n, c, o, stride, rng, device):
 
 
 def test_arrays_in_any_memory_order(rng, device):
-    """Transposed, reversed and broadcast views count by their values."""
+    """Transposed, reversed and broadcast views give the same results as copies."""
     x, w = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((2, 3, 3, 3))
     moved = Tensor(to_device(x, device))
     views = x.swapaxes(2, 3), x[:, ::-1], x[::-1, :, ::2], np.broadcast_to(x[:1], x.shape), np.asfortranarray(x)
@@ -306,7 +306,7 @@ def test_one_number_is_both_directions(rng):
 
 @pytest.mark.parametrize("extra", [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_output_padding_chooses_among_the_sizes_that_lead_back(extra, rng):
-    """... and the additional row gets only the bias where the kernel does not reach it."""
+    """Where the kernel does not reach the additional row, the row gets only the bias."""
     x, w, b = rng.standard_normal((1, 1, 3, 2)), rng.standard_normal((1, 2, 2, 2)), rng.standard_normal(2)
     y = ops.conv_transpose2d(*on("cpu", x, w, b), stride=2, output_padding=extra)
     assert y.shape == (1, 2, 6 + extra[0], 4 + extra[1])
@@ -392,7 +392,7 @@ def test_dtypes_must_agree(dtype):
     "padding,kernel,size", [(3, 3, 4), ((0, 3), (1, 3), 4), (2, 7, 3), ((2, 2), (2, 5), 1), (3, 7, 1)]
 )
 def test_paddings_as_wide_as_the_kernel_and_kernels_as_wide_as_the_image(padding, kernel, size, rng):
-    """Against zeros put around the image by hand."""
+    """Compare with an image padded by hand."""
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     pads = (padding, padding) if isinstance(padding, int) else padding
     x, w = rng.standard_normal((2, 3, size, size)), rng.standard_normal((4, 3, *kernel))

@@ -87,7 +87,7 @@ def test_derivatives(taps, steps, hidden, line, images, rng):
 @each_shape
 @pytest.mark.parametrize("used", ["h and c", "h", "c", "last h"])
 def test_the_fused_derivative_is_the_loops(used, taps, steps, hidden, line, images, rng, device):
-    """gradcheck records, so it goes through the loop's derivative; the fused one runs where nobody records."""
+    """gradcheck with recording tests the loop's derivative; the fused one runs only without recording."""
     arrays = draw(rng, taps, steps, hidden, line, images)
     v, u = (to_device(rng.standard_normal((steps, hidden, line, images)), device) for _ in range(2))
     found = []
@@ -120,7 +120,7 @@ def test_some_inputs_are_constant(wanted, create_graph, rng):
 
 
 def test_twice_the_same_and_inputs_left_alone(rng):
-    """The derivative may reuse what the forward pass stored, but not use it up."""
+    """The derivative may read what the forward pass stored, but not change it."""
     arrays = draw(rng, (-1, 0, 1), 4, 3, 3, 2)
     before = [a.copy() for a in arrays]
     xs = leaves(arrays)
@@ -144,7 +144,7 @@ def test_gradients_share_no_memory(rng):
 
 
 def test_scans_joined_are_one_scan(rng):
-    """The state after three steps, carried on, gives what four more steps in one scan give; derivatives too."""
+    """Three steps and then four from their state equal a scan of seven; derivatives too."""
     taps = (-1, 0)
     gates, w, h0, c0 = leaves(draw(rng, taps, 7, 2, 3, 2))
     h, c = ops.lstm_scan(gates, w, h0, c0, taps)
@@ -158,7 +158,7 @@ def test_scans_joined_are_one_scan(rng):
 
 @pytest.mark.parametrize("taps", [(0,), (-1, 0), (-1, 0, 1)])
 def test_reach(taps, rng):
-    """Step t sees h0 at its own position and t + 1 times each tap aside: no more, and no less."""
+    """Step t sees exactly the cells of h0 that t + 1 taps reach."""
     steps, line = 3, 9
     gates, w, h0, c0 = leaves(draw(rng, taps, steps, 2, line, 1))
     h, _ = ops.lstm_scan(gates, w, h0, c0, taps)
@@ -296,7 +296,7 @@ def test_a_tap_longer_than_the_line_sees_nothing(rng):
 
 
 def test_inputs_that_depend_on_each_other(rng):
-    """... count once, recorded too: c0 is h0 or computed from it, the gates from the weights."""
+    """Each path counts once, recorded too: c0 is h0 or computed from it, the gates depend on the weights."""
     gates, w, h0 = (rng.standard_normal(shape) for shape in ((2, 8, 3, 2), (8, 2, 1), (2, 3, 2)))
     gradcheck(lambda g, w, h: ops.lstm_scan(g, w, h, h), (gates, w, h0))
     gradcheck(lambda g, w, h: ops.lstm_scan(g + w.sum(), w, h, 2 * h), (gates, w, h0))

@@ -136,7 +136,7 @@ def test_orthogonalized(shape, device, rng):
 
 @pytest.mark.parametrize("size", [1e-15, 1e-25, 1e-38])
 def test_what_is_left_of_a_gradient_that_has_ended_moves_nothing(size, rng):
-    """In float32 the squares of such numbers are zero: without care they would be divided by it."""
+    """In float32 the squares of such small numbers are zero, which would be divided by."""
     g = np.float32(size) * rng.standard_normal((6, 8), np.float32)
     with np.errstate(over="raise", invalid="raise"):
         assert np.abs(orthogonalized(g)).max() < 1e-4
@@ -152,7 +152,7 @@ def test_orthogonalized_zero_and_masked():
 
 
 def test_weight_decay_by_hand(rng):
-    """Weights shrink by the rate times weight_decay and are moved as without; parameters of one dimension only move."""
+    """Weights shrink by lr weight_decay and then move as without it; parameters of one dimension do not shrink."""
     shapes = [(2, 2), (2,), (3, 2, 2, 1)]
     start, gradients = ([rng.standard_normal(shape) for shape in shapes] for _ in range(2))
     plain, decayed = ([parameter(values) for values in start] for _ in range(2))

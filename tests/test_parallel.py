@@ -46,7 +46,7 @@ class Tiny(Module):
 
 @pytest.fixture(autouse=True)
 def shards_of_16(monkeypatch):
-    """... for these tiny networks too, so that a batch has several."""
+    """Shards have 16 images for tiny networks too, so that a batch has several shards."""
     monkeypatch.setattr("tinygen.parallel.shard_size", lambda *_: SHARD)
 
 
@@ -147,7 +147,7 @@ def test_parameters_in_another_memory_order(rng):
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 9])
 def test_the_mean_and_its_gradient(workers, images):
-    """... are those of the shards one by one, weighed by how many images they have."""
+    """They are those of the shards, weighted by their numbers of images."""
     model, expected, gradient = Tiny(), 0.0, 0.0
     for i, start in enumerate(range(0, 50, SHARD)):
         part = images[start : start + SHARD]
@@ -174,7 +174,7 @@ def test_workers_see_the_present_parameters(images):
 
 
 def test_parameters_of_several_dtypes(images):
-    """... stay in this process, each gradient in its parameter's dtype."""
+    """Such models are computed in this process, each gradient in its parameter's dtype."""
     results = []
     for workers in (1, 2):
         model = Tiny()
@@ -210,7 +210,7 @@ def test_no_worker_outlives_its_block(images):
 
 
 def test_an_error_that_only_workers_have(images, rng):
-    """It is not lost: the first process does that share again, here with success."""
+    """Its share is not lost: the first process computes it again, here with success."""
     first = os.getpid()
 
     def prepare(part, rng):
@@ -252,7 +252,7 @@ def test_workers_that_cannot_be(workers, message, images, rng, monkeypatch):
 
 
 def test_workers_end_where_their_parent_is_killed(tmp_path):
-    """Each has closed its copies of the others' pipes, so all of them notice."""
+    """Each has closed its copies of the others' pipes, so all of them notice that the first process ended."""
     script = tmp_path / "script.py"
     script.write_text(
         "import os, numpy as np, tinygen.parallel\n"
@@ -448,7 +448,7 @@ def figures(row):
 @needs_mpi
 @pytest.mark.parametrize("ranks,workers", [(2, 1), (2, 2), (3, 1), (4, 1)])
 def test_ranks_train_as_one_process_does(ranks, workers, script, tmp_path):
-    """Three shards a step: for two ranks not even, for four one comes away empty-handed."""
+    """Three shards per step: two ranks get different numbers, and one of four gets none."""
     _, (alone,) = script(1, 1, 100)
     (tmp_path / "run.npz").unlink()
     done, rows = script(ranks, workers, 100)
@@ -461,7 +461,7 @@ def test_ranks_train_as_one_process_does(ranks, workers, script, tmp_path):
 
 @needs_mpi
 def test_the_first_ranks_parameters_and_checkpoint_count(script, tmp_path):
-    """The ranks begin with parameters and seeds of their own, and are cut and resumed."""
+    """The ranks begin with different parameters and seeds, and are interrupted and resumed."""
     _, whole = script(2, 1, 60, "seeds")
     (tmp_path / "run.npz").unlink()
     script(2, 1, 25, "seeds")
@@ -495,7 +495,7 @@ def test_one_rank_is_alone():
 
 @needs_mpi
 def test_the_quickstart_on_two_ranks(tmp_path):
-    """One of them tells and draws."""
+    """Only one rank prints and draws."""
     script = Path(__file__).parent.parent / "demos" / "quickstart.py"
     command = [MPIEXEC, "-n", "2", sys.executable, "-m", "mpi4py", script, "--minutes", "0.02", "--out", tmp_path]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Pictures: what lands where."""
+"""tinygen.plotting: where images are placed in a picture."""
 
 import copy
 import pickle

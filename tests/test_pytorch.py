@@ -33,7 +33,7 @@ def close(ours, theirs, dtype, name=""):
 
 
 def compare(ours, theirs, arrays, dtype):
-    """Value, and the gradient in every array for a random cotangent."""
+    """Compare values, and gradients with respect to every array for a random cotangent."""
     arrays = [np.asarray(a, dtype) for a in arrays]
     xs = [Tensor(a.copy(), requires_grad=True) for a in arrays]
     ts = [torch.tensor(a, requires_grad=True) for a in arrays]
@@ -311,7 +311,7 @@ def test_conv2d(geometry, kernel, dtype, rng):
 @both_dtypes
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: f"{g['stride']}-{g['padding']}")
 def test_masked_conv2d(geometry, dtype, rng):
-    """The mask is that of weights set to zero."""
+    """Masked taps are equivalent to weights of zero."""
     mask = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], bool)
     x, w = rng.standard_normal((2, 3, 6, 7)), rng.standard_normal((4, 3, 3, 3))
     compare(
@@ -405,7 +405,7 @@ def test_second_derivative(name, dtype, rng):
 
 
 def converted(module, dtype, rng=None):
-    """The module in ``dtype``, with other weights where an ``rng`` is given: what starts at zero would hide errors."""
+    """The module in ``dtype``; with ``rng``, its weights are random: those that start at zero would hide errors."""
     for p in module.parameters():
         values = p.data if rng is None else 0.3 * rng.standard_normal(p.shape)
         p.data = values.astype(dtype)
@@ -426,7 +426,7 @@ def as_torch(module):
 
 
 def check_layer(module, theirs, shape, dtype, rng):
-    """``theirs(x, weights)``; compared are the output and the gradients in x and in the weights."""
+    """Compare with ``theirs(x, weights)``: the output, and the gradients with respect to x and the weights."""
     converted(module, dtype, rng)
     x = rng.standard_normal(shape).astype(dtype)
     a, t = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
@@ -494,7 +494,7 @@ def test_conv_layers(dtype, rng):
 
 
 def mask(kind, out, into, kernel, groups):
-    """The paper's: rows above, left in the row; at the centre the colours before (A), or its own too (B)."""
+    """The paper's mask: rows above, pixels to the left; in the centre, earlier colours (A), or also the own (B)."""
     kh, kw = kernel
     kept = torch.zeros(out, into, kh, kw)
     for o in range(out):
@@ -525,7 +525,7 @@ def masked_conv(kind, x, w, b, groups):
     ],
 )
 def test_masked_conv_layer(kind, kernel, groups, dtype, rng):
-    """Even where its weights are not zero, as they are here, the mask hides what it must."""
+    """The mask hides later pixels even if masked weights are not zero, as here."""
     layer = nn.MaskedConv2d(kind, 3, 6, kernel, groups, rng=rng)
     check_layer(layer, lambda x, w, b: masked_conv(kind, x, w, b, groups), (2, 3, 4, 5), dtype, rng)
 
@@ -572,7 +572,7 @@ def cell(a, c):
 
 
 def row_lstm(x, w, b, state, h0, c0, groups=1):
-    """Equation 3, a row at a time: the state of a row from a 1 x 3 convolution over the state above."""
+    """One row at a time: the state of a row depends on a 1 x 3 convolution over the state above."""
     gates = gates_of(w, b, "B", groups, x)
     n, _, _, width = gates.shape
     h, c = (s[None, :, None].expand(n, -1, width) for s in (h0, c0))
@@ -584,7 +584,7 @@ def row_lstm(x, w, b, state, h0, c0, groups=1):
 
 
 def diagonal_lstm(x, w, b, state, groups=1):
-    """From the upper left, a pixel at a time: its state from the one above (tap 0) and on the left (tap 1)."""
+    """From the upper left, one pixel at a time: its state depends on those above (tap 0) and to the left (tap 1)."""
     gates = gates_of(w, b, "B", groups, x)
     n, hidden, zero = len(x), state.shape[1], torch.zeros(len(x), state.shape[1], dtype=x.dtype)
     h, c = {}, {}
@@ -665,7 +665,7 @@ def check_scaled(loss, module, torch_loss, weights, dtype):
 @pytest.mark.parametrize("beta", [1.0, 4.0])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_vae(likelihood, beta, dtype, rng):
-    """Kingma and Welling's equation 10 with the same noise."""
+    """-ELBO = KL(q(z|x) || p(z)) - log p(x|z), with the same noise."""
     shape, latent = (1, 7, 6), 3
     model = converted(VAE(shape, latent, beta, likelihood, rng=rng), dtype)
     if likelihood == "gaussian":
@@ -821,7 +821,7 @@ def test_clipped_training(clip_norm, dtype, rng):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
 def test_muon(shape, rng):
-    """PyTorch's, which multiplies in bfloat16: hence the tolerance, of the distance moved."""
+    """PyTorch's Muon multiplies in bfloat16, so the tolerance is relative to the distance moved."""
     start = rng.standard_normal(shape).astype(np.float32)
     ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
     a = optim.Muon([ours], 0.01, weight_decay=0.5)

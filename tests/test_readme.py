@@ -1,4 +1,4 @@
-"""The README says what is: its code runs, its files and pictures exist."""
+"""The README is up to date: its code runs, its files and pictures exist."""
 
 import re
 from pathlib import Path

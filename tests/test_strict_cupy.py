@@ -1,4 +1,4 @@
-"""The stand-in for CuPy: every rule bites, what is allowed costs what it says, and the numbers are NumPy's."""
+"""The stand-in for CuPy: it enforces every rule, counts copies and waits, and computes NumPy's numbers."""
 
 import copy
 import operator

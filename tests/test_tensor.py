@@ -71,7 +71,7 @@ def test_shared_inputs(function, expected, create_graph, device):
 
 
 def test_a_gradient_with_many_terms_is_summed_without_changing_any():
-    """Here one array is a term of several sums."""
+    """One array is a term of several sums."""
     x, y = leaf(1, 2), leaf(3, 4)
     s = x + y
     total = s + s + s + x + y + x
@@ -110,7 +110,7 @@ def test_random_graphs(seed):
 
 
 def test_numerical_derivative_of_a_whole_computation(rng):
-    """An oracle that shares nothing with gradcheck: one entry at a time, central differences."""
+    """A reference that shares no code with gradcheck: central differences, one entry at a time."""
     w, x = rng.standard_normal((3, 2)), rng.standard_normal((4, 3))
 
     def loss(w):
@@ -267,7 +267,7 @@ def test_the_derivative_of_a_linear_function_has_none():
 
 
 class Twice(Op):
-    """Two outputs, of which a reader may use one."""
+    """An Op with two outputs, of which only one may be used."""
 
     def forward(self, x):
         return x * 2, x * 3
@@ -360,7 +360,7 @@ class DoubleOfAll(Double):
 
 
 def kept_arrays(op_class):
-    """Whether an input and a result of such a step live on, while the graph does."""
+    """Whether the input and the result of such an Op stay in memory as long as the graph."""
     x = leaf(1.0, 2.0)
     h = x * 1.0
     y = op_class()(h)
@@ -398,7 +398,7 @@ class Softsign(Op):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_one_op_may_be_used_many_times(create_graph):
-    """... in one pass, as one does with an activation that a module holds."""
+    """One Op is used several times in one forward pass, like an activation that a module holds."""
     one, x = Softsign(), leaf(0.5, -2.0)
     y, z = one(2 * one(3 * x)), Softsign()(2 * Softsign()(3 * x))
     found, right = (grad(t.sum(), x, create_graph=create_graph)[0].numpy() for t in (y, z))
@@ -822,7 +822,7 @@ def test_shapes_of_inputs_that_are_not_kept_are_known():
 
 
 def test_a_leaf_is_not_changed_in_place():
-    """... by ``p -= step``, which would make another Tensor and leave the parameter as it is."""
+    """``p -= step`` would create another Tensor and leave the parameter unchanged."""
     x = leaf(1.0)
     with no_grad(), pytest.raises(TypeError, match=r"x\.data -= step"):
         x -= 0.1

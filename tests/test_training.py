@@ -31,7 +31,7 @@ RUINED = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of 
 
 @pytest.fixture(autouse=True)
 def shards_of_16(monkeypatch):
-    """... for these tiny networks too, so that a batch has several."""
+    """Shards have 16 images for tiny networks too, so that a batch has several shards."""
     monkeypatch.setattr("tinygen.parallel.shard_size", lambda *_: 16)
 
 
@@ -89,7 +89,7 @@ def without_seconds(record):
 
 
 def seen_by(images, model=None, **options):
-    """The numbers of the images in each step, for images that hold their own number."""
+    """The indices of the images in each step, for images whose pixels are their index."""
     steps = []
     model = model or Single(lambda w, x: (w * 0).sum())
     images = np.broadcast_to(np.arange(images).reshape(-1, 1, 1, 1), (images, 1, 2, 2)).astype(np.float32)
@@ -115,7 +115,7 @@ def seen_by(images, model=None, **options):
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_fit_is_the_plain_loop(clip_norm, images, rng):
-    """With the whole set as one batch and no noise nothing depends on how numbers are drawn."""
+    """With the whole set as one batch and no noise, random numbers have no effect."""
     model, twin = (in_float64(Tiny(noise=0)) for _ in range(2))
     record = fit(
         model,
@@ -520,7 +520,7 @@ def test_ctrl_c_in_the_last_step_ends_what_comes_after_fit_too(images, rng, tmp_
 
 
 def test_in_another_thread(images):
-    """Only the main thread may ask for signals."""
+    """Only the main thread may handle signals."""
     records = []
 
     def work():
@@ -572,7 +572,7 @@ class Bomb:
 
 
 def damages(whole: bytes, tmp_path):
-    """What may lie where a checkpoint should: bytes by name."""
+    """Contents of files that are not checkpoints, as bytes by name."""
     bomb, buffer, plain, other = Bomb(), io.BytesIO(), io.BytesIO(), io.BytesIO()
     bomb.path = str(tmp_path / "exploded")
     np.savez(buffer, run=np.array([bomb], dtype=object))
@@ -603,7 +603,7 @@ def test_a_damaged_checkpoint_is_refused(images, tmp_path):
 @RUINED
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_any_flipped_byte_is_refused_or_harmless(images, tmp_path):
-    """Some bytes of a zip file mean nothing (dates); all others are noticed."""
+    """Changing any byte of a zip file is noticed, except those without meaning (dates)."""
     checkpoint = tmp_path / "run.npz"
     weights, _ = run_until(images, checkpoint, steps=3)
     whole, harmless = checkpoint.read_bytes(), 0
@@ -681,7 +681,7 @@ def test_a_checkpoint_of_another_run_is_refused(images, tmp_path):
 
 
 def test_a_part_of_another_model_changes_nothing(images, tmp_path):
-    """The averages fit, the weights do not: found before or after, the model is as it was."""
+    """The averages fit but the weights do not: the model is unchanged, whichever is checked first."""
     checkpoint = tmp_path / "run.npz"
     run_until(images, checkpoint, steps=3)
     with np.load(checkpoint) as file:
@@ -765,7 +765,7 @@ def test_a_norm_that_overflows(images, rng):
 
 @RUINED
 def test_on_a_device_it_is_found_at_the_next_look(strict, images, rng, monkeypatch, tmp_path):
-    """Not a moment in between is waited for the device, and no checkpoint of ruined weights is written."""
+    """In between nothing waits for the device, and no checkpoint of ruined weights is written."""
     monkeypatch.setattr(training, "CHECK_STEPS", 4)
     monkeypatch.setattr(training, "SAVE_SECONDS", -1)
     model = Single(lambda w, x: w.sum() + 0 * ops.log(w).sum()).to("cuda")  # from step 5 on, see above
@@ -850,7 +850,7 @@ DEVICE_MODELS = {
 
 @pytest.mark.parametrize("make", DEVICE_MODELS.values(), ids=DEVICE_MODELS)
 def test_device_run_equals_the_host_run(make, device, monkeypatch, rng):
-    """The same numbers from both; on the stand-in a step costs one copy there and, between looks, no wait."""
+    """Both devices give the same numbers; on the stand-in a step makes one copy and waits only to read the loss."""
     monkeypatch.setattr(training, "CHECK_STEPS", 3)
     counter = strict_cupy.count
     results = []
@@ -892,7 +892,7 @@ def test_device_run_equals_the_host_run(make, device, monkeypatch, rng):
 
 
 def test_device_record_and_evaluate(strict, images, rng):
-    """Between looks losses are unknown; a row of the record is never without one."""
+    """Between readings losses are unknown, but every row of the record has one."""
     model = Tiny(noise=0).to("cuda")
     optimizer = SGD(model.parameters(), 0.01)
     record = fit(
@@ -908,7 +908,7 @@ def test_device_record_and_evaluate(strict, images, rng):
 
 
 def test_a_run_moves_between_devices(strict, images, tmp_path):
-    """A checkpoint written on one device goes on on the other."""
+    """Training resumes on one device from a checkpoint written on the other."""
     options = dict(rng=np.random.default_rng(0), batch_size=16, averaging=0.9, checkpoint=tmp_path / "run.npz")
     here, there = Tiny(0), Tiny(1).to("cuda")
     fit(here, images, steps=3, optimizer=Adam(here.parameters(), 0.02), **options)
@@ -994,7 +994,7 @@ def test_images_are_an_array(rng):
 
 
 def explained(loss, **options):
-    """What fit says of a loss of one parameter w = 10 that is not finite, or has such a gradient."""
+    """The error of fit for a loss of one parameter w = 10 that is not finite, or whose gradient is not."""
 
     class Model(Module):
         unit = "nats per image"

@@ -12,7 +12,7 @@ Z, DZ = np.linspace(-9, 9, 3001, retstep=True)
 
 
 def build(shape, latent, rng, likelihood="bernoulli", **kwargs):
-    """In float64, with a decoder that makes much of z."""
+    """A VAE in float64, whose decoder depends strongly on z."""
     model = VAE(shape, latent, likelihood=likelihood, rng=rng, **kwargs)
     for p in model.parameters():
         p.data = p.data.astype(np.float64) + 0.1 * rng.standard_normal(p.shape)
@@ -25,7 +25,7 @@ def images(shape, n, likelihood, rng):
 
 
 def log_p_given(model, x, z):
-    """log p(x|z) of one image at each z, from the decoder's output alone."""
+    """log p(x|z) of one image at each z, computed from the decoder's output."""
     y = model.decoder(Tensor(z.reshape(-1, model.latent))).data
     if model.log_var is None:
         return np.where(x == 1, -np.log1p(np.exp(-y)), -np.log1p(np.exp(y))).sum((1, 2, 3))
@@ -168,7 +168,7 @@ def test_samples_are_means_of_p_given_z_of_the_prior(rng):
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_samples_are_draws_from_p_given_z(likelihood, rng):
-    """Their moments over many draws: E x = E m(z), and var x = E var(x|z) + var m(z)."""
+    """The moments of many draws: E x = E m(z), and var x = E var(x|z) + var m(z)."""
     model, n = VAE((1, 2, 2), latent=1, likelihood=likelihood, rng=rng), 20_000
     x, m = model.sample(n, rng).astype(float), model.sample_means(n, rng).astype(float)
     noise = m * (1 - m) if likelihood == "bernoulli" else np.exp(model.log_var.numpy())

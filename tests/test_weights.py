@@ -130,7 +130,7 @@ def test_unknown_name():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped(name, rng):
-    """Small, whole, and trained: it knows the digits that ship with tinygen as well as its validation images."""
+    """The file is small and complete, and its model scores the shipped digits as well as its validation images."""
     assert (weights.FOLDER / f"{name}.npz").stat().st_size < 2e6
     model, (_, about) = tinygen.pretrained(name), weights.load(weights.FOLDER / f"{name}.npz")
     grey = data.digits().test_images[:100]

@@ -1,4 +1,4 @@
-"""NumPy or CuPy: the only file that imports CuPy. It also has what MPI's ranks need to know of each other.
+"""NumPy or CuPy: the only file that imports CuPy. It also has the communication between MPI's ranks.
 
 All other code calls ``xp(array)`` to get the array's module and is written once for both. CuPy is imported when an
 array first moves to the device, never before.
@@ -38,7 +38,7 @@ def device_of(array) -> str:
 def to_device(array, device: str):
     """``array`` on ``device`` (``"cpu"`` or ``"cuda"``); the array itself if it is there already.
 
-    Raises ValueError for another device name, RuntimeError where CuPy or a CUDA device is missing.
+    Raises ValueError for another device name, RuntimeError if CuPy or a CUDA device is missing.
     """
     if not isinstance(device, str) or device not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, needs 'cpu' or 'cuda'")
@@ -61,12 +61,12 @@ def to_device(array, device: str):
 
 
 def to_host(array) -> numpy.ndarray:
-    """``array`` as a NumPy array. Copying from a device waits for it."""
+    """``array`` as a NumPy array. Copying from a device waits for the device."""
     return numpy.asarray(array if xp(array) is numpy else array.get())
 
 
 def erf(array):
-    """The error function, which NumPy does not have, in ``array``'s floating dtype."""
+    """The error function, which NumPy lacks, in ``array``'s floating dtype."""
     if xp(array) is numpy:
         values = numpy.fromiter(map(math.erf, array.flat), float, array.size).reshape(array.shape)
     else:
@@ -77,7 +77,7 @@ def erf(array):
 
 
 def flatten(arrays):
-    """All arrays, flattened and concatenated."""
+    """The arrays, flattened and concatenated."""
     return xp(*arrays).concatenate([array.ravel() for array in arrays])
 
 
@@ -108,7 +108,7 @@ def ranks_on_this_machine() -> tuple[int, int]:
 
 
 def sum_over_ranks(array, comm):
-    """The sum of an array over the ranks of an MPI communicator, on each rank: by MPI, or on a device by NCCL."""
+    """The sum of ``array`` over the ranks of an MPI communicator, on every rank: by MPI, or on a device by NCCL."""
     total = xp(array).empty_like(array)
     if xp(array) is numpy:
         comm.Allreduce(array, total)

@@ -1,7 +1,7 @@
 """Checks of arguments, one function for each kind. Each returns the argument in the form that the code works with, or
 raises ValueError (TypeError for an array without real numbers) that says what it got and what it needs.
 
-Values of arrays are checked on the host only: on a device every step would have to wait.
+Values of arrays are checked on the host only: on a device, a check would make every step wait for the device.
 """
 
 import operator
@@ -12,7 +12,7 @@ from tinygen.tensor import Tensor, as_array, as_tensor
 
 
 def count(name: str, value, smallest: int = 1, odd: bool = False) -> int:
-    """``value`` as a Python int of at least ``smallest``. NumPy's integers could overflow in later sums."""
+    """``value`` as a Python int of at least ``smallest``; a NumPy integer could overflow later."""
     try:
         n = operator.index(value)
     except TypeError:
@@ -37,7 +37,7 @@ def counts(
 
 
 def pair(name: str, value, smallest: int = 1, odd: bool = False) -> tuple[int, int]:
-    """One whole number or two as (vertical, horizontal)."""
+    """``value``, a whole number or two, as (vertical, horizontal)."""
     several = isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim)
     return counts(
         name, value if several else (value, value), "a whole number or (vertical, horizontal)", 2, smallest, odd
@@ -45,7 +45,7 @@ def pair(name: str, value, smallest: int = 1, odd: bool = False) -> tuple[int, i
 
 
 def number(name: str, value, interval: str) -> float:
-    """``value`` as a Python float in ``interval``, which is written as "[0, 1)" or "(0, inf)"."""
+    """``value`` as a Python float in ``interval``, which is written like "[0, 1)" or "(0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))
     try:
         x = float(value) if np.ndim(value) == 0 and not isinstance(value, str | bytes | bool | np.bool_) else np.nan
@@ -72,7 +72,7 @@ def generator(rng, or_none: bool = False) -> np.random.Generator | None:
 
 
 def axis(name: str, value, ndim: int) -> int:
-    """``value``, one of ``ndim`` axes, counted from the front."""
+    """``value``, one of ``ndim`` axes, as an index from 0 to ndim - 1."""
     try:
         i = operator.index(value)
     except TypeError:
@@ -83,7 +83,7 @@ def axis(name: str, value, ndim: int) -> int:
 
 
 def tensor(name: str, x, *shape) -> Tensor:
-    """``x`` as a Tensor of ``shape``: a size for each axis, or a name if any size fits; ``...`` for further axes."""
+    """``x`` as a Tensor of ``shape``: a size for each axis, or a name where any size fits; ``...`` for further axes."""
     x = as_tensor(x, name)
     front, back = (shape[:1] == (...,)), shape[-1:] == (...,)
     wanted = shape[front : len(shape) - back]
@@ -95,7 +95,7 @@ def tensor(name: str, x, *shape) -> Tensor:
 
 
 def whole(name: str, x, levels: int) -> None:
-    """Raise unless the array ``x`` has whole numbers 0 .. levels - 1, in any dtype."""
+    """Raise ValueError unless the array ``x`` has whole numbers 0 .. levels - 1, in any dtype."""
     if isinstance(x, np.ndarray | np.generic) and x.size:
         low, high = x.min(), x.max()
         if not (low >= 0 and high < levels) or (x.dtype.kind == "f" and (x != np.floor(x)).any()):
@@ -107,13 +107,13 @@ def whole(name: str, x, levels: int) -> None:
 
 
 def no_nan(name: str, x) -> None:
-    """Raise if a number of the array ``x`` is nan: all draws from it would be zero."""
+    """Raise ValueError if an entry of the array ``x`` is nan: all draws from it would be zero."""
     if isinstance(x, np.ndarray | np.generic) and x.size and np.isnan(x.min()):
         raise ValueError(f"{name}: some are nan, so nothing can be drawn")
 
 
 def labels(name: str, values, classes: int, shape: tuple[int, ...] | None = None):
-    """``values`` as an array of whole numbers 0 .. classes - 1, of ``shape`` if that is given."""
+    """``values`` as an array of whole numbers 0 .. classes - 1, of ``shape`` if it is given."""
     x = as_array(() if values is None else values, name)
     x = x.astype(int) if not x.size and isinstance(values, list | tuple) else x
     fits, low, high = x.dtype.kind in "iu" and shape in (None, x.shape), 0, -1
@@ -127,7 +127,7 @@ def labels(name: str, values, classes: int, shape: tuple[int, ...] | None = None
 
 
 def classes(values, classes: int, n: int):
-    """``values`` as labels (n,) for a layer or model with that many ``classes``; None if it has none."""
+    """``values`` as labels (n,) for a layer or model with ``classes``; None if ``classes`` is 0."""
     if values is not None and not classes:
         raise ValueError("labels: the model was built without classes")
     return labels("labels", values, classes, (n,)) if classes else None

@@ -12,7 +12,7 @@ from tinygen.files import read_arrays, written
 from tinygen.optim import Average
 from tinygen.parallel import of_first_rank
 
-# The attributes of a TrainingState that a checkpoint holds besides arrays, with their types
+# The attributes of a TrainingState, besides arrays, that a checkpoint holds, with their types
 FIELDS = {"settings": dict, "seed": int, "step": int, "seconds": float, "losses": list, "record": list, "ended": bool}
 
 
@@ -32,9 +32,9 @@ def digest(array) -> str:
 
 
 class TrainingState:
-    """All that a checkpoint holds: the model, its optimizer, averaged and best weights, the step and the losses.
+    """What a checkpoint holds: the model, its optimizer, averaged and best weights, the step and the losses.
 
-    ``settings`` identify the run: those given, and each plain attribute of the optimizer and of the modules.
+    ``settings`` identify the run: the given ones, and all plain attributes of the optimizer and of the modules.
     """
 
     def __init__(self, model, optimizer, learned, averaging, seed, settings):
@@ -49,7 +49,7 @@ class TrainingState:
         self.settings = json.loads(json.dumps(settings, default=float))
         self.average = None if averaging is None else Average(learned, averaging)
         self.step, self.seconds, self.losses, self.record, self.best = 0, 0.0, [0.0, 0], [], None
-        self.ended = False  # True when a callback has ended it
+        self.ended = False  # True once a callback has ended training
         self.whole = True  # False within a step, whose partial changes must not be saved
 
     @property
@@ -59,7 +59,7 @@ class TrainingState:
 
     @property
     def since_best(self) -> int:
-        """How many rows of the record come after the one with the lowest validation loss."""
+        """The number of rows of the record after the one with the lowest validation loss."""
         losses = [row["validation"] for row in self.record if row["validation"] is not None]
         losses = [math.inf if math.isnan(loss) else loss for loss in losses]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
@@ -74,7 +74,7 @@ class TrainingState:
 
     @contextlib.contextmanager
     def averaged(self):
-        """Put the averaged weights into the model, within the block."""
+        """The model has the averaged weights within the block."""
         if self.average is not None:
             self.average.swap()
         try:
@@ -91,7 +91,7 @@ class TrainingState:
         arrays = read_arrays(path)
         try:
             fields = _fields(arrays)
-        except Exception as error:  # any error of json or of the fields' types
+        except Exception as error:  # any error of json, or a field of another type
             raise ValueError(f"{path}: damaged, or no checkpoint of fit ({error}); move it away") from error
         before = self._arrays()
         try:
@@ -111,7 +111,7 @@ class TrainingState:
 
     def _arrays(self) -> dict:
         """The state as arrays by name."""
-        with self.averaged():  # a complete state, which load_state_dict can check
+        with self.averaged():  # the whole state, so that load_state_dict can check it
             averages = {} if self.average is None else self.model.state_dict()
         fields = {name: getattr(self, name) for name in FIELDS}
         return {
@@ -123,7 +123,7 @@ class TrainingState:
         }
 
     def _restore(self, arrays, fields):
-        """The inverse of ``_arrays``. Raises ValueError where they are of another run."""
+        """The inverse of ``_arrays``. Raises ValueError if the arrays belong to another run."""
 
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -132,14 +132,14 @@ class TrainingState:
         for name in {**both[0], **both[1]}:
             was, now = (settings.get(name) for settings in both)
             owner = name.rpartition(".")[0]
-            # An attribute on one side only was noted during training, such as a loss
+            # An attribute that only one side has was set during training, such as a recorded loss
             noted = all(owner in settings for settings in both) and not all(name in settings for settings in both)
             if json.dumps(was) != json.dumps(now) and not noted:  # as strings, in which nan equals nan
                 raise ValueError(f"{name} was {was}, is {now}")
         self.optimizer.load_state_dict(part("optimizer."))
         self.best = part("best.") or None
         if self.best:
-            self.model.load_state_dict(self.best)  # raises if it does not fit
+            self.model.load_state_dict(self.best)  # raises if the best weights do not fit
         if self.average is not None:
             self.model.load_state_dict(part("average."))
             self.average.values = [p.data for p in self.average.parameters]

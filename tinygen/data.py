@@ -78,7 +78,7 @@ class BinarizedMNIST(NamedTuple):
 
 
 class Emoji(NamedTuple):
-    """Images uint8 (1911, 3, 32, 32) on white, their names, the numbers of their categories, the categories' names."""
+    """Images uint8 (1911, 3, 32, 32) on white, their names and category numbers, and the names of the categories."""
 
     images: np.ndarray
     names: np.ndarray
@@ -87,9 +87,9 @@ class Emoji(NamedTuple):
 
 
 def digits() -> Dataset:
-    """4,500 + 500 MNIST digits (N, 1, 28, 28) that ship with tinygen, 450 + 50 a class (see assets/DIGITS.md).
+    """4,500 + 500 MNIST digits (N, 1, 28, 28) that ship with tinygen, 450 + 50 per class (see assets/DIGITS.md).
 
-    Both parts are from MNIST's training set. Use them to try things out, not for results to compare with a paper's.
+    Both parts are from MNIST's training set. Use them to try things out, not for results to compare with papers.
     """
     with np.load(Path(__file__).parent / "assets" / "digits.npz") as arrays:
         return Dataset(*(arrays[field] for field in Dataset._fields))
@@ -98,7 +98,7 @@ def digits() -> Dataset:
 def mnist() -> Dataset:
     """MNIST (LeCun, Cortes & Burges): 60,000 + 10,000 grey images (N, 1, 28, 28), from its IDX files, gzip or not.
 
-    Raises FileNotFoundError where a file is neither found nor downloaded, ValueError where its content is not MNIST's.
+    Raises FileNotFoundError if a file is neither found nor downloaded, ValueError if its content is not MNIST's.
     """
     arrays = []
     for name, sha256 in _MNIST.items():
@@ -112,8 +112,8 @@ def cifar10() -> Dataset:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images (N, 3, 32, 32), from its binary version.
 
     Reads ``cifar-10-binary.tar.gz`` or the folder ``cifar-10-batches-bin`` inside it, never the pickled version.
-    Raises FileNotFoundError where they are neither found nor downloaded, ValueError where the content is not CIFAR-10's
-    (the archive is checked against its published md5; files outside it, which have none, by their sizes and labels).
+    Raises FileNotFoundError if they are neither found nor downloaded, ValueError if the content is not CIFAR-10's (the
+    archive is checked by its published md5, the files of the folder, which have none, by their sizes and labels).
     """
     places = ["cifar-10-binary.tar.gz", "cifar-10-batches-bin/data_batch_1.bin", "data_batch_1.bin"]
     images, labels = zip(*_load(places, _CIFAR_MIRRORS, _read_cifar))
@@ -125,8 +125,8 @@ def binarized_mnist() -> BinarizedMNIST:
 
     Source: Larochelle and Murray 2011, after Salakhutdinov and Murray 2008. The order of the images is not MNIST's.
     Reads ``binarized_mnist.npz`` (each image packed into 98 bytes) or the published text files
-    ``binarized_mnist_train.amat`` and so on. Raises FileNotFoundError where they are neither found nor downloaded,
-    ValueError where the pixels differ.
+    ``binarized_mnist_train.amat`` and so on. Raises FileNotFoundError if they are neither found nor downloaded,
+    ValueError if the pixels differ.
     """
     parts = []
     for part in _BINARIZED_MNIST:
@@ -143,7 +143,7 @@ def emoji() -> Emoji:
 
 
 def frey_faces() -> np.ndarray:
-    """(1965, 1, 28, 20): the frames of a film of one face (Roweis), in order, so neighbours are alike.
+    """(1965, 1, 28, 20): the frames of a film of one face (Roweis), in order, so that neighbours are similar.
 
     Reads ``frey_rawface.mat`` (needs SciPy) or ``frey_faces.npz``, an array ``images`` (1965, 28, 20) of the same
     pixels. Raises FileNotFoundError where they are neither found nor downloaded, ValueError where the pixels differ.
@@ -166,8 +166,8 @@ def read_idx(path, sha256: str | None = None, largest: int = 2**30) -> np.ndarra
     """The uint8 array, of any shape, in an IDX file of unsigned bytes, gzip or not.
 
     Layout: bytes 0, 0, 8 (the type), number of dimensions, each dimension as a big-endian uint32, then the values.
-    No more bytes are read than the shape needs, since a gzip file of 3 MB can unpack to 3 GB. If it needs more than
-    ``largest`` bytes, by default 1 GiB (MNIST's largest file has 47 million), none are read.
+    No more bytes are read than the shape needs, since a gzip file of 3 MB can unpack to 3 GB. If the shape needs more
+    than ``largest`` bytes, by default 1 GiB (MNIST's largest file has 47 million), none are read.
     Raises ValueError for a corrupt gzip, another ``sha256`` (unzipped), another magic number, missing or extra bytes,
     or more than ``largest``.
     """
@@ -190,7 +190,7 @@ def _read_idx(file, path, sha256, largest):
     size = header + math.prod(shape)
     if size > largest:
         raise ValueError(f"{path}: shape {shape} has {size} bytes, needs at most {largest} (largest)")
-    content += file.read(size + 1 - len(content))  # one byte more, to detect what follows
+    content += file.read(size + 1 - len(content))  # one byte more, to detect extra bytes
     if len(content) != size:
         found = len(content) if len(content) < size else f"more than {size}"
         raise ValueError(f"{path}: has {found} bytes, needs {size} for shape {shape}")
@@ -203,10 +203,10 @@ def binarize_static(images, seed: int) -> np.ndarray:
     """Draw each pixel once, 1 with probability grey / 255: a fixed binary data set. uint8, any shape, to uint8 {0, 1}.
 
     The same seed and images give the same pixels. This is the protocol of Larochelle & Murray (2011), after
-    Salakhutdinov & Murray (2008); their published file is another draw, so likelihoods are comparable, not equal.
-    Raises TypeError where ``images`` is not uint8, ValueError where ``seed`` is not a whole number of at least 0.
+    Salakhutdinov & Murray (2008); their published file is another draw, so likelihoods are comparable but not equal.
+    Raises TypeError if ``images`` is not uint8, ValueError if ``seed`` is not a whole number of at least 0.
     """
-    seed = check.count("binarize_static: seed", seed, 0)  # without one the pixels would not be fixed
+    seed = check.count("binarize_static: seed", seed, 0)  # None would give other pixels in each call
     return _draw(_grey(images, "binarize_static"), np.random.default_rng(seed))
 
 
@@ -216,9 +216,9 @@ def binarize_dynamic(images, rng: np.random.Generator) -> np.ndarray:
 
 
 def binarize_threshold(images, threshold: float = 0.5) -> np.ndarray:
-    """1 where grey / 255 > threshold, else 0; likelihoods differ from those of drawn pixels. Shapes as above.
+    """1 where grey / 255 > threshold, else 0; uint8, any shape. Likelihoods differ from those of drawn pixels.
 
-    Raises TypeError where ``images`` is not uint8, ValueError for a threshold outside 0..1.
+    Raises TypeError if ``images`` is not uint8, ValueError for a threshold outside 0..1.
     """
     threshold = check.number("binarize_threshold: threshold", threshold, "[0, 1]")  # a fraction of full grey 255
     return (np.arange(256) / 255 > threshold).astype(np.uint8)[_grey(images, "binarize_threshold")]
@@ -237,7 +237,7 @@ def _draw(images, rng):
 
 
 def _load(places, mirrors, read):
-    """Call ``read`` on the first of ``places`` found in a folder, else on ``places[0]``, downloaded into the cache."""
+    """Call ``read`` on the first of ``places`` that exists, else on ``places[0]``, downloaded into the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinygen"
     given = os.environ.get("TINYGEN_DATA")
     folders = [Path(given).expanduser(), cache] if given else [cache]

@@ -1,4 +1,4 @@
-"""Gaussian, Bernoulli, Categorical: log-probabilities in nats per element, which the caller sums."""
+"""Gaussian, Bernoulli, Categorical. Log-probabilities are in nats per element; the caller sums them."""
 
 import math
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ LOG_VAR_LIMIT = 40.0  # log-variances are clipped to +-40: standard deviations f
 
 @dataclass
 class Gaussian:
-    """Independent Gaussians with ``mean`` and ``log_var`` (log of the variance), Tensors of one shape or broadcast.
+    """Independent Gaussians with ``mean`` and ``log_var`` (log of the variance), Tensors that broadcast.
 
-    ``log_var`` is clipped to +-40, so that float32 does not overflow; its gradient is zero outside.
+    ``log_var`` is clipped to +-40, so that float32 does not overflow; its gradient is zero outside this range.
     """
 
     mean: Tensor
@@ -30,7 +30,7 @@ class Gaussian:
     def rsample(self, rng: np.random.Generator) -> Tensor:
         """A draw that gradients pass through: mean + exp(log_var / 2) eps with eps standard normal.
 
-        The noise is drawn on the host for either device, so that runs on both can be compared.
+        The noise is always drawn on the host, so that runs on both devices can be compared.
         Source: Kingma and Welling 2014, section 2.4.
         """
         shape = np.broadcast_shapes(self.mean.shape, self.log_var.shape)
@@ -103,7 +103,7 @@ class Categorical:
         self.axis = check.axis("Categorical", self.axis, self.logits.ndim)
 
     def log_prob(self, x) -> Tensor:
-        """log probability of classes x (integers; the logits' shape without ``axis``), in nats."""
+        """log probability of the classes x, integers of the logits' shape without ``axis``, in nats."""
         return -ops.softmax_cross_entropy(self.logits, x, self.axis)
 
     def sample(self, rng: np.random.Generator):
@@ -114,12 +114,12 @@ class Categorical:
         return self.at(to_device(check.generator(rng).random(shape), self.logits.device))
 
     def at(self, u):
-        """The classes drawn from uniform numbers ``u`` < 1: where u falls in the cumulative probabilities."""
+        """The classes drawn from uniform numbers ``u`` < 1, by inverting the cumulative distribution."""
         logits, u = self.logits.detach(), as_array(u, "u")
-        if logits.dtype == np.float16:  # a float16 sum of equal terms stops growing at 2,048 of them
+        if logits.dtype == np.float16:  # a float16 sum of equal terms stops growing after 2,048 terms
             logits = logits.astype(np.float32)
         p = ops.softmax(logits, self.axis).data
         cumulated = xp(p).cumsum(p, axis=self.axis)
-        # By rounding the total may be below 1; u near 1 would then fall beyond the last class
+        # Rounding may leave the total below 1; then u near 1 would fall beyond the last class
         total = cumulated.max(axis=self.axis, keepdims=True)
         return (cumulated <= xp(p).expand_dims(u, self.axis) * total).sum(axis=self.axis)

@@ -16,11 +16,12 @@ import numpy as np
 def written(path):
     """``with written(path) as file:`` opens a binary file that becomes ``path`` when the block ends.
 
-    Whatever happens, ``path`` is the old file or the complete new one. Missing folders are made, a link is followed,
-    the mode is kept. Raises OSError with the path where the file cannot be written, also for a folder or a device.
+    Whatever happens, ``path`` is the old file or the complete new one. Missing folders are made, symbolic links are
+    followed, and the file mode is kept. Raises OSError, with the path, if the file cannot be written, or if ``path`` is
+    a folder or a device.
     """
     target = Path(os.path.realpath(path))
-    # Each writer has its own temporary file, so that none renames the unfinished file of another
+    # Each writer has a temporary file of its own, so that none renames the unfinished file of another
     temporary = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         if target.exists() and not target.is_file():
@@ -45,10 +46,10 @@ def written(path):
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name. Nothing is unpickled, and a small file that unpacks to a huge one raises.
+    """The arrays of an npz file by name. Nothing is unpickled.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is damaged, is no npz, or unpacks to more
-    than 64 MiB plus 20 times its size.
+    Raises OSError for a file that cannot be read, ValueError for one that is damaged, is not an npz file, or unpacks to
+    more than 64 MiB plus 20 times its size.
     """
     with open(path, "rb") as opened:
         try:

@@ -5,7 +5,7 @@ import numpy as np
 from tinygen import check
 from tinygen.tensor import Tensor, as_array, as_list, grad
 
-STEPS = 1e-4, 1e-5, 1e-6, 1e-7, 1e-8  # tried in this order, until fn is finite and smooth enough at that step
+STEPS = 1e-4, 1e-5, 1e-6, 1e-7, 1e-8  # step sizes, tried in this order until fn is finite and smooth enough
 WAYS = {True: "as recorded (create_graph=True)", False: "as training runs it (create_graph=False)"}
 
 
@@ -14,15 +14,16 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
 
     ``fn`` takes Tensors and returns a Tensor or several; ``inputs`` is an array or a tuple of arrays, away from kinks.
     ``parameters``: a Module, or leaf Tensors, that ``fn`` uses besides its inputs. They are checked in the same way, in
-    float64; afterwards they and all buffers have their own arrays again. A Module given as ``fn`` adds its own.
+    float64; afterwards their arrays, and those of buffers, are restored. If ``fn`` is a Module, its parameters are
+    checked too.
 
     With a random cotangent v, the gradient of <v, fn(x)> is computed with and without create_graph, since an operation
     may have code for each. It must agree to 10 digits with differences of fn along a random direction. Otherwise each
     entry must agree within rtol of itself, plus atol and the rounding error of the outputs that depend on it. Order 2
     checks the gradient, as a function of x, in the same way, and so on.
 
-    Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error), ValueError where
-    ``order`` is not at least 1, or ``fn`` depends on no input, changes from call to call, or is not finite near x.
+    Raises AssertionError with a table of the worst entries (index, analytic, numeric, relative error), ValueError if
+    ``order`` is below 1, or ``fn`` depends on no input, changes from call to call, or is not finite near x.
     """
     if not callable(fn):
         raise TypeError(f"gradcheck: fn is {fn!r}, needs a function or a Module")
@@ -46,7 +47,7 @@ def gradcheck(fn, inputs, order: int = 2, rng=None, rtol: float = 1e-6, atol: fl
         return [*(Tensor(x, requires_grad=True) for x in values[: len(inputs)]), *parameters]
 
     def function(xs):
-        ys = fn(*(x * 1.0 for x in xs[: len(inputs)]))  # not leaves, whose values Ops always keep
+        ys = fn(*(x * 1.0 for x in xs[: len(inputs)]))  # not leaves: Ops keep a leaf's values whatever they save
         return list(ys) if isinstance(ys, tuple | list) else [ys]
 
     try:
@@ -67,7 +68,7 @@ def _named(source, what):
 
 
 class _Order:
-    """The check of one order: ``function(leaves)`` returns the outputs y, and ``v`` has a cotangent for each."""
+    """The check of one order: ``function(leaves)`` returns the outputs y, and ``v`` has a cotangent for each output."""
 
     def __init__(self, function, leaves, values, rng):
         self.function, self.leaves, self.values = function, leaves, values
@@ -77,15 +78,16 @@ class _Order:
         self.v = [rng.standard_normal(y.shape) for y in self.y]
 
     def check(self, level, names, rng, rtol, atol):
-        """Compare, and return the gradient of <v, y>, which is the function of the next order."""
+        """Compare, and return the gradient of <v, y>, which is the function to check at the next order."""
         direction = [rng.standard_normal(x.shape) for x in self.values]
         numeric, _, noise = self.difference(direction, STEPS[0])
         for create_graph, way in WAYS.items():
             gradient = [g.numpy() for g in self.gradient(self.leaves(self.values), create_graph)]
             terms = np.concatenate([(g * d).ravel() for g, d in zip(gradient, direction)])
             size = np.abs(terms).sum()
-            sure = np.isfinite(terms).all() and noise <= 1e-8 * size  # rounding of large outputs could hide small ones
-            if sure and abs(terms.sum() - numeric) <= 1e-10 * size + noise:
+            # Rounding of large outputs could hide errors of small ones
+            reliable = np.isfinite(terms).all() and noise <= 1e-8 * size
+            if reliable and abs(terms.sum() - numeric) <= 1e-10 * size + noise:
                 continue
             rows = self.entries(gradient, names, rtol, atol)
             if any(self.changes() for _ in range(8)):

@@ -14,7 +14,7 @@ class Optimizer:
     """``step()`` moves each parameter against its ``.grad`` with the learning rate ``lr``.
 
     ``slots`` names the running averages that a subclass keeps for each parameter: arrays of its shape, zero at first.
-    Raises ValueError for no parameters and for invalid settings.
+    Raises ValueError for an empty list of parameters and for invalid settings.
     """
 
     slots: tuple[str, ...] = ()
@@ -26,14 +26,14 @@ class Optimizer:
         if not parameters or not all(isinstance(p, Tensor) for p in parameters):
             kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
             raise ValueError(f"parameters: got {kinds}, needs Tensors, such as model.parameters()")
-        self.parameters = list({id(p): p for p in parameters}.values())  # each only once
+        self.parameters = list({id(p): p for p in parameters}.values())  # a shared parameter only once
         self.lr, self.steps = check.number("lr", lr, "(0, inf)"), 0
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
 
     def step(self) -> None:
         """Update every parameter that requires grad.
 
-        Raises ValueError, and changes nothing, where a gradient is missing or has another shape or device.
+        Raises ValueError, and changes nothing, if a gradient is missing or has another shape or device.
         """
         moving = [(p, state) for p, state in zip(self.parameters, self.state) if p.requires_grad]
         if missing := [i for i, (p, _) in enumerate(moving) if not isinstance(p.grad, Tensor)]:
@@ -55,7 +55,7 @@ class Optimizer:
             p.grad = None
 
     def update(self, g, **state):
-        """The step to subtract for gradient g. Updates the arrays of ``state`` in place."""
+        """The step to subtract from a parameter with gradient g. Updates the arrays of ``state`` in place."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ class Optimizer:
         return {"steps": np.array(self.steps), **state}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from ``state_dict()``. Raises ValueError if it is of other parameters or another optimizer."""
+        """Continue from a ``state_dict()``. Raises ValueError if it is for other parameters or another optimizer."""
         own, given = (
             {name: (np.shape(a), np.asarray(a).dtype.kind) for name, a in arrays.items()}
             for arrays in (self.state_dict(), state if isinstance(state, dict) else {})
@@ -110,7 +110,8 @@ class RMSProp(Optimizer):
 
 
 class Adam(Optimizer):
-    """m, v <- averages of g and g^2, each divided by 1 - beta^steps;  p <- p - lr m / (sqrt(v) + eps)
+    """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
+    p <- p - lr m' / (sqrt(v') + eps) with m' = m / (1 - beta1^t), v' = v / (1 - beta2^t) at step t
 
     ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay.
     Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2.
@@ -151,11 +152,11 @@ class Muon(Adam):
     p <- (1 - lr weight_decay) p - lr 0.2 sqrt(max(rows, columns)) O(beta m + (1 - beta) g)
 
     with O(G) = U V^T for G = U S V^T, computed by five Newton-Schulz iterations: the step is as long in weak directions
-    of the gradient as in strong ones. A weight of more dimensions is a matrix (first, all others): filters are
+    of the gradient as in strong ones. A weight of more dimensions is reshaped to a matrix: filters are
     (out, in * kh * kw). Parameters of one dimension use Adam, whose steps are about as large, so the same ``lr`` fits.
     ``weight_decay`` applies to weights only and bounds them: steps of constant length would let them grow without end.
-    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor 0.2 sqrt and the decay: Liu et al. 2025,
-    section 2.2.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; for the factor 0.2 sqrt(max(rows, columns)) and the
+    decay, Liu et al. 2025, section 2.2.
     """
 
     def __init__(
@@ -183,12 +184,12 @@ class Muon(Adam):
 
 
 def orthogonalized(g):
-    """Approximates U V^T of a matrix g = U S V^T: singular values end between 0.7 and 1.2, tiny ones below.
+    """Approximates U V^T for a matrix g = U S V^T: singular values end up between 0.7 and 1.2, tiny ones lower.
 
     It needs only matrix products. Source: Jordan et al. 2024, who fitted the polynomial's three coefficients.
     """
-    o = g / ((g * g).sum() ** 0.5 + 1e-7)  # + 1e-7: a vanishing gradient is not scaled up
-    # The momentum of a dead unit decays until its products are denormal numbers, which are 20 times slower
+    o = g / ((g * g).sum() ** 0.5 + 1e-7)  # 1e-7 keeps a vanishing gradient from being scaled up
+    # The momentum of a dead unit decays until its products are denormal numbers, which are 20 times as slow
     o = o * (abs(o) > 1e-7)
     if g.shape[0] > g.shape[1]:
         o = o.T
@@ -199,7 +200,7 @@ def orthogonalized(g):
 
 
 def cosine(done: float, warmup: float = 0.02) -> float:
-    """The factor of the learning rate after the fraction ``done`` of training.
+    """The factor on the learning rate after the fraction ``done`` of training.
 
     It rises from 0 during ``warmup``, then falls to 0 along half a cosine (Loshchilov and Hutter 2017).
     """
@@ -209,10 +210,11 @@ def cosine(done: float, warmup: float = 0.02) -> float:
 
 
 class Average:
-    """An exponential moving average of the weights, which generalizes better than the last weights (after Polyak and
-    Juditsky 1992, with exponential weights).
+    """An exponential moving average of the parameters, which generalizes better than their last values (after Polyak
+    and Juditsky 1992, who weight all steps equally).
 
-    Step t adds the weights with factor 1 - min(decay, t / (t + 10)), so early averages follow them closely.
+    Step t moves the average by the fraction 1 - min(decay, t / (t + 10)) of its distance to the parameters, so early
+    averages follow them closely.
     """
 
     def __init__(self, parameters, decay: float):
@@ -220,7 +222,7 @@ class Average:
         self.values = [p.data.copy() for p in self.parameters]
 
     def step(self) -> None:
-        """Add the current weights to the average."""
+        """Move the average towards the current parameters."""
         self.steps += 1
         weight = 1 - min(self.decay, self.steps / (self.steps + 10))
         for p, value in zip(self.parameters, self.values):

@@ -1,7 +1,7 @@
-"""Losses and gradients of a minibatch by several processes: forked workers on one machine, MPI's ranks on one or many.
+"""Losses and gradients of a minibatch from several processes: forked workers, and MPI's ranks on one or more machines.
 
-The images are cut into shards, whose size follows from the network. The ranks take shards in turn, and so do the
-workers of each rank. Whichever process computes it, a shard has its own noise and its own place in the sum, so the
+The images are cut into shards, whose size depends on the network. The ranks take shards in turn, and so do the workers
+of each rank. Whichever process computes a shard, the shard has its own noise and its own place in the sum, so the
 result is the same to the last bit for any number of workers.
 
 Workers are processes, not threads: a step is made of many small NumPy calls, between which threads wait for the
@@ -13,10 +13,10 @@ The same script trains on several machines, or on one with several GPUs, under M
     mpiexec -n 2 python -m mpi4py demos/quickstart.py
 
 All ranks call ``fit`` and ``evaluate``, and one prints: ``if first_rank(): print(...)``. One Allreduce adds the
-gradients, so all ranks have the same parameters, which differ from those of one process by rounding. The first rank
-alone writes checkpoints and shows progress. An error or Ctrl-C on any rank ends them all. On GPUs each rank takes the
-next device of its machine, and NCCL adds the gradients. Without ``-m mpi4py`` each process would train alone, and they
-would overwrite each other's files. On one machine without GPUs ranks gain nothing over workers, since they share the
+gradients, so all ranks have the same parameters, which differ from those of a single process by rounding only. Only the
+first rank writes checkpoints and shows progress. An error or Ctrl-C on any rank ends them all. On GPUs each rank takes
+the next device of its machine, and NCCL adds the gradients. Without ``-m mpi4py`` each process would train alone, and
+overwrite the files of the others. On one machine without GPUs ranks gain nothing over workers, since they share the
 cores.
 """
 
@@ -43,21 +43,21 @@ from tinygen import check
 from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
 from tinygen.tensor import Tensor, as_array, grad, history, no_grad
 
-SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to keep NumPy's calls large
-PIECE = 1 << 15  # bytes written to a pipe at once; it has room for several such pieces
-IDLE_SECONDS = 60  # a worker that computes nothing for so long counts as stopped
-ACTIVATIONS = 1 << 20  # a shard is doubled while its activations have at most so many numbers,
-ARRAY = 1 << 14  # or while they have at most so many on average: a longer graph of small arrays
+SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to amortize NumPy's calls
+PIECE = 1 << 15  # bytes written to a pipe at once; a pipe has room for several such pieces
+IDLE_SECONDS = 60  # a worker that computes nothing for this long counts as stopped
+ACTIVATIONS = 1 << 20  # the size of a shard is doubled as long as its activations have at most this many numbers,
+ARRAY = 1 << 14  # or at most this many on average: a long graph of small arrays is bound by the overhead of calls
 
 
 def first_rank() -> bool:
-    """Whether this process prints, draws and writes files: False only on MPI's further ranks."""
+    """Whether this process should print and write files: False on all of MPI's ranks but the first."""
     comm = communicator()
     return comm is None or comm.rank == 0
 
 
 def of_first_rank(value):
-    """The first rank's ``value``, on all ranks."""
+    """The first rank's ``value``, on all ranks. All ranks must call it."""
     comm = communicator()
     return value if comm is None else comm.bcast(value)
 
@@ -70,12 +70,12 @@ def any_rank(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def start_workers(model, learned, prepare, workers: int | None, data, largest_batch: int, most_images: int):
-    """The ``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; they end with the block.
+    """Yield ``Workers`` for gradients of ``largest_batch`` images and losses of ``most_images``; end them afterwards.
 
-    ``learned``: the parameters to differentiate for. ``data``: (images,) or (images, labels); the network is run on a
-    few of them to find the size of a shard.
+    ``learned``: the parameters to differentiate with respect to. ``data``: (images,) or (images, labels); the network
+    is run on a few of them to find the size of a shard.
     """
-    # Other systems cannot fork, or not safely with their BLAS; and a daemon may not have child processes.
+    # Systems other than Linux cannot fork, or not safely with their BLAS; and a daemon may not have child processes.
     forks = sys.platform.startswith("linux") and not multiprocessing.current_process().daemon
     if workers is None:
         workers = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine()[1]) if forks else 1
@@ -85,7 +85,7 @@ def start_workers(model, learned, prepare, workers: int | None, data, largest_ba
         raise ValueError(f"workers: got {workers}, but this process cannot fork any: needs 1")
     differentiated = learned if largest_batch else []
     if model.device != "cpu":
-        shard_size(model, differentiated, data, prepare)  # only to find errors in the images now
+        shard_size(model, differentiated, data, prepare)  # only to find errors before training begins
         yield Workers(model, learned, prepare, 1, None)
         return
     keep_memory()
@@ -102,8 +102,8 @@ def start_workers(model, learned, prepare, workers: int | None, data, largest_ba
 class _OneBlasThread:
     """Limit BLAS to one thread while any thread of this process is inside the block.
 
-    BLAS's threads become very slow when another program uses a core, and workers keep all cores busy. One worker is
-    limited too: with another number of threads BLAS adds in another order and rounds differently.
+    BLAS's threads become very slow when another program uses a core, and workers keep all cores busy. A single worker
+    is limited too: with more threads BLAS adds in another order and rounds differently.
     """
 
     def __init__(self):
@@ -133,7 +133,7 @@ one_blas_thread = _OneBlasThread()
 
 @functools.cache
 def keep_memory():
-    """Make glibc keep freed memory for the next step, in the whole process, instead of returning it to the system.
+    """Make glibc keep freed memory for the next step instead of returning it to the system, in the whole process.
 
     Measured: otherwise half of a PixelCNN's step is spent in page faults on the same few arrays.
     """
@@ -146,7 +146,7 @@ def keep_memory():
 
 
 class Workers:
-    """This process and the workers forked from it, which have copies of the model, of ``prepare`` and of all else.
+    """This process and the workers forked from it, which have copies of the model, ``prepare`` and everything else.
 
     Weights and gradients are exchanged through shared memory, everything else through pipes.
     """
@@ -180,14 +180,14 @@ class Workers:
         self._remember()
 
     def _remember(self):
-        """Note what workers have copies of: all attributes of the modules, and the tensors that are not exchanged."""
+        """Note what the workers have copies of: the modules' attributes, and the tensors that are not exchanged."""
         exchanged = {id(tensor) for tensor in self.values}
         self.attributes = [(name, module, dict(vars(module))) for name, module in self.modules]
         others = [(name, tensor) for name, tensor in self.tensors if id(tensor) not in exchanged]
         self.others = [(name, tensor, tensor._version[0]) for name, tensor in others]
 
     def _check_unchanged(self):
-        """Raise RuntimeError if any of these has changed since, which only this process would know."""
+        """Raise RuntimeError if anything noted has changed since: the workers' copies would have the old value."""
         changed = [name for name, tensor, version in self.others if tensor._version[0] != version]
         for name, module, before in self.attributes:
             now = vars(module)
@@ -208,7 +208,7 @@ class Workers:
             pipe.close()
 
     def shards(self, batch, seeds):
-        """The shards of a minibatch, each with its seeds. On a device each rank has one."""
+        """The shards of a minibatch, each with its seeds. On a device there is one shard for each rank."""
         n = len(batch[0])
         size = self.shard or -(-n // (self.comm.size if self.comm else 1))
         parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
@@ -216,9 +216,9 @@ class Workers:
 
     def mean(self, batch, seeds, settings, gradients: bool = True, stop=lambda: False):
         """The mean loss over ``batch``, (images,) or (images, labels), its gradient and the buffers' changes as flat
-        arrays, and whether any rank wants to ``stop()``. On a device it returns before they are computed.
+        arrays, and whether ``stop()`` is True on any rank. On a device it returns before they are computed.
 
-        ``settings``: attributes that are set on the model first, in all processes. Nothing else of the model changes.
+        ``settings``: attributes that are set on the model first, in all processes. The model is not changed otherwise.
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
         mine = enumerate(self.shards(batch, seeds)[rank::ranks])
@@ -235,7 +235,7 @@ class Workers:
             with _workers_alive():
                 _wait(pipe, process, select.POLLIN)
                 theirs = pipe.recv()
-            if theirs is None:  # it failed: repeat its work here, to raise the full exception
+            if theirs is None:  # the worker failed: repeat its work here, to raise the full exception
                 theirs = self._run(share, settings, gradients)
             losses |= theirs
         if self.pipes:
@@ -257,7 +257,7 @@ class Workers:
             b.data = b.data + change.astype(b.dtype)
 
     def _run(self, share, settings, gradients):
-        """Compute a share of the shards: returns {slot: weighted loss}; weighted gradients and changes go to slots."""
+        """Compute some shards: return {slot: weighted loss}, and store weighted gradients and changes in ``slots``."""
         losses = {}
         for name, value in settings.items():
             setattr(self.model, name, value)
@@ -290,7 +290,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _changes_of(buffers):
-    """Yield a list that gets the changes of the buffers at the end of the block, and restore the buffers."""
+    """Yield a list. When the block ends, the changes of the buffers are added to it, and the buffers are restored."""
     before, changes = [b.data for b in buffers], []
     try:
         yield changes
@@ -301,7 +301,7 @@ def _changes_of(buffers):
 
 
 def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
-    """Gradients of the loss for the parameters ``learned``. Raises ValueError with the names of unused ones."""
+    """Gradients of the loss with respect to the parameters ``learned``. Raises ValueError naming unused parameters."""
     try:
         return grad(loss, learned)
     except ValueError as error:
@@ -317,8 +317,8 @@ def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
 def shard_size(model, learned, data, prepare) -> int:
     """The number of images in a shard: more for a small network, in which the overhead of NumPy's calls dominates.
 
-    It depends on the network and its images, not on the number of workers. The loss and its gradient are computed
-    once, so that errors in them are found before training begins.
+    It depends on the network and the images, not on the number of workers. The loss and its gradient are computed
+    once, so that their errors are found before training begins.
     """
     part = tuple(array[:SHARD] for array in data)
     try:
@@ -340,7 +340,7 @@ def shard_size(model, learned, data, prepare) -> int:
 
 @contextlib.contextmanager
 def _workers_alive():
-    """Raise RuntimeError if a pipe breaks inside the block, since a worker was then killed."""
+    """Raise RuntimeError if a pipe breaks inside the block, which means that a worker was killed."""
     try:
         yield
     except (EOFError, OSError) as error:
@@ -348,7 +348,7 @@ def _workers_alive():
 
 
 def _send(pipe, process, task):
-    """Send a task in pieces, each when the pipe has room for it, since a write without room would block."""
+    """Send a task in pieces, each once the pipe has room for it, since a write to a full pipe would block."""
     content = pickle.dumps(task)  # as pipe.send does; only a process forked from this one reads it
     pieces = [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
     pipe.send(len(pieces))
@@ -362,7 +362,7 @@ def _wait(pipe, process, event):
 
     Raises RuntimeError if the worker at its other end has not computed for ``IDLE_SECONDS``.
     """
-    ready = select.poll()  # pipe.poll() would make a new one at each call
+    ready = select.poll()  # pipe.poll() would create a new one in each call
     ready.register(pipe.fileno(), event)
     used, since = None, time.monotonic()
     while not ready.poll(1000):
@@ -374,8 +374,9 @@ def _wait(pipe, process, event):
 
 
 def shard_loss(model, part, prepare, seeds, learning: bool = True) -> Tensor:
-    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``; in evaluation the
-    mean of its ``score``, if it has one.
+    """The model's loss on ``part``, (images,) or (images, labels), with all noise from ``seeds``.
+
+    Without ``learning`` it is the mean of the model's ``score``, if it has one.
     """
     rng = np.random.default_rng(seeds)
     x, *labels = prepared(model, part, prepare, rng)
@@ -389,9 +390,9 @@ def shard_loss(model, part, prepare, seeds, learning: bool = True) -> Tensor:
 
 
 def prepared(model, part, prepare, rng) -> tuple:
-    """``part`` as the model gets it: a Tensor of the images, and the labels as an array.
+    """What the model is called with: a Tensor of the images in ``part``, and the labels as an array.
 
-    Floating-point images and labels are converted to the model's dtype, and the images moved to its device.
+    Floating-point images and labels are converted to the model's dtype, and the images are moved to its device.
     """
     images, *labels = part
     x = images if prepare is None else as_array(prepare(images.copy(), rng), "what prepare gave")  # may change its copy

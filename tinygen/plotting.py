@@ -1,4 +1,4 @@
-"""Grids of images and latent manifolds. Only the functions here that draw need matplotlib."""
+"""Grids of images and latent manifolds. Only the functions that draw need matplotlib."""
 
 import io
 from functools import partial
@@ -16,7 +16,7 @@ GAP = 3  # pixels between the images of a grid
 def tile(images, columns: int) -> np.ndarray:
     """(N, C, H, W), C = 1 or 3, on either device -> one picture (rows, columns[, 3]), with gaps between the images.
 
-    The gaps, and the empty places of the last row, are filled with the images' smallest value.
+    The gaps, and the empty cells of the last row, have the smallest value of the images.
     """
     images = to_host(images.data if isinstance(images, Tensor) else images)
     n, c, h, w = images.shape
@@ -29,9 +29,9 @@ def tile(images, columns: int) -> np.ndarray:
 
 
 def draw_images(ax, images, columns: int, title: str = "", rows=(), heads=()) -> None:
-    """Draw a grid of images on a matplotlib axis, with a title, names for the rows and heads for the columns.
+    """Draw a grid of images on matplotlib Axes, with a title, names for the rows and heads for the columns.
 
-    In grey images 0 is white and 1 is black, unless values lie outside, so that panels can be compared.
+    In grey images 0 is white and 1 is black, so that panels can be compared; values outside 0 .. 1 widen the range.
     """
     picture = tile(images, columns)
     ax.imshow(picture, cmap="gray_r", vmin=min(0, picture.min()), vmax=max(1, picture.max()), interpolation="nearest")
@@ -54,7 +54,7 @@ def figure(panels: dict):
 
     shapes = [tile(images, columns).shape for images, columns, *_ in panels.values()]
     tallest = min(max(height / width for height, width, *_ in shapes), 4)
-    # Between the spaces about 3.9 inches of a panel's width are left for its grid; 0.4 inches are for the titles
+    # About 3.9 inches of a panel's width are left for its grid, and 0.4 inches of the height are for the titles
     drawn = Figure(figsize=(4.2 * len(panels), 3.9 * tallest + 0.4), layout="constrained")
     drawn.get_layout_engine().set(wspace=0.06, h_pad=0.1)
     for ax, (title, (images, columns, *rows)) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items()):
@@ -73,8 +73,8 @@ def _png(figure):
 def manifold(vae: VAE, size: int = 12) -> np.ndarray:
     """(size * size, C, H, W): a VAE with two latent dimensions, decoded on a grid.
 
-    z takes quantiles of the standard normal, so that there is equal probability between grid lines: the first dimension
-    to the right, the second upwards (Kingma and Welling 2014, figure 4). Raises ValueError for other VAEs.
+    z takes quantiles of the standard normal, so that all cells of the grid have equal probability. The first dimension
+    grows to the right, the second upwards (Kingma and Welling 2014, figure 4). Raises ValueError for other VAEs.
     """
     if vae.latent != 2:
         raise ValueError(f"manifold: the VAE has {vae.latent} latent dimensions, needs 2")

@@ -66,7 +66,7 @@ def recording() -> bool:
 class _Ufuncs:
     """The attribute ``__array_ufunc__``: NumPy looks it up on the class, CuPy on the Tensor.
 
-    CuPy gets None, so that ``array * Tensor`` calls ``Tensor.__rmul__``; NumPy gets the function below.
+    CuPy gets None, so that ``array * Tensor`` calls ``Tensor.__rmul__``; NumPy gets ``called``.
     """
 
     def __get__(self, tensor, owner):
@@ -74,13 +74,13 @@ class _Ufuncs:
 
     @staticmethod
     def called(tensor, ufunc, method, *inputs, **options):
-        """Compute ``array * Tensor``, which arrives as np.multiply. Other ufuncs raise and name the function to use."""
+        """Compute ``array * Tensor``, which NumPy passes as np.multiply. Other ufuncs raise a helpful TypeError."""
         reflected = _REFLECTED.get(ufunc.__name__)
         if reflected and method == "__call__" and not options and inputs[1] is tensor:
             return getattr(tensor, reflected)(inputs[0])
         if options.get("out", (None,))[0] is inputs[0]:
             raise TypeError(
-                f"np.{ufunc.__name__} puts no Tensor into an array: use its data, as in x.data -= g.data, or "
+                f"np.{ufunc.__name__} cannot write a Tensor into an array: use its data, as in x.data -= g.data, or "
                 f"tinygen.ops.{ufunc.__name__}"
             )
         raise _no_numpy_function(ufunc.__name__)
@@ -179,12 +179,12 @@ class Tensor:
         """The same array as a constant: gradients stop here."""
         tensor = Tensor(self.data)
         if self._version is not _FIXED:
-            tensor._version = self._version  # they share the leaf's memory: a change of one changes the other
+            tensor._version = self._version  # both share the leaf's memory: changing one changes the other
         return tensor
 
     def __array__(self, dtype=None, copy=None):
         if self.requires_grad:
-            raise TypeError("a Tensor that requires grad does not turn into an array by itself: use .numpy()")
+            raise TypeError("a Tensor that requires grad is not converted to an array implicitly: use .numpy()")
         return np.array(self.data, dtype=dtype)
 
     def __array_function__(self, function, types, args, kwargs):
@@ -264,7 +264,7 @@ def _array(other):
 
 
 def _ordered(other):
-    """The right-hand side of <, <=, > or >=, a number or an array. Raises TypeError for anything else."""
+    """The right-hand side of <, <=, > or >=: a number or an array. Raises TypeError for anything else."""
     return other if isinstance(other, int | float) else as_array(other, "comparison")
 
 
@@ -315,10 +315,10 @@ class Op:
     ``forward(*arrays) -> array`` (or a tuple of arrays) on arrays, and
     ``backward(*gradients) -> gradient or tuple`` on Tensors: it takes a gradient for each output (None for an unused
     one) and returns one for each input (None where no gradient is needed). Inside backward, ``self.inputs`` and
-    ``self.output`` (the first) are Tensors of the graph, and ``self.result`` is what forward returned.
+    ``self.output`` (the first output) are Tensors of the graph, and ``self.result`` is what forward returned.
 
-    ``saves`` lists whose values backward reads, "inputs", "output" or both; of other inputs it knows shape and dtype.
-    Parameters that are not differentiated go to the constructor: ``Sum(axis)(x)``.
+    ``saves`` lists the values that backward reads: "inputs", "output" or both. Without "inputs", only the shapes and
+    dtypes of the inputs are kept. Arguments that are not differentiated go to the constructor: ``Sum(axis)(x)``.
     """
 
     saves = ("inputs", "output")
@@ -328,7 +328,7 @@ class Op:
             inputs = _as_tensors(type(self).__name__, inputs)
         op = self
         if record := not _recording.paused and any([x.requires_grad for x in inputs]):
-            op = object.__new__(type(self))  # each call is recorded as an Op of its own
+            op = object.__new__(type(self))  # each call is recorded as a separate Op
             op.__dict__.update(self.__dict__)
         try:
             result = op.forward(*[x._data for x in inputs])
@@ -388,7 +388,7 @@ class Op:
         if len(gxs) != len(self.inputs) or not all([gx is None or isinstance(gx, Tensor) for gx in gxs]):
             kinds = ", ".join(type(gx).__name__ for gx in gxs)
             raise TypeError(
-                f"{type(self).__name__}.backward gave ({kinds}), needs {len(self.inputs)} Tensors, one an input"
+                f"{type(self).__name__}.backward gave ({kinds}), needs {len(self.inputs)} Tensors, one per input"
             )
         for x, gx in zip(self.inputs, gxs):
             if _key(x) not in on_path:
@@ -404,7 +404,7 @@ _FIXED = [0]  # the version of all computed values, except views of a leaf
 
 
 def _made_by(op, index, data, inputs=()) -> Tensor:
-    """Output ``index`` of a recorded Op. A view of a leaf, such as x.T, shares its memory and so its version."""
+    """Output ``index`` of a recorded Op. A view of a leaf, such as x.T, shares the leaf's memory and its version."""
     tensor = _new(Tensor)
     tensor._data, tensor._op, tensor._index, tensor.requires_grad, tensor.grad = data, op, index, True, None
     tensor._version = _FIXED
@@ -416,7 +416,7 @@ def _made_by(op, index, data, inputs=()) -> Tensor:
 
 
 class _Place(Tensor):
-    """An input without its values, as an Op keeps it whose ``saves`` does not list "inputs"."""
+    """An input without its values: what an Op keeps if its ``saves`` does not list "inputs"."""
 
     __slots__ = ("dtype", "shape")
 
@@ -475,12 +475,12 @@ def grad(
 ) -> tuple[Tensor, ...]:
     """Gradients of ``sum_i <grad_outputs[i], outputs[i]>`` with respect to each of ``inputs``, as a tuple.
 
-    ``grad_outputs``: one array or Tensor for each output, of its shape; None, or left out, for outputs of one element.
+    ``grad_outputs``: an array or Tensor for each output, with the output's shape, or None for outputs of one element.
     ``create_graph``: record the computation of the gradients, so that they can be differentiated again.
     ``materialize_grads``: return zeros for an input that no output depends on, which is otherwise an error.
-    Nothing is stored in ``.grad``, and the graph is kept, so a second call returns the same.
-    Raises ValueError where there is no derivative or shapes do not fit, RuntimeError where a leaf has got new values
-    since the outputs were computed.
+    Nothing is stored in ``.grad``, and the graph is kept, so a second call returns the same gradients.
+    Raises ValueError if there is no derivative or shapes do not fit, RuntimeError if a leaf has been assigned new
+    values since the outputs were computed.
     """
     outputs, inputs = as_list(outputs, "grad: outputs"), as_list(inputs, "grad: inputs")
     as_flag(create_graph, "grad: create_graph"), as_flag(materialize_grads, "grad: materialize_grads")
@@ -488,7 +488,7 @@ def grad(
     # What was computed before all of the inputs does not lead from them to the outputs
     after = min([-1 if x._op is None else x._op._order for x in inputs], default=-1)
     steps, on_path = _steps_between(outputs, wanted, after)
-    sums = {}  # the gradient of each value so far, by its key
+    sums = {}  # key of a value: the sum of its gradients so far
     for y, gy in zip(outputs, _cotangents(outputs, grad_outputs, materialize_grads)):
         _add(sums, y, gy)
     with contextlib.nullcontext() if create_graph else no_grad():
@@ -500,7 +500,7 @@ def grad(
 
 
 def _key(tensor: Tensor):
-    """Identifies a value: a leaf by its object, an output by Op and index, since several Tensors may hold it."""
+    """Identifies a value: a leaf by its object, an output by Op and index, since several Tensors may hold an output."""
     return id(tensor) if tensor._op is None else (id(tensor._op), tensor._index)
 
 
@@ -516,7 +516,7 @@ def history(outputs, after: int = -1) -> list[Op]:
 
 
 def _steps_between(outputs, wanted, after):
-    """The Ops that lead from a wanted value to an output, oldest first, and the keys of all values on the way."""
+    """The Ops on a path from a wanted value to an output, oldest first, and the keys of all values on these paths."""
     steps, on_path = [], set(wanted)
     for op in history(outputs, after):
         if any([_key(x) in on_path for x in op.inputs]):

@@ -1,7 +1,7 @@
 """fit(): train a model on images, with shards, progress, validation, averaging, checkpoints and resume.
 
-All randomness of a run follows from one seed and the number of the step (and of the shard within it), so going on from
-a checkpoint needs no generator's state, and the result depends neither on interruptions nor on the number of workers.
+All randomness of a run follows from one seed and the number of the step (and of the shard within it). So a checkpoint
+needs no generator's state, and the result depends neither on interruptions nor on the number of workers.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ from tinygen.tensor import Tensor, grad, keep_values, no_grad
 
 SAVE_SECONDS = 60  # between checkpoints
 LOG_SECONDS = 30  # between lines of progress in a file
-PROBES = 257  # fractions at which a schedule is compared with another run's
-CHECK_STEPS = 50  # steps on a device between looks at the loss, each of which waits for the device
+PROBES = 257  # values of a schedule that identify it in a checkpoint
+CHECK_STEPS = 50  # steps between readings of the loss on a device, each of which waits for the device
 
 
 def fit(
@@ -67,40 +67,40 @@ def fit(
 ) -> list[dict]:
     """Minimize ``model.loss`` on ``images``, a NumPy array (N, ...), in minibatches of shuffled epochs.
 
-    ``model``: any Module with ``loss(x, rng)``, which gives the mean over x as a Tensor. x is a Tensor of some of the
-    images, converted to the model's dtype if they are floating-point. ``labels`` (N, ...) are cut with the images and
-    passed on, an array, as ``model.loss(x, rng, labels)``. If the model has ``initialize``, which takes the same
-    arguments, it is called with the first minibatch before training begins. What is trained is every parameter that
-    the optimizer holds and that requires grad then.
-    ``steps`` or ``seconds`` of training, whichever ends first; a run that ``seconds`` end is not repeated to the last
-    bit.
+    ``model``: any Module with ``loss(x, rng)``, which returns the mean over x as a Tensor. x is a Tensor of some of the
+    images, converted to the model's dtype if they are floating-point. ``labels`` (N, ...) are cut like the images and
+    passed on as an array: ``model.loss(x, rng, labels)``. If the model has ``initialize``, which takes the same
+    arguments, it is called with the first minibatch before training begins. Training then updates every parameter that
+    the optimizer holds and that requires grad.
+    ``steps``, ``seconds``: the length of training; with both, the first limit reached ends it. A run that ``seconds``
+    ends is not reproducible to the last bit.
     ``prepare(images, rng)``: applied to each part of a batch and of the validation images, e.g. ``binarize_dynamic``.
     ``schedule(done)``: factor on the optimizer's learning rate; ``done`` is the fraction of training at mid-step.
-    ``anneal``: attributes of the model that follow it too, {"beta": lambda done: min(1, 4 * done)}; validation takes
-    the model's own values, which it has again at the end.
-    ``clip_norm``: scale a longer gradient down to this norm. ``averaging``: decay of a running average of the weights,
-    which validation uses and the model has at the end. ``validation``: images (with ``validation_labels``) whose mean
-    ``score``, or loss where the model has no score, is taken every ``validate_every`` steps and at the end, with the
-    same noise each time.
-    ``patience``: after so many validations without a new best one training ends; the model then has the best weights.
+    ``anneal``: functions of ``done`` that set attributes of the model, {"beta": lambda done: min(1, 4 * done)}.
+    Validation uses the attributes' original values, which are restored at the end.
+    ``clip_norm``: a gradient with a larger norm is scaled down to it. ``averaging``: decay of a moving average of the
+    parameters; validation uses the average, and the model has it at the end. ``validation``: images (with
+    ``validation_labels``) on which the mean ``score``, or ``loss`` if the model has no score, is computed every
+    ``validate_every`` steps and at the end, with the same noise each time.
+    ``patience``: training ends after this many validations without a new best one; the model then has the best weights.
     ``callback(row)``: called after each row of the record, with the averaged weights in the model; True ends training.
-    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. Where it exists, training goes on from it,
-    and the parameters end bit-identical to those of a run that was not interrupted. ``steps`` may be larger now; a
-    schedule then goes on from a smaller fraction. A checkpoint of other settings, images, modules or plain attributes
-    of the modules (so ``loss`` must not count in them) is refused. What functions do is not compared: the model's
+    ``checkpoint``: a file, written every minute, on Ctrl-C and at the end. If it exists, training goes on from it, and
+    the parameters end bit-identical to those of a run without interruption. ``steps`` may be larger than before; a
+    schedule then goes on from a smaller fraction. A checkpoint with other settings, images, modules or plain attributes
+    of modules (so ``loss`` must not count in them) is refused. What functions compute is not compared: the model's
     methods, ``prepare`` (only its name is) and ``callback``.
-    ``workers``: processes (default: one for each core, on Linux). A minibatch is cut into shards of a fixed size whose
-    gradients are added in their order, so that the result does not depend on it. The others are forked when training
-    begins. Whatever ``prepare`` or ``loss`` changes outside its arguments stays in the process that changed it.
-    Under MPI (``mpiexec -n 2 python -m mpi4py script.py``) all ranks call ``fit`` and share the shards; the parameters
-    and the checkpoint of the first one count, and it alone writes.
+    ``workers``: number of processes (by default one per core on Linux, else 1). A minibatch is cut into shards of a
+    fixed size, whose gradients are added in a fixed order, so the result does not depend on ``workers``. Processes are
+    forked when training begins. Whatever ``prepare`` or ``loss`` changes outside its arguments stays in its process.
+    Under MPI (``mpiexec -n 2 python -m mpi4py script.py``) all ranks call ``fit`` and share the shards. They start from
+    the first rank's parameters and checkpoint, and only the first rank writes.
 
     Returns the record, a list of ``{"step", "seconds", "train", "validation"}``: seconds of training, mean loss since
-    the row before and on the validation images, in ``model.unit`` where it has one.
-    On a device the loss is looked at every 50 steps only, since each look waits for it.
-    Raises FloatingPointError where the loss or a gradient is not finite, naming the step and where that began;
-    ValueError for arguments that do not fit, or a file that is not a checkpoint of this run; KeyboardInterrupt, when
-    the checkpoint is saved, after Ctrl-C. If a later save than the first fails, a warning says so and training goes on.
+    the row before, and mean score on the validation images, in ``model.unit`` if it has one.
+    On a device the loss is read every 50 steps only, since reading it waits for the device.
+    Raises FloatingPointError if the loss or a gradient is not finite, naming the step and the operation where that
+    began; ValueError for arguments that do not fit, or a file that is not a checkpoint of this run; KeyboardInterrupt
+    after Ctrl-C, once the checkpoint is saved. If a save other than the first fails, it only warns.
     """
     data, held_out = _images_and_labels("images", images, "labels", labels), None
     if validation is not None or validation_labels is not None:
@@ -155,10 +155,10 @@ def fit(
         ) as workers,
         _bar(model, steps * batch_size, state.step * batch_size, progress) as bar,
     ):
-        if held_out is not None:  # what is wrong with it is found before anything is written
+        if held_out is not None:  # finds errors in the validation data before anything is written
             workers.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
         if checkpoint is not None and not state.step:
-            state.save(checkpoint)  # if that is not possible, better now than after an hour
+            state.save(checkpoint)  # if the file cannot be written, this raises now rather than after an hour
         with _saved_on_error(state, checkpoint):
             while True:
                 over = state.step == steps or state.seconds >= seconds
@@ -170,7 +170,7 @@ def fit(
                         if patience < math.inf and state.since_best == 0:
                             state.best = model.state_dict()
                         state.ended = of_first_rank(bool(callback and first_rank() and callback(state.record[-1])))
-                # On Ctrl-C only after a look at the loss, so that no nan is saved
+                # After Ctrl-C, stop only when the loss has been read, so that no nan is saved
                 if over or state.ended or state.since_best >= patience or (looked and stop):
                     break
                 begun = time.perf_counter()
@@ -199,7 +199,7 @@ def fit(
                     saved = time.monotonic()
     _check_parameters(model, state.step)
     kept = checkpoint is not None and _save(state, checkpoint)
-    if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: the end of one ends all
+    if any_rank(stop or interrupted.is_set()):  # after the first rank has saved: an exception on one rank ends all
         kept = f"{checkpoint} is saved, and the same call goes on from it" if kept else "nothing was saved"
         raise KeyboardInterrupt(f"interrupted after step {state.step}{_of(steps)}: {kept}")
     if state.best is not None:
@@ -217,11 +217,9 @@ def evaluate(
     workers: int | None = None,
     labels: np.ndarray | None = None,
 ) -> float:
-    """Mean of ``model.score`` on ``images``, or of ``model.loss`` where it has no score, with noise from ``rng``.
+    """Mean of ``model.score`` on ``images``, or of ``model.loss`` if it has no score, with noise from ``rng``.
 
-    Arguments are as for ``fit``.
-
-    Under MPI all ranks call it, with the same parameters and images, and share the work.
+    Arguments are as for ``fit``. Under MPI all ranks call it, with the same parameters and images, and share the work.
     """
     data = _images_and_labels("images", images, "labels", labels)
     seed = of_first_rank(int(check.generator(rng).integers(2**63)))
@@ -233,7 +231,7 @@ def evaluate(
 
 
 def _initialize(model, batch, prepare, seed):
-    """Show the model the first minibatch, with noise of its own."""
+    """Call the model's ``initialize`` with the first minibatch and a generator that nothing else uses."""
     rng = np.random.default_rng([seed, 3])
     with one_blas_thread, no_grad():
         x, *labels = prepared(model, batch, prepare, rng)
@@ -241,7 +239,7 @@ def _initialize(model, batch, prepare, seed):
 
 
 def _images_and_labels(name, images, name_of_labels, labels) -> tuple:
-    """(images,) or (images, labels). Raises ValueError where there are none, or not one label an image."""
+    """(images,) or (images, labels). Raises ValueError if there are no images, or not one label per image."""
     if not isinstance(images, np.ndarray) or not np.shape(images)[:1] > (0,) or images.dtype.kind not in "fiub":
         got = f"{images.shape} {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"{name}: got {got}, needs a NumPy array (N, ...) of numbers, N at least 1")
@@ -255,7 +253,7 @@ def _images_and_labels(name, images, name_of_labels, labels) -> tuple:
 
 
 def _learned(model, optimizer=None) -> list:
-    """The parameters of the model that the optimizer holds and that require grad; without one all of them."""
+    """The model's parameters that the optimizer holds and that require grad; without an optimizer, all of them."""
     if not isinstance(model, Module) or not hasattr(model, "loss"):
         raise ValueError(f"model: got {type(model).__name__}, needs a Module with loss(x, rng)")
     if optimizer is None:
@@ -270,7 +268,7 @@ def _learned(model, optimizer=None) -> list:
 
 
 def _digests(data, held_out, prepare, schedule, anneal) -> dict:
-    """Texts that differ where the data or the functions of another run do."""
+    """Texts that identify the data and the functions of a run."""
     return {
         **{f"images[{i}]": digest(array) for i, array in enumerate(data)},
         **{f"validation[{i}]": digest(array) for i, array in enumerate(held_out or ())},
@@ -281,7 +279,7 @@ def _digests(data, held_out, prepare, schedule, anneal) -> dict:
 
 
 def _probed(name, function) -> str:
-    """A digest of a function of the fraction done: of its values, which have to be finite numbers."""
+    """A digest of the values of a function of ``done``. Raises ValueError if one is not a finite number."""
     fractions = np.linspace(0, 1, PROBES)
     return digest(np.array([check.number(name, function(float(done)), "(-inf, inf)") for done in fractions]))
 
@@ -301,7 +299,7 @@ def _shuffled(n, seed, epoch):
 
 
 def _batch(data, batch_size, seed, step) -> tuple:
-    """A step's images, and labels. Each epoch is shuffled anew; what is left at its end is skipped."""
+    """A step's images, and labels. Each epoch is shuffled anew; an incomplete batch at its end is skipped."""
     n = len(data[0])
     epoch, i = divmod(step, n // batch_size)
     chosen = _shuffled(n, seed, epoch)[i * batch_size : (i + 1) * batch_size]
@@ -309,7 +307,7 @@ def _batch(data, batch_size, seed, step) -> tuple:
 
 
 def _update(state, workers, gradient, changes, loss):
-    """Move parameters and buffers. Whatever fails in here, nothing of the step is saved."""
+    """Update parameters and buffers. If something fails in here, no checkpoint of the partial step is saved."""
     state.whole = False
     if loss is not None:
         state.add_loss(loss)
@@ -327,7 +325,7 @@ def _update(state, workers, gradient, changes, loss):
 
 
 def _resume(state, checkpoint, steps):
-    """Go on from the checkpoint where there is one, on all ranks."""
+    """Go on from the checkpoint if there is one, on all ranks."""
     if checkpoint is not None and os.path.exists(checkpoint):
         state.load(checkpoint)
         if state.step > steps:
@@ -342,8 +340,7 @@ def _of(steps) -> str:
 
 @contextlib.contextmanager
 def _saved_on_error(state, checkpoint):
-    """Save what was reached when something raises, a callback for instance; not within a step, nor when numbers are
-    not finite."""
+    """Save a checkpoint if something raises, such as a callback, but not within a step nor after FloatingPointError."""
     try:
         yield
     except FloatingPointError:
@@ -355,7 +352,7 @@ def _saved_on_error(state, checkpoint):
 
 
 def _save(state, checkpoint) -> bool:
-    """Whether it could be saved; if not, training is worth more than its checkpoint."""
+    """Save, and return whether it worked. A failure only warns: training is worth more than its checkpoint."""
     try:
         state.save(checkpoint)
     except OSError as error:
@@ -366,8 +363,7 @@ def _save(state, checkpoint) -> bool:
 
 @contextlib.contextmanager
 def _restored(optimizer, model, own):
-    """However training ends, the optimizer has its full rate again and the model its own attributes; no gradients are
-    left."""
+    """However the block ends, restore the learning rate and the model's attributes, and drop the gradients."""
     full_rate = optimizer.lr
     try:
         yield full_rate
@@ -380,10 +376,10 @@ def _restored(optimizer, model, own):
 
 @contextlib.contextmanager
 def _interrupts():
-    """An event that the first Ctrl-C sets, so that a step is never left half done; a second one interrupts at once."""
+    """An event that the first Ctrl-C sets, so that no step is left half done; a second Ctrl-C interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may ask for signals
+        yield event  # only the main thread may handle signals
         return
 
     def handler(*_):
@@ -399,7 +395,7 @@ def _interrupts():
 
 
 class _Log:
-    """A file for a progress bar that writes a line now and then, instead of drawing one line over itself."""
+    """A file in which each update of a progress bar is a new line, instead of overwriting the last one."""
 
     def write(self, text):
         if text := text.strip("\r\n "):
@@ -428,7 +424,7 @@ def _bar(model, total, initial, progress):
 def _explain(model, learned, shards, prepare, step):
     """Raise FloatingPointError with the parameter or operation where a number first stopped being finite."""
     if model.device != "cpu":
-        step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # nobody has looked since
+        step = f"{max(0, step + 1 - CHECK_STEPS)} to {step}"  # the steps since the loss was last read
     _check_parameters(model, step)
     largest = max(abs(part[0]).max() for part, _ in shards)
     hint = f", or smaller numbers in the images: some are {largest:g}" if largest > 50 and prepare is None else ""
@@ -451,7 +447,7 @@ def _explain(model, learned, shards, prepare, step):
 
 
 def _origin(tensor, model) -> str:
-    """Follow what is not finite back to the operation that made it of finite numbers."""
+    """Follow values that are not finite back to the operation that computed them from finite ones."""
     while tensor._op is not None:
         bad = next((x for x in tensor._op.inputs if not _finite(x.data)), None)
         if bad is None:

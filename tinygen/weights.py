@@ -1,6 +1,6 @@
 """The trained models that ship with tinygen, and the files that hold them.
 
-A file is an npz with every parameter and buffer by its name, and ``about``, a JSON text with the class of the model,
+Each file is an npz with every parameter and buffer by its name, and ``about``, a JSON text with the class of the model,
 the settings it is built with, and how it was trained. Nothing is unpickled.
 """
 
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "assets" / "weights"
 
 
 def pretrained(name: str) -> Module:
-    """The trained model of that name, such as ``"gated-pixelcnn"``, in float32 on the host.
+    """The trained model with this name, such as ``"gated-pixelcnn"``, in float32 on the host.
 
     benchmarks/RESULTS.md says how each was trained and how good it is. Raises ValueError for an unknown name.
     """
@@ -40,7 +40,7 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
         about = json.loads(str(arrays.pop("about")))
         name, known = about["model"], about["model"] in models.__all__
         if model is None and known:
-            numbers = _Limited(sum(a.nbytes for a in arrays.values()) // 2)  # a half-precision number has two bytes
+            numbers = _Limited(sum(a.nbytes for a in arrays.values()) // 2)  # two bytes for each half-precision number
             model = getattr(models, name)(**about["settings"], rng=numbers)
     except Exception as error:  # any error of json or of the model's constructor
         raise ValueError(f"{path}: damaged, or no model that was saved here ({error})") from error
@@ -54,7 +54,7 @@ def load(path: str | Path, model: Module | None = None) -> tuple[Module, dict]:
 
 
 class _Limited(np.random.Generator):
-    """Raises ValueError when more than ``numbers`` are drawn, before it allocates memory for them."""
+    """A generator that raises ValueError when more than ``numbers`` are drawn, before memory for them is allocated."""
 
     def __init__(self, numbers):
         super().__init__(np.random.PCG64(0))
@@ -73,7 +73,7 @@ def _check(model):
 
 
 def save(path: str | Path, model: Module, about: dict | None = None, half: bool = True) -> None:
-    """Write parameters, buffers and ``about``; at any moment the file is the old or the complete new one.
+    """Write parameters, buffers and ``about``; if writing fails, an existing file stays as it was.
 
     ``about``: anything that JSON can hold. For a model of ``tinygen.models`` it needs ``"settings"``, the arguments of
     the constructor without ``rng``. ``half``: store half precision; otherwise values are stored exactly.

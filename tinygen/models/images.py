@@ -1,4 +1,4 @@
-"""The checks that all models make of images, and bits per dimension, which compare images of different sizes."""
+"""Checks of images that all models make, and bits per dimension, a unit that does not depend on the image size."""
 
 import math
 
@@ -10,7 +10,7 @@ from tinygen.tensor import Tensor, as_array
 
 
 def check_shape(image_shape) -> tuple[int, int, int]:
-    """(C, H, W) as a tuple. Raises ValueError unless these are three numbers of at least 1."""
+    """(C, H, W) as a tuple. Raises ValueError unless they are three whole numbers of at least 1."""
     return check.counts("image_shape", image_shape, "(channels, height, width)", 3)
 
 
@@ -18,7 +18,7 @@ def check_images(x, image_shape=("C", "H", "W"), levels: int | None = None, grey
     """A batch x of images (N, C, H, W) as a Tensor; x itself if it is one, so that gradients pass.
 
     With ``levels`` the values must be whole numbers 0 .. levels - 1; with ``grey`` they are real numbers, and integers
-    above 1 raise. Values are checked on the host only: on a device every step would have to wait.
+    above 1 raise. Values are checked on the host only: on a device, a check would make every step wait for the device.
     Raises ValueError for another shape, an empty batch, or other values, TypeError for anything but numbers.
     """
     tensor = check.tensor("images", x, "N", *image_shape)
@@ -36,7 +36,7 @@ def check_images(x, image_shape=("C", "H", "W"), levels: int | None = None, grey
 
 
 def bits_per_dim(nats, image_shape):
-    """nats per image -> bits per dimension (colour value of a pixel): nats / (C H W ln 2)."""
+    """nats per image -> bits per dimension (each colour of each pixel is one): nats / (C H W ln 2)."""
     if not isinstance(nats, Tensor):
         nats = as_array(nats, "nats") if hasattr(nats, "dtype") else check.number("nats", nats, "[-inf, inf]")
     return nats / (math.prod(check_shape(image_shape)) * math.log(2))

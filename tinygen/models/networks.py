@@ -5,11 +5,11 @@ import math
 from tinygen import check, ops
 from tinygen.nn import Conv2d, Linear, Module, UpConv2d
 
-CHANNELS = (16, 32, 64, 64)  # output channels of four convolutions, each of which halves height and width
+CHANNELS = (16, 32, 64, 64)  # output channels of the four convolutions, each of which halves height and width
 
 
 def sizes(image_shape, convolutions: int = 4) -> list[tuple[int, int]]:
-    """Height and width of the image and after each convolution: halved, rounded up."""
+    """Height and width of the image, and after each convolution, which halves them and rounds up."""
     steps = [tuple(image_shape[1:])]
     for _ in range(convolutions):
         steps.append(tuple((n + 1) // 2 for n in steps[-1]))
@@ -31,7 +31,7 @@ class Residual(Module):
 
 
 class Encoder(Module):
-    """Convolutions of stride 2 with ReLU, each followed by that many residual ``blocks``, and a linear layer:
+    """Convolutions of stride 2 with ReLU, each followed by ``blocks`` residual blocks, and a linear layer:
     (N, C, H, W) -> (N, outputs)."""
 
     def __init__(self, image_shape, outputs, channels=CHANNELS, blocks=0, *, rng):
@@ -50,7 +50,7 @@ class Encoder(Module):
 
 
 class Decoder(Module):
-    """The encoder in reverse: a linear layer, and upconvolutions that each follow that many residual ``blocks``:
+    """The encoder in reverse: a linear layer, and upconvolutions, each preceded by ``blocks`` residual blocks:
     (N, inputs), array or Tensor -> (N, C, H, W)."""
 
     def __init__(self, image_shape, inputs, channels=CHANNELS, blocks=0, *, rng):

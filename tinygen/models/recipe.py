@@ -1,4 +1,4 @@
-"""How a model's row of the table is trained: each model's file ends with its recipes."""
+"""How the models of the table in benchmarks/RESULTS.md are trained: each model's file ends with its recipes."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from tinygen.optim import Muon
 
 @dataclass(frozen=True)
 class Recipe:
-    """What ``benchmarks/likelihood.py NAME`` builds, and how it is trained."""
+    """The model that ``benchmarks/likelihood.py NAME`` builds, and how it is trained."""
 
     model: type
     settings: dict  # the constructor's arguments
     protocol: str  # the data: "published", "static", "dynamic", "grey" or "8-bit", see benchmarks/RESULTS.md
-    steps: tuple[int, ...]  # of each part of the schedule; the learning rate falls to zero in each
-    optimizer: type | None = Muon  # with weight_decay; None: the model has ``maximize``, and steps are its rounds
+    steps: tuple[int, ...]  # of each part of the schedule; in each the learning rate falls to zero
+    optimizer: type | None = Muon  # it takes weight_decay; None: the model's ``maximize`` is called with the steps
     lr: float = 5e-3
     weight_decay: float = 0.1
-    averaging: float = 0.999  # the share of the running average of the weights that is kept at each step
+    averaging: float = 0.999  # decay of the moving average of the weights
     batch_size: int = 32
-    published: str = "-"  # the figure of the paper
-    start: str = ""  # the row whose weights it begins with
+    published: str = "-"  # the paper's result
+    start: str = ""  # the row whose trained weights it starts from

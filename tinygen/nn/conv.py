@@ -1,4 +1,4 @@
-"""Convolution layers on images (N, C, H, W): plain, masked, and up."""
+"""Convolution layers on images (N, C, H, W): plain, transposed and masked."""
 
 import numpy as np
 
@@ -33,15 +33,15 @@ class Conv2d(Module):
 class UpConv2d(Conv2d):
     """Transposed convolution, from a small image to a larger one; weight (in, out, kh, kw) as in PyTorch.
 
-    ``forward(x, size)``: ``size`` is the height and width to reach; where stride > 1, several lead to the same x.
-    Raises ValueError for a size that a convolution with these settings does not map to x's.
+    ``forward(x, size)``: ``size`` is the height and width of the result, by default the smallest possible. With a
+    stride s there are s possible sizes, which ``Conv2d`` maps to the same size of x. Raises ValueError for others.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng, gain: float = 1.0):
         in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
         self.stride, self.padding = check.pair("stride", stride), check.pair("padding", padding, 0)
         (kh, kw), (sh, sw) = check.pair("kernel_size", kernel_size), self.stride
-        # An output pixel meets one in sh * sw of the kernel's taps, so the gain is larger by that.
+        # An output pixel sums over one in sh * sw of the kernel's taps, so the fan-in is smaller by that factor.
         self.weight = init.he(rng, (in_channels, out_channels, kh, kw), in_channels * kh * kw / (sh * sw), gain)
         self.bias = init.zeros(out_channels)
 
@@ -59,13 +59,13 @@ class UpConv2d(Conv2d):
 
 
 class MaskedConv2d(Module):
-    """Convolution that keeps height and width and sees only what comes before in raster order.
+    """Convolution that keeps height and width, in which a pixel sees only what comes before it in raster order.
 
-    An output pixel sees the rows above and, in its own row, what lies left. Of its own position, mask ``"A"`` shows
-    only earlier colour groups and ``"B"`` its own group too. ``groups`` cuts input and output channels into that many
-    blocks in the order of the colours: 1 for grey images (A hides the centre), 3 for R, G, B.
-    For the vertical stack of Gated PixelCNN, mask ``"above"`` shows the rows above alone, ``"rows"`` its own row too.
-    Weights that the mask forbids are zero and stay zero. Kernel sizes are odd.
+    An output pixel sees the rows above and, in its own row, the pixels to the left. At its own position, mask ``"A"``
+    shows only earlier colour groups, ``"B"`` its own group too. ``groups`` cuts input and output channels into that
+    many blocks in the order of the colours: 1 for grey images (A hides the centre), 3 for R, G, B.
+    For the vertical stack of Gated PixelCNN, mask ``"above"`` shows only the rows above, ``"rows"`` all of its own row
+    too. Masked weights are zero and stay zero. Kernel sizes are odd.
     Raises ValueError for an even kernel, an unknown mask, or channels that ``groups`` does not divide.
     Source: van den Oord et al. 2016, section 3.4, figure 2; 2016b, figure 1.
     """
@@ -80,7 +80,8 @@ class MaskedConv2d(Module):
                 f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
             )
         self.mask_type, self.padding = mask, (kh // 2, kw // 2)
-        # The fan-in counts what the last group sees. Weights are drawn before a mask of their size is made.
+        # The fan-in counts the weights that are unmasked for the last group. Weights are drawn before the mask is
+        # allocated, since the generator may limit their number (weights.load).
         above, left, own = in_channels * (kh // 2) * kw, in_channels * (kw // 2), in_channels // groups
         seen = {"A": left + in_channels - own, "B": left + in_channels, "above": 0, "rows": in_channels * kw}
         self.weight = init.he(rng, (out_channels, in_channels, kh, kw), above + seen[mask], gain)
@@ -88,13 +89,13 @@ class MaskedConv2d(Module):
         kept[:, :, : kh // 2] = True  # rows above
         if mask in ("A", "B"):
             kept[:, :, kh // 2, : kw // 2] = True  # left in the same row
-            of_output, of_input = (np.arange(n) * groups // n for n in (out_channels, in_channels))
-            earlier = of_output[:, None] > of_input if mask == "A" else of_output[:, None] >= of_input
-            kept[:, :, kh // 2, kw // 2] = earlier
+            out_group, in_group = (np.arange(n) * groups // n for n in (out_channels, in_channels))
+            centre = out_group[:, None] > in_group if mask == "A" else out_group[:, None] >= in_group  # (out, in)
+            kept[:, :, kh // 2, kw // 2] = centre
         else:
             kept[:, :, kh // 2] = mask == "rows"
         self.mask = kept.any((0, 1))  # (kh, kw): taps that the convolution visits
-        # Only with several groups does a visited tap have forbidden weights.
+        # Only with several groups can a visited tap have masked weights.
         self.channel_mask = None if (kept == self.mask).all() else kept.astype(np.float32)
         self.weight.data *= kept
         self.bias = init.zeros(out_channels)
@@ -105,7 +106,7 @@ class MaskedConv2d(Module):
         return super().to(device)
 
     def masked_weight(self) -> Tensor:
-        """The weights with what the mask forbids at a visited tap set to zero: (out, in, kh, kw)."""
+        """The weights (out, in, kh, kw), zero where they are masked."""
         return self.weight if self.channel_mask is None else self.weight * Tensor(self.channel_mask)
 
     def forward(self, x, at=None):
@@ -115,7 +116,7 @@ class MaskedConv2d(Module):
         return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask)
 
     def one_pixel(self, at):
-        """(in_channels, N) -> (out_channels, N). A 1x1 kernel sees no other pixel: nothing is kept for it."""
+        """The function (in_channels, N) -> (out_channels, N) at a pixel. A 1x1 kernel stores no other pixels."""
         if self.weight.shape[2:] != (1, 1):
             return MaskedConvPixel(self, at)
         weight, bias = self.masked_weight().data[:, :, 0, 0], self.bias.data[:, None]
@@ -126,22 +127,23 @@ class MaskedConv2d(Module):
 
 
 class MaskedConvPixel:
-    """A masked convolution at one pixel: (in, N) -> (out, N). Its inputs are kept, with zeros around the image.
+    """A masked convolution at one pixel: (in, N) -> (out, N). It stores its inputs, with zeros around the image.
 
-    ``weights``: weight (out, in, kh, kw) and bias (out,) to use in place of the layer's own.
+    ``weights``: weight (out, in, kh, kw) and bias (out,) to use instead of the layer's.
     """
 
     def __init__(self, layer, at, weights=None):
         weight, bias = weights or (layer.masked_weight(), layer.bias)
         self.bias, self.at = bias.data[:, None], at
         self.above, self.left = layer.padding
-        # For each row of the kernel: where its kept taps start, how many, and their weights (out, taps * in)
+        # For each row of the kernel with unmasked taps: its index, their number, and their weights (out, taps * in)
         self.rows = []
         for i, kept in enumerate(layer.mask):
             if kept.any():
-                taps = int(kept.sum())  # the kept taps of a row come first
+                taps = int(kept.sum())  # the unmasked taps of a row come first
                 matrix = weight.data[:, :, i, :taps].transpose(0, 2, 1).reshape(weight.shape[0], -1)
                 self.rows.append((i, taps, matrix))
+        # (row, column, in, N)
         self.inputs = at.zeros(at.height + self.above, at.width + 2 * self.left, weight.shape[1])
         if layer.mask_type in ("A", "above"):  # its input is the image
             at.readers.append(self)
@@ -150,10 +152,11 @@ class MaskedConvPixel:
         self.inputs[row + self.above, column + self.left] = h
 
     def read(self, row, column):
-        """The output there, of the inputs that are stored."""
+        """The output (out, N) at a pixel, from the stored inputs."""
         y = self.bias
         for i, taps, matrix in self.rows:
-            y = y + matrix @ self.inputs[row + i, column : column + taps].reshape(matrix.shape[1], -1)
+            seen = self.inputs[row + i, column : column + taps]  # (taps, in, N)
+            y = y + matrix @ seen.reshape(matrix.shape[1], -1)
         return y
 
     def __call__(self, h):

@@ -1,4 +1,4 @@
-"""A learned vector for each of a number of things, such as classes or codes."""
+"""A learned vector for each class or code."""
 
 import numpy as np
 
@@ -8,9 +8,10 @@ from tinygen.nn.module import Module
 
 
 class Embedding(Module):
-    """Looks up row i of ``weight`` (count, size) for each integer i: (...) -> (..., size). It starts standard normal.
+    """Looks up row i of ``weight`` (count, size) for each integer i: (...) -> (..., size).
 
-    Raises ValueError for indices that are not integers from 0 to count - 1 (on a device their values are not checked).
+    Initial weights are standard normal. Raises ValueError for indices that are not integers from 0 to count - 1; on a
+    device their values are not checked.
     """
 
     def __init__(self, count: int, size: int, *, rng: np.random.Generator):

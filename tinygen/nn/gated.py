@@ -13,14 +13,14 @@ from tinygen.nn.module import Module
 from tinygen.ops.elementwise import Sigmoid
 from tinygen.tensor import Tensor
 
-GATE_VARIANCE = 0.116  # of the output of a gate of two standard normals: E[tanh^2] E[sigmoid^2]
+GATE_VARIANCE = 0.116  # of tanh(f) sigmoid(g) for standard normal f and g: E[tanh(f)^2] E[sigmoid(g)^2]
 
 
 class Gate(Module):
     """tanh(f + V_f h) sigmoid(g + V_g h): (N, 2 channels, H, W) -> (N, channels, H, W).
 
-    f and g are the halves of x's channels (of each colour group's), h the one-hot class, given as ``labels`` (N,);
-    without ``classes`` there is no h. Raises ValueError for labels that are missing, or no classes.
+    f and g are the two halves of x's channels (with several ``groups``, of each group's channels). h is the one-hot
+    class, given as ``labels`` (N,); if ``classes`` is 0 there is no h. Raises ValueError for missing or invalid labels.
     Source: van den Oord et al. 2016b, equations 2 and 4.
     """
 
@@ -39,16 +39,17 @@ class Gate(Module):
         labels = check.classes(labels, self.classes, n)
         if labels is not None:
             x = x + self.weight[labels].reshape(n, -1, 1, 1)
+        # (N groups, channels / groups, H, W) each
         f, g = ops.split(x.reshape(n * self.groups, -1, height, width), 2, axis=1)
         return (ops.tanh(f) * ops.sigmoid(g)).reshape(n, -1, height, width)
 
     def one_pixel(self, at, labels):
-        """(2 channels, N) -> (channels, N). The classes' weights are looked up once."""
-        of_class = None if labels is None else self.weight.data[labels].T
+        """The function (2 channels, N) -> (channels, N) at a pixel. The classes' weights are looked up once."""
+        class_bias = None if labels is None else self.weight.data[labels].T  # (2 channels, N)
 
         def gate(x):
-            x = x if of_class is None else x + of_class
-            f, g = x.reshape(self.groups, 2, -1, at.n).swapaxes(0, 1)
+            x = x if class_bias is None else x + class_bias
+            f, g = x.reshape(self.groups, 2, -1, at.n).swapaxes(0, 1)  # (groups, channels / groups, N) each
             return (xp(x).tanh(f) * Sigmoid().forward(g)).reshape(-1, at.n)
 
         return gate
@@ -58,15 +59,15 @@ class VerticalStack(Module):
     """A stack of gated convolutions that sees all rows above a pixel: (N, in_channels, H, W) -> for each layer
     (N, 2 channels, H, W).
 
-    The kernel of the first layer, of size ``first_kernel``, ends above the pixel, those of the others, of size
-    ``kernel``, end at its row. So the stack misses nothing to the right, and sees nothing of the image's own row.
-    The output of a layer, before its gate, goes through a 1x1 convolution to the horizontal stack.
-    ``position``, a linear function of the pixel's coordinates that starts at zero, is added to each convolution: away
-    from the border, a convolution alone cannot know where it is.
-    ``in_channels``: the image's; ``channels``: after a gate; ``layers``: how many, the first included;
-    ``classes``: as for the gates. Raises ValueError for even kernel sizes.
-    Source: van den Oord et al. 2016b, section 2.2, figure 2; the coordinates, there as channels of the image:
-    Liu et al. 2018 (arXiv 1807.03247).
+    The kernel of the first layer, of size ``first_kernel``, ends above the pixel's row; those of the other layers, of
+    size ``kernel``, end with it. So the stack has no blind spot, and sees nothing of the pixel's row of the image.
+    The output of each layer, before its gate, goes through a 1x1 convolution to the horizontal stack.
+    ``position``, a linear function of the pixel's coordinates that starts at zero, is added to each convolution's
+    output: away from the border, a convolution alone cannot tell where it is.
+    ``in_channels``: channels of the image; ``channels``: channels after a gate; ``layers``: their number, with the
+    first; ``classes``: as for ``Gate``. Raises ValueError for even kernel sizes.
+    Source: van den Oord et al. 2016b, section 2.2, figure 2; Liu et al. 2018 (arXiv 1807.03247) for the coordinates,
+    which they add as channels of the image.
     """
 
     def __init__(self, in_channels, channels, layers, first_kernel, kernel, classes=0, *, rng: np.random.Generator):
@@ -84,7 +85,7 @@ class VerticalStack(Module):
         if at is not None:
             return at(self, x, labels)
         x = check.tensor("VerticalStack: x", x, *"NCHW")
-        position, to_horizontal = self.position_bias(*x.shape[2:]), []
+        position, to_horizontal = self.position_bias(*x.shape[2:]), []  # (layers, 2 channels, H, W)
         for i, (conv, link) in enumerate(zip(self.convs, self.links)):
             y = conv(x) + position[i]
             to_horizontal.append(link(y))
@@ -93,19 +94,21 @@ class VerticalStack(Module):
         return to_horizontal
 
     def one_pixel(self, at, labels):
-        """(in_channels, N) -> (layers, 2 channels, N). When a row of pixels begins, the stack's output for all of it is
-        computed from the rows above, which is again one pixel's work for each pixel."""
+        """The function (in_channels, N) -> (layers, 2 channels, N) at a pixel.
+
+        At the first pixel of a row it computes the whole row from the rows above, so each pixel is computed once.
+        """
         convs = [MaskedConvPixel(conv, at) for conv in self.convs]
         gates = [gate.one_pixel(at, labels) for gate in self.gates]
         links = [(link.weight.data[:, :, 0, 0], link.bias.data[:, None]) for link in self.links]
-        position = self.position_bias(at.height, at.width).data[..., None]
-        to_horizontal = at.zeros(at.width, len(links), position.shape[1])  # of the row that has begun
-        begun = None
+        position = self.position_bias(at.height, at.width).data[..., None]  # (layers, 2 channels, H, W, 1)
+        to_horizontal = at.zeros(at.width, len(links), position.shape[1])  # (W, layers, 2 channels, N), of one row
+        computed = None  # which row
 
-        def stack(_):  # of the image only the rows above are seen, and they are stored
-            nonlocal begun
-            if at.row != begun:
-                begun = at.row
+        def stack(_):  # ignores its input: the stack sees only the rows above, which are stored
+            nonlocal computed
+            if at.row != computed:
+                computed = at.row
                 for i, (weight, bias) in enumerate(links):
                     for j in range(at.width):
                         y = convs[i].read(at.row, j) + position[i, :, at.row, j]
@@ -117,7 +120,7 @@ class VerticalStack(Module):
         return stack
 
     def position_bias(self, height: int, width: int):
-        """(layers, 2 channels, H, W), from rows and columns that go from -1 to 1."""
-        w = self.position.reshape(*self.position.shape, 1, 1)
+        """(layers, 2 channels, H, W), a linear function of the row and the column, both scaled to -1 .. 1."""
+        w = self.position.reshape(*self.position.shape, 1, 1)  # (2, layers, 2 channels, 1, 1)
         rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
         return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (.., H, 1) + (.., 1, W)

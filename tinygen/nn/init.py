@@ -1,4 +1,4 @@
-"""First values of parameters. Everything is float32 and drawn from the ``rng`` given."""
+"""Initial values of parameters. All are float32 and drawn from the given ``rng``."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from tinygen.nn.module import Parameter
 
 
 def he(rng: np.random.Generator, shape, fan_in: float, gain: float) -> Parameter:
-    """Normal with variance gain / fan_in. A gain of 2 keeps the variance through a layer with ReLU (He et al. 2015,
-    equation 10), a gain of 1 through one without.
+    """Draws from N(0, gain / fan_in). A gain of 2 keeps the variance of the activations through a layer with ReLU (He
+    et al. 2015), a gain of 1 through a layer without.
 
-    ``fan_in``: how many inputs each output sums; of a masked convolution, only unmasked ones count.
+    ``fan_in``: the number of inputs that each output sums; masked weights do not count.
     Raises ValueError for a layer without inputs or outputs, or a negative gain.
     """
     shape, fan_in = check.counts("a layer's sizes", shape), check.number("a layer's inputs", fan_in, "(0, inf)")
@@ -19,5 +19,5 @@ def he(rng: np.random.Generator, shape, fan_in: float, gain: float) -> Parameter
 
 
 def zeros(shape) -> Parameter:
-    """All zero."""
+    """A Parameter of zeros."""
     return Parameter(np.zeros(shape, np.float32))

@@ -24,8 +24,8 @@ class Linear(Module):
 class MaskedLinear(Module):
     """``x @ (weight * mask).T + bias``: (..., in_features) -> (..., out_features).
 
-    ``mask`` (out, in), booleans: which inputs each output sees. Only those count for the first weights' variance.
-    Raises ValueError for another mask. Source: Germain et al. 2015, section 4.1.
+    ``mask`` (out, in), booleans: which inputs each output sees. Only these count in the fan-in of the initial weights.
+    Raises ValueError for a mask of another shape or dtype. Source: Germain et al. 2015, section 4.1.
     """
 
     def __init__(self, mask, *, rng: np.random.Generator, gain: float = 1.0):
@@ -42,7 +42,7 @@ class MaskedLinear(Module):
         return super().to(device)
 
     def masked_weight(self) -> Tensor:
-        """(out, in), zero where the mask is."""
+        """The weights (out, in), zero where they are masked."""
         return self.weight * Tensor(self.mask.astype(self.weight.dtype, copy=False))
 
     def forward(self, x):

@@ -37,7 +37,7 @@ class Buffer(Tensor):
 class Module:
     """Holds parameters, buffers and other modules as attributes, also inside lists, tuples and dicts.
 
-    A subclass assigns them in ``__init__`` and defines ``forward``; the order of assignment is the order everywhere.
+    A subclass assigns them in ``__init__`` and defines ``forward``; parameters keep the order of assignment.
     To change a buffer in training, assign a new array to its ``data``. Other Tensors are neither saved nor moved.
     """
 
@@ -45,15 +45,15 @@ class Module:
         return self.forward(*args, **kwargs)
 
     def children(self) -> Iterator[tuple[str, "Module | Tensor"]]:
-        """Its own modules, parameters and buffers with their names, in definition order."""
+        """Its direct children (modules, parameters and buffers) with their names, in definition order."""
         yield from _members(vars(self).items(), "")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters below, as ``("blocks.0.conv.weight", parameter)``; a shared one only once."""
+        """All parameters, of submodules too, as ``("blocks.0.conv.weight", parameter)``; a shared one only once."""
         return ((name, tensor) for name, tensor in self._named_tensors() if isinstance(tensor, Parameter))
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """All buffers below, named in the same way."""
+        """All buffers, of submodules too, named in the same way."""
         return ((name, tensor) for name, tensor in self._named_tensors() if not isinstance(tensor, Parameter))
 
     def _named_tensors(self):
@@ -74,19 +74,19 @@ class Module:
                 yield prefix + name, child
 
     def named_modules(self, name: str = "") -> Iterator[tuple[str, "Module"]]:
-        """Itself, as ``("", self)``, and all modules below, as ``("blocks.0.conv", module)``."""
+        """The module itself, as ``("", self)``, and all submodules, as ``("blocks.0.conv", module)``."""
         yield name, self
         for below, child in self.children():
             if isinstance(child, Module):
                 yield from child.named_modules(f"{name}.{below}" if name else below)
 
     def parameters(self) -> list[Parameter]:
-        """All parameters below, in definition order."""
+        """All parameters, of submodules too, in definition order."""
         return [parameter for _, parameter in self.named_parameters()]
 
     @property
     def requires_grad(self) -> bool:
-        """Whether any parameter below is learned; assigning False freezes all of them, True undoes it."""
+        """Whether any parameter requires grad; assigning False freezes all parameters, True unfreezes them."""
         return any(p.requires_grad for p in self.parameters())
 
     @requires_grad.setter
@@ -95,12 +95,12 @@ class Module:
             p.requires_grad = as_flag(value, "requires_grad")
 
     def num_parameters(self) -> int:
-        """The number of learned numbers."""
+        """The number of entries in all parameters."""
         return sum(p.size for p in self.parameters())
 
     @property
     def device(self) -> str:
-        """Where the parameters are: ``"cpu"`` or ``"cuda"``."""
+        """The device of the parameters: ``"cpu"`` or ``"cuda"``."""
         return self._first().device
 
     @property
@@ -127,10 +127,10 @@ class Module:
         return {name: np.array(tensor.numpy()) for name, tensor in self._named_tensors()}
 
     def load_state_dict(self, state: dict[str, np.ndarray] | str | Path) -> None:
-        """Take over the values of ``state_dict()``, on the device and in the dtype that the module has now.
+        """Copy the values of a ``state_dict()`` into the module, which keeps its device and dtype.
 
         ``state``: the dict, or the path of a file that ``tinygen.weights.save`` wrote. Raises ValueError, and changes
-        nothing, where entries are missing, unexpected, of another shape or no real numbers.
+        nothing, if entries are missing, unexpected, of another shape or not real numbers.
         """
         if isinstance(state, str | Path):
             state = {name: array for name, array in read_arrays(state).items() if name != "about"}
@@ -162,7 +162,7 @@ class Module:
     def __repr__(self):
         lines = [f"{type(self).__name__}({self.describe()})  {self.num_parameters():,}"]
         texts = {n: repr(c) if isinstance(c, Module) else _described(c) for n, c in self.children()}
-        # numbered ones that look the same are shown once
+        # Numbered children of equal repr are shown once
         for (text, _), same in groupby(texts, lambda name: (texts[name], name.split(".")[0])):
             first, *others = same
             lines.append(f"{first}{f' to {others[-1]}' if others else ''}: {text}")
@@ -184,7 +184,7 @@ def _members(items, prefix):
 
 
 class Dropout(Module):
-    """Zeroes each value with probability ``p`` where an ``rng`` is given; without one (evaluation) does nothing."""
+    """Zeroes each value with probability ``p`` if an ``rng`` is given; without one (in evaluation) it does nothing."""
 
     def __init__(self, p: float):
         self.p = check.number("Dropout: p", p, "[0, 1)")

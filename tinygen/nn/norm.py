@@ -1,4 +1,4 @@
-"""Normalization: numbers of mean 0 and variance 1 over some axes, then a learned scale and shift of each channel."""
+"""Normalization to mean 0 and variance 1 over some axes, then a learned scale and shift for each channel."""
 
 import math
 
@@ -11,7 +11,7 @@ EPS = 1e-5  # added to the variance, as in PyTorch
 
 
 class Norm(Module):
-    """The base class: it owns ``weight`` and ``bias``, with a number for each channel along ``axis``."""
+    """The base class: it owns ``weight`` and ``bias``, both (channels,), the channels being along ``axis``."""
 
     axis = 1
 
@@ -72,9 +72,9 @@ class BatchNorm(Norm):
     """Normalizes each channel over all images and positions: (N, channels, ...) -> the same.
 
     With ``training=True`` it uses the mean and variance of x and updates the running averages, the buffers
-    ``running_mean`` and ``running_var`` (momentum 0.1, the variance unbiased, as in PyTorch); otherwise it uses those.
-    In ``fit`` x is one shard of a batch.
-    Raises ValueError for training with one value a channel, which has no variance.
+    ``running_mean`` and ``running_var`` (momentum 0.1, the variance unbiased, as in PyTorch); otherwise it uses the
+    running averages. In ``fit`` x is one shard of a batch.
+    Raises ValueError for training with one value per channel, which has no variance.
     Source: Ioffe and Szegedy 2015 (arXiv 1502.03167).
     """
 
@@ -93,7 +93,7 @@ class BatchNorm(Norm):
             axes, n = (0, *range(2, x.ndim)), x.size // self.bias.size
             if n < 2:
                 raise ValueError(
-                    f"BatchNorm: x {x.shape} has {n} values a channel, training needs at least 2 "
+                    f"BatchNorm: x {x.shape} has {n} values per channel, training needs at least 2 "
                     "(in fit x is a shard of the batch: choose a batch size that leaves no shard of one image)"
                 )
             mean, var = x.mean(axes), x.var(axes)

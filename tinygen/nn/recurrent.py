@@ -1,4 +1,4 @@
-"""Recurrent layers: the LSTM on sequences, and the two that scan an image, all on ``ops.lstm_scan``.
+"""Recurrent layers on ``ops.lstm_scan``: the LSTM on sequences, and two that scan an image.
 
 ``at`` is None for whole images, or the ``PixelCache`` for one pixel.
 """
@@ -15,10 +15,10 @@ from tinygen.tensor import Tensor
 
 
 class LSTM(Module):
-    """A batch of sequences: (N, T, in_features) -> (N, T, hidden), and the last state.
+    """An LSTM on a batch of sequences: (N, T, in_features) -> (N, T, hidden), and the last state.
 
-    Weights as in PyTorch: input (4h, in) and state (4h, h), gates in the order i, f, g, o; one bias (4h,), whose forget
-    part starts at 1 so that the cell remembers at first (Jozefowicz et al. 2015).
+    Weights are as in PyTorch: input (4h, in) and state (4h, h), gates in the order i, f, g, o. There is one bias (4h,);
+    its forget part starts at 1 so that the cell remembers at first (Jozefowicz et al. 2015).
     """
 
     def __init__(self, in_features: int, hidden: int, *, rng: np.random.Generator):
@@ -29,7 +29,7 @@ class LSTM(Module):
         self.bias.data[hidden : 2 * hidden] = 1
 
     def forward(self, x, state: tuple[Tensor, Tensor] | None = None):
-        """``state``: (h, c), each (N, hidden), zero where not given. Returns (outputs, (h, c) after the last step)."""
+        """``state``: (h, c), each (N, hidden), zero by default. Returns (outputs, (h, c) after the last step)."""
         x = check.tensor("LSTM: x", x, "N", "T", self.weight_input.shape[1])
         (images, steps, _), hidden = x.shape, self.weight_state.shape[1]
         gates = self.weight_input @ x.transpose(1, 2, 0) + self.bias.reshape(-1, 1)  # (T, 4h, N)
@@ -39,8 +39,8 @@ class LSTM(Module):
                 raise TypeError(f"LSTM: state is {state!r}, needs (h, c)")
             state = [check.tensor("LSTM: h or c of the state", s, images, hidden) for s in state]
             h0, c0 = (s.T.reshape(hidden, 1, images) for s in state)
-        weight = self.weight_state.reshape(4 * hidden, hidden, 1)
-        h, c = ops.lstm_scan(gates.reshape(steps, 4 * hidden, 1, images), weight, h0, c0)
+        weight = self.weight_state.reshape(4 * hidden, hidden, 1)  # a line of length 1, with one tap
+        h, c = ops.lstm_scan(gates.reshape(steps, 4 * hidden, 1, images), weight, h0, c0)  # (T, h, 1, N) each
         return h.reshape(steps, hidden, images).transpose(2, 0, 1), tuple(
             s[-1].reshape(hidden, images).T for s in (h, c)
         )
@@ -49,8 +49,8 @@ class LSTM(Module):
 class RowLSTM(Module):
     """Scans an image row by row: (N, channels, H, W) -> (N, hidden, H, W).
 
-    Input to state: a masked 1 x 3 convolution along the row (mask B). State to state: a 1 x 3 convolution over the row
-    above, so that a pixel sees a triangle above it. The state before the first row is learned.
+    The input-to-state part is a 1 x 3 convolution along the row with mask B. The state-to-state part is a 1 x 3
+    convolution over the row above, so that a pixel sees a triangle above it. The state before the first row is learned.
     Source: van den Oord et al. 2016, section 3.1.
     """
 
@@ -70,21 +70,21 @@ class RowLSTM(Module):
         weight, bias = input_weights(self)
         x = check.tensor("RowLSTM: x", x, "N", weight.shape[1], "H", "W")
         images, channels, height, width = x.shape
-        x = x.transpose(2, 1, 3, 0).reshape(height, channels, width * images)  # rows become the steps
-        left = ops.pad(x[:, :, :-images], ((0, 0), (0, 0), (images, 0)))
-        # The masked kernel keeps two of its three taps: (4h, C) each, side by side
+        x = x.transpose(2, 1, 3, 0).reshape(height, channels, width * images)  # (H, C, W N): rows become the steps
+        left = ops.pad(x[:, :, :-images], ((0, 0), (0, 0), (images, 0)))  # each pixel's left neighbour
+        # Mask B keeps two of the three taps, (4h, C) each: (4h, 2C)
         weight = ops.concatenate([weight[:, :, 0, 0], weight[:, :, 0, 1]], axis=1)
-        gates = weight @ ops.concatenate([left, x], axis=1) + bias.reshape(-1, 1)
+        gates = weight @ ops.concatenate([left, x], axis=1) + bias.reshape(-1, 1)  # (H, 4h, W N)
         gates = gates.reshape(height, 4 * hidden, width, images)
         line = (hidden, width, images)
         h0, c0 = (ops.broadcast_to(s.reshape(hidden, 1, 1), line) for s in (self.h0, self.c0))
-        h, _ = ops.lstm_scan(gates, self.weight_state, h0, c0, self.taps)
+        h, _ = ops.lstm_scan(gates, self.weight_state, h0, c0, self.taps)  # (H, h, W, N)
         return h.transpose(3, 1, 0, 2)
 
     def one_pixel(self, at):
-        """(channels, N) -> (hidden, N). The states of the row above and of this one are kept."""
+        """The function (channels, N) -> (hidden, N) at a pixel. It keeps the states of this row and the row above."""
         convolve, matrix = MaskedConvPixel(self.input, at, input_weights(self)), _state_matrix(self)
-        h = at.zeros(2, at.width + 2, self.h0.size)  # this row's and the other's in turn, zero at both ends
+        h = at.zeros(2, at.width + 2, self.h0.size)  # of even rows and odd rows, zero at both ends
         c = at.zeros(2, at.width, self.c0.size)
         h[1, 1:-1], c[1] = self.h0.data[:, None], self.c0.data[:, None]
 
@@ -101,10 +101,10 @@ class RowLSTM(Module):
 class DiagonalBiLSTM(Module):
     """Scans an image along its diagonals from both upper corners: (N, channels, H, W) -> (N, hidden, H, W).
 
-    Each direction: a 1x1 convolution from input to state; from state to state the left neighbour and the one above,
-    a 2-tap convolution on the skewed image. The direction from the right is shifted down by one row before it is added,
-    so that it sees nothing that comes later; together the two see every earlier pixel of their input.
-    States start at zero.
+    In each direction the input-to-state part is a 1x1 convolution. The state-to-state part sees the left neighbour and
+    the one above; on the skewed image it is a convolution with 2 taps. The output of the direction from the right is
+    shifted down by one row before the two are added, so that no pixel sees a later one. Together the directions see
+    every earlier pixel of their input. States start at zero.
     Source: van den Oord et al. 2016, section 3.2, figure 3.
     """
 
@@ -122,23 +122,24 @@ class DiagonalBiLSTM(Module):
         return h.transpose(3, 1, 0, 2)
 
     def one_pixel(self, at):
-        """(channels, N) -> (hidden, N). From the left: the states to the left and above are kept.
+        """The function (channels, N) -> (hidden, N) at a pixel.
 
-        From the right: a pixel's state needs its whole row, but is first asked for one row further down. So when a row
-        begins, the row above is scanned from the right, which is again one pixel's work a pixel.
+        The direction from the left keeps the states to the left and above. In the direction from the right a state
+        depends on all pixels to its right, but is first used one row further down. So at the first pixel of a row, the
+        row above is scanned from the right; each pixel is still computed once.
         """
         left, right = self.left.one_step(), self.right.one_step()
         channels, hidden = self.left.input.weight.shape[1], self.left.weight_state.shape[1]
-        # h: this row's and the other's in turn; c: this row's alone. Zero at the left end.
+        # h of even rows and odd rows, c of this row only; both are zero at the left end
         h_left, c_left = at.zeros(2, at.width + 1, hidden), at.zeros(at.width + 1, hidden)
         inputs = at.zeros(at.width, channels)
-        h_right = at.zeros(at.width, hidden)  # of the row above, once scanned
-        scanned = 0
+        h_right = at.zeros(at.width, hidden)  # of the row above
+        current_row = 0
 
         def step(x):
-            nonlocal scanned
-            if at.row != scanned:
-                scanned = at.row
+            nonlocal current_row
+            if at.row != current_row:
+                current_row = at.row
                 h = c = at.zeros(hidden)
                 for j in reversed(range(at.width)):
                     h, c = right(inputs[j], h_right[j], h, c)
@@ -153,7 +154,7 @@ class DiagonalBiLSTM(Module):
 
 
 class DiagonalLSTM(Module):
-    """One direction of the above, from the upper left: (H, channels, W, N) -> (H, hidden, W, N)."""
+    """One direction of ``DiagonalBiLSTM``, from the upper left: (H, channels, W, N) -> (H, hidden, W, N)."""
 
     taps = (-1, 0)
 
@@ -166,26 +167,26 @@ class DiagonalLSTM(Module):
     def forward(self, x):
         (height, _, width, images), hidden = x.shape, self.weight_state.shape[1]
         weight, bias = input_weights(self)
-        gates = weight[:, :, 0, 0] @ x.reshape(height, -1, width * images) + bias.reshape(-1, 1)
+        gates = weight[:, :, 0, 0] @ x.reshape(height, -1, width * images) + bias.reshape(-1, 1)  # (H, 4h, W N)
         gates = gates.reshape(height, -1, width, images)
         gates = ops.skew(gates, row=0, column=2).transpose(2, 1, 0, 3)  # (W + H - 1, 4h, H, N)
         zero = _zeros(hidden, height, images, x)
         # Diagonal t crosses the rows t - (W - 1) to t of the image.
         spans = [(max(0, t - width + 1), min(height, t + 1)) for t in range(width + height - 1)]
-        h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps, spans)
+        h, _ = ops.lstm_scan(gates, self.weight_state, zero, zero, self.taps, spans)  # (W + H - 1, h, H, N)
         return ops.unskew(h.transpose(2, 1, 0, 3), row=0, column=2)
 
     def one_step(self):
-        """The function from a pixel's input and the states above and beside it to its own state and cell."""
+        """The function from a pixel's input, the states h above and beside it and the cell beside it to its h and c."""
         (weight, bias), matrix = input_weights(self), _state_matrix(self)
         weight, bias = weight.data[:, :, 0, 0], bias.data[:, None]
         return lambda x, above, beside, c: _cell(weight @ x + bias + matrix @ xp(x).concatenate([above, beside]), c)
 
 
 def input_weights(layer) -> tuple[Tensor, Tensor]:
-    """Weight and bias from input to gates, in the order of the gates.
+    """Weight and bias from input to gates, in the order that ``lstm_scan`` needs.
 
-    The masked convolution orders its output by colour, (group, gate, channel); the scan wants (gate, group, channel).
+    The output channels of the masked convolution are (group, gate, channel); the scan needs (gate, group, channel).
     """
 
     def by_gate(w):
@@ -203,7 +204,7 @@ def _state_matrix(layer):
 
 
 def _cell(a, c):
-    """One step (2016, equation 3): gates (4h, N) before their nonlinearities and cell (h, N) -> state and cell."""
+    """One step, c <- f c + i g and h <- o tanh(c): pre-activations of the gates (4h, N) and c (h, N) -> h and c."""
     sigmoid = Sigmoid().forward
     i, f, g, o = a.reshape(4, *c.shape)
     c = sigmoid(f) * c + sigmoid(i) * xp(a).tanh(g)

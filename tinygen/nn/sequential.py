@@ -8,7 +8,7 @@ from tinygen.nn.norm import BatchNorm
 
 
 class Sequential(Module):
-    """Calls modules, or functions of one Tensor such as ``ops.relu``, one after the other. TypeError for others."""
+    """Calls modules, or functions of one Tensor such as ``ops.relu``, in turn. Raises TypeError for other arguments."""
 
     def __init__(self, *steps):
         if not all(map(callable, steps)):

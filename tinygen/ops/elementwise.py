@@ -99,7 +99,7 @@ class Pow(Binary):
     def dx(self, gy, x, y):
         # y x^(y-1), set to its limit 0 at x = y = 0
         power = y - 1
-        if not (isinstance(y.data, np.generic) and y.data):  # with a constant y other than 0 this cannot occur
+        if not (isinstance(y.data, np.generic) and y.data):  # a constant y other than 0 needs no check
             power = where((x.data == 0) & (y.data == 0), 1, power)
         return gy * (y * x**power)
 
@@ -469,7 +469,7 @@ class Astype(Op):
 
 
 def astype(x, dtype) -> Tensor:
-    """x in another floating dtype. Raises TypeError for any other dtype, which would have no derivative."""
+    """x in another floating dtype. Raises TypeError for other dtypes, which have no derivative."""
     with contextlib.suppress(TypeError, ValueError):
         dtype = dtype if dtype is None else np.dtype(dtype)
     if getattr(dtype, "kind", "?") != "f":
@@ -480,11 +480,11 @@ def astype(x, dtype) -> Tensor:
 def dropout(x, p: float, rng) -> Tensor:
     """Zero each value with probability p and divide the others by 1 - p (Srivastava et al. 2014, inverted).
 
-    Raises ValueError unless 0 <= p < 1, TypeError where x has integers.
+    Raises ValueError unless 0 <= p < 1, TypeError if x has integers.
     """
     p = check.number("dropout: p", p, "[0, 1)")
     if x.dtype.kind != "f":
         raise TypeError(f"dropout: x has dtype {x.dtype}, needs a floating one")
-    kept = xp(x.data).empty_like(x.data)  # has x's memory order, which makes products five times faster
+    kept = xp(x.data).empty_like(x.data)  # in x's memory order: the product is five times faster than in another
     kept[...] = to_device(check.generator(rng).random(x.shape, np.float32) >= p, x.device)
     return x * Tensor(kept / x.dtype.type(1 - p))

@@ -17,7 +17,7 @@ class BceWithLogits(Binary):
             raise ValueError(
                 f"logits {x.shape} and targets {t.shape} would give losses of shape {shape}, not of one of these"
             )
-        # In this order, max(x, 0) - x t may cancel exactly without losing the small last term.
+        # In this order max(x, 0) - x t can cancel exactly before the small last term is added.
         return xp(x, t).maximum(x, 0) - x * t + xp(x).log1p(xp(x).exp(0.0 - xp(x).abs(x)))
 
     def dx(self, gy, x, t):
@@ -59,7 +59,8 @@ def bce_with_logits(logits, targets) -> Tensor:
 def softmax_cross_entropy(logits, labels, axis: int = 1) -> Tensor:
     """-log softmax(logits)[label]: logits with K classes along ``axis``, integer labels without that axis.
 
-    Result: the labels' shape. Labels outside 0..K-1 raise ValueError on the host only: a device would have to wait.
+    The result has the shape of the labels. Labels outside 0..K-1 raise ValueError, but on the host only: checking them
+    on a device would wait for it.
     """
     logits = as_tensor(logits, "softmax_cross_entropy: logits")
     axis = check.axis("softmax_cross_entropy", axis, logits.ndim)

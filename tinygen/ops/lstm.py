@@ -1,4 +1,4 @@
-"""One recurrence for three layers: an LSTM over steps, whose state is a line of cells.
+"""One recurrence for three layers: an LSTM whose state is a line of cells.
 
     a_t = gates_t + W * h_{t-1}             a convolution along the line, with zeros beyond its ends
     i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of the four parts of a_t
@@ -53,7 +53,7 @@ class LstmScan(Op):
         return hs, cs
 
     def _cells(self, t, images):
-        """The span of step t as a slice, and the shape (cells, images)."""
+        """The span of step t as a slice, and the shape (cells, images) of its part of the state."""
         span = slice(*self.spans[t])
         return span, (span.stop - span.start, images)
 
@@ -63,8 +63,8 @@ class LstmScan(Op):
         return tuple(Tensor(g) for g in self._backward_arrays(*(None if t is None else t.data for t in (ghs, gcs))))
 
     def _backward_composed(self, ghs, gcs):
-        """The derivative of ``lstm_loop``, recorded to be differentiated again."""
-        xs = [x * 1.0 for x in self.inputs]  # separate values, since one may have been computed from another
+        """The derivative of ``lstm_loop``, recorded so that it can be differentiated again."""
+        xs = [x * 1.0 for x in self.inputs]  # copies, since one input may have been computed from another
         pairs = [(y, gy) for y, gy in zip(lstm_loop(*xs, self.taps, self.spans), (ghs, gcs)) if gy is not None]
         wanted = [x for x in xs if x.requires_grad]
         found = iter(grad([y for y, _ in pairs], wanted, [gy for _, gy in pairs], create_graph=True))
@@ -75,7 +75,7 @@ class LstmScan(Op):
         hs, cs = self.result
         m = xp(w)
         steps, n, line, images = hs.shape
-        matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)
+        matrix = w.transpose(0, 2, 1).reshape(4 * n, -1)  # (4h, taps * h)
         ggates = m.zeros((steps, 4, n, line, images), hs.dtype)
         gmatrix = m.zeros_like(matrix)
         gh, gc = m.zeros_like(h0), m.zeros_like(c0)  # (h, line, N)
@@ -83,13 +83,13 @@ class LstmScan(Op):
             span, shape = self._cells(t, images)
             i, f, g, o = a = self.activations[t]  # (h, cells, N) each
             h_before, c_before = (hs[t - 1], cs[t - 1]) if t else (h0, c0)
-            gh, gc, tanh_c = gh[:, span], gc[:, span], m.tanh(cs[t, :, span])
+            gh, gc, tanh_c = gh[:, span], gc[:, span], m.tanh(cs[t, :, span])  # (h, cells, N) each
             if ghs is not None:
                 gh = gh + ghs[t, :, span]
             if gcs is not None:
                 gc = gc + gcs[t, :, span]
             gc = gc + gh * o * (1 - tanh_c * tanh_c)  # h = o tanh(c)
-            ga = 1 - a  # gradient before the nonlinearities: sigmoid' = y (1 - y), tanh' = 1 - y^2
+            ga = 1 - a  # (4, h, cells, N), the gradient of a_t: sigmoid' = y (1 - y), tanh' = 1 - y^2
             ga *= a
             m.subtract(1, g * g, out=ga[2])
             ga[0] *= gc * g
@@ -97,7 +97,7 @@ class LstmScan(Op):
             ga[2] *= gc * i
             ga[3] *= gh * tanh_c
             ggates[t, :, :, span] = ga
-            ga = ga.reshape(4 * n, math.prod(shape))
+            ga = ga.reshape(4 * n, math.prod(shape))  # (4h, cells * N)
             gmatrix += ga @ _shifted(h_before, self.taps, span).T
             gh = _unshifted((matrix.T @ ga).reshape(len(self.taps), n, *shape), self.taps, span, line)
             here, gc = gc * f, m.zeros((n, line, images), hs.dtype)  # c = f c_before + i g
@@ -107,7 +107,7 @@ class LstmScan(Op):
 
 
 def _sigmoid(a):
-    """The sigmoid in place, as (1 + tanh(a / 2)) / 2: faster than ``ops.sigmoid``; gates may be inexact near 0."""
+    """The sigmoid in place, as (1 + tanh(a / 2)) / 2: faster than ``ops.sigmoid``, less accurate where it is near 0."""
     a *= 0.5
     xp(a).tanh(a, out=a)
     a *= 0.5
@@ -115,7 +115,7 @@ def _sigmoid(a):
 
 
 def _shifted(h, taps, span):
-    """What each tap sees: (h, line, images) -> (taps * h, cells of the span * images)."""
+    """The state that each tap sees: (h, line, images) -> (taps * h, cells of the span * images)."""
     n, line, images = h.shape
     cells = span.stop - span.start
     seen = xp(h).zeros((len(taps), n, cells, images), h.dtype)
@@ -136,14 +136,14 @@ def _unshifted(g, taps, span, line):
 
 
 def _overlap(tap, line, span):
-    """Two slices: of the span, its cells with a neighbour ``tap`` further along; of the line, these neighbours."""
+    """Two slices: the cells of the span that have a neighbour at offset ``tap``, and these neighbours in the line."""
     start = max(span.start, -tap)
     stop = max(start, min(span.stop, line - tap))
     return slice(start - span.start, stop - span.start), slice(start + tap, stop + tap)
 
 
 def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
-    """``lstm_scan`` as a textbook writes it: the oracle of its tests, and the code of its higher derivatives."""
+    """``lstm_scan`` as a textbook writes it, used by its tests and for its higher derivatives."""
     taps = check.counts("lstm_loop: taps", taps, smallest=-(10**6))
     gates, w, c0 = (as_tensor(x, "lstm_loop: an input") for x in (gates, w, c0))
     h0 = check.tensor("lstm_loop: h0", h0, "h", "line", "N")
@@ -151,7 +151,7 @@ def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
     reach = max(abs(tap) for tap in taps)
     h, c, hs, cs = h0, c0, [], []
     for t in range(gates.shape[0]):
-        wide = pad(h, ((0, 0), (reach, reach), (0, 0)))
+        wide = pad(h, ((0, 0), (reach, reach), (0, 0)))  # (h, line + 2 reach, N)
         a = gates[t]  # (4h, line, N)
         for k, tap in enumerate(taps):
             seen = wide[:, reach + tap : reach + tap + line]  # (h, line, N)
@@ -170,14 +170,14 @@ def lstm_loop(gates, w, h0, c0, taps=(0,), spans=None) -> tuple[Tensor, Tensor]:
 def lstm_scan(
     gates, w, h0, c0, taps: tuple[int, ...] = (0,), spans: list[tuple[int, int]] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """An LSTM over a line of cells, as one fused operation.
+    """An LSTM over a line of cells, as one fused operation; the module's docstring has its equations.
 
     gates (T, 4h, line, N): the input-to-state part with the bias, in the order i, f, g, o.
     w (4h, h, taps): the state-to-state weights. h0, c0 (h, line, N): the state before the first step.
     ``taps``: the offsets of the cells that a cell sees. ``spans``: (start, stop) for each step, the part of the line
-    that has cells; h and c are zero elsewhere. Result: h and c after each step, both (T, h, line, N).
-    Raises ValueError where shapes or spans do not fit, TypeError where dtypes differ.
-    Source: Hochreiter and Schmidhuber 1997 with forget gates; van den Oord et al. 2016, equation 3.
+    that is computed; h and c are zero elsewhere. Result: h and c after each step, both (T, h, line, N).
+    Raises ValueError if shapes or spans do not fit, TypeError if dtypes differ.
+    Source: Hochreiter and Schmidhuber 1997, with forget gates; van den Oord et al. 2016, equation 3.
     """
     taps = check.counts("lstm_scan: taps", taps, smallest=-(10**6))
     h0 = check.tensor("lstm_scan: h0", h0, "h", "line", "N")

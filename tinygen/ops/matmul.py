@@ -45,7 +45,7 @@ def matmul(x, y) -> Tensor:
 
 
 class Einsum(Op):
-    """``terms``: one letter for each axis of each operand, none twice in a term; ``result``: those of the result."""
+    """``terms``: a string for each operand, with a different letter for each axis; ``result``: that of the result."""
 
     saves = ("inputs",)
 
@@ -59,10 +59,10 @@ class Einsum(Op):
         return tuple(self._gradient(i, gy) if x.requires_grad else None for i, x in enumerate(self.inputs))
 
     def _gradient(self, i, gy):
-        """Operand i and the result change places: for x @ y the gradients are gy @ y.T and x.T @ gy."""
+        """Operand i and the result swap roles: for x @ y the gradients are gy @ y.T and x.T @ gy."""
         x, term = self.inputs[i], self.terms[i]
         others, terms = ([*kept[:i], *kept[i + 1 :]] for kept in (self.inputs, self.terms))
-        # Along an axis that no other term has, or of size 1, all entries get the same gradient: it is broadcast.
+        # The gradient is constant along axes that no other term has, and along axes of size 1: it is broadcast there.
         known = "".join(c for c, n in zip(term, x.shape) if n != 1 and c in "".join([self.kept, *terms]))
         g = Einsum([self.kept, *terms], known)(gy, *others)
         sizes = dict(zip(known, g.shape))
@@ -87,7 +87,7 @@ def einsum(subscripts: str, *operands) -> Tensor:
     for x, term, n in zip(operands, terms, counts):
         letters = term.replace("...", "", 1)
         if n < 0 or (n and "..." not in term) or len({*letters}) < len(letters):
-            raise ValueError(f"einsum: the term {term!r} for shape {x.shape} needs one letter an axis, each only once")
+            raise ValueError(f"einsum: the term {term!r} for shape {x.shape} needs one letter per axis, each only once")
     terms = [term.replace("...", "".join(spare[:n][::-1])) for term, n in zip(terms, counts)]
     result = result.replace("...", "".join(spare[: max(counts)][::-1]))
     if all(x.dtype == np.float16 for x in operands):
@@ -109,7 +109,7 @@ class Inverse(Op):
 def inverse(x) -> Tensor:
     """The inverse of a square matrix, or of each in a batch (..., n, n).
 
-    Raises ValueError for a singular matrix, but only on the host: a device would have to wait.
+    Raises ValueError for a singular matrix on the host; a device is not checked, since that would wait for it.
     """
     return Inverse()(x)
 

@@ -3,10 +3,9 @@
     a_1 = c,   a_{i+1} = a_i + x_i W_i         pre-activations of the hidden units, before value i
     h_i = sigmoid(a_i),   y_i = b_i + V_i h_i   hidden units, and the logits of value i
 
-A value that is zero leaves its image's hidden units as they are, and most values of binary images are zero. So only
-images in which x_i is not zero are computed anew at step i. For a backward pass the pre-activations are kept at the
-beginning of every ``CHUNK`` values, and computed again from there: memory does not grow with the hidden units of all
-values.
+Where x_i is zero the pre-activations do not change, and most values of binary images are zero. So step i computes only
+the images in which x_i is not zero. For the backward pass the pre-activations are kept at every ``CHUNK``-th value and
+computed again from there, so that the hidden units of all values need not be stored.
 """
 
 import numpy as np
@@ -42,8 +41,8 @@ class NadeLogits(Op):
         return tuple(Tensor(g) for g in self._backward_arrays(gy.data))
 
     def _backward_composed(self, gy):
-        """The derivative of ``nade_loop``, recorded to be differentiated again."""
-        xs = [x * 1.0 for x in self.inputs]  # separate values, since one may have been computed from another
+        """The derivative of ``nade_loop``, recorded so that it can be differentiated again."""
+        xs = [x * 1.0 for x in self.inputs]  # copies, since one input may have been computed from another
         wanted = [x for x in xs if x.requires_grad]
         found = iter(grad(nade_loop(*xs), wanted, gy, create_graph=True))
         return tuple(next(found) if x.requires_grad else None for x in xs)
@@ -52,9 +51,9 @@ class NadeLogits(Op):
         x, w, v, _, c = (t.data for t in self.inputs)
         (n, values), m = x.shape, xp(x, w)
         gx, gw, gv = m.zeros_like(x), m.zeros_like(w), m.zeros_like(v)
-        # The gradient for x is needed where x is zero, too; and on a device the host would have to wait for x
+        # The gradient of x is needed where x is zero too; and on a device, finding the zeros would wait for it
         sparse = m is np and not self.inputs[0].requires_grad
-        ga, gh = m.zeros((2, n, len(c)), x.dtype)  # of a_i, and of h_i as far as it has not gone into ga
+        ga, gh = m.zeros((2, n, len(c)), x.dtype)  # of a_i; and the part of the gradient of h_i not yet added to ga
         for start, a in zip(range(0, values, CHUNK)[::-1], self.starts[::-1]):
             chunk, kept = range(start, min(start + CHUNK, values)), []
             a = a.copy()
@@ -74,9 +73,9 @@ class NadeLogits(Op):
 
 
 def _step(a, h, x_i, w_i, sparse):
-    """Add value i to the pre-activations and hidden units; returns which images changed, and their h before.
+    """Update a and h in place with value i; returns the images that changed, and their h before.
 
-    ``sparse``: leave images in which x_i is zero as they are.
+    ``sparse``: skip images in which x_i is zero.
     """
     changed = x_i.nonzero()[0] if sparse else slice(None)
     before = h[changed].copy()
@@ -94,7 +93,7 @@ def _sigmoid(a):
 
 
 def nade_loop(x, w, v, b, c) -> Tensor:
-    """``nade_logits`` as a textbook writes it: the oracle of its tests, and the code of its higher derivatives."""
+    """``nade_logits`` as a textbook writes it, used by its tests and for its higher derivatives."""
     terms = x.expand_dims(2) * w  # (N, D, H): x_i W_i
     h = sigmoid(cumsum(terms, 1) - terms + c)  # the sum over j < i
     return (h.expand_dims(2) * v).sum(3) + b  # (N, D, K)
@@ -104,7 +103,7 @@ def nade_logits(x, w, v, b, c) -> Tensor:
     """Logits (N, D, K) of every value given those before it: y_i = b_i + V_i sigmoid(c + sum_{j<i} x_j W_j).
 
     x (N, D): the values; w (D, H), v (D, K, H): the weights of H hidden units; b (D, K), c (H,): biases.
-    Raises ValueError where shapes do not fit, TypeError where dtypes differ.
+    Raises ValueError if shapes do not fit, TypeError if dtypes differ.
     Source: Larochelle and Murray 2011, equations 2 to 4.
     """
     w, v = check.tensor("nade_logits: w", w, "D", "H"), as_tensor(v, "nade_logits: v")

@@ -11,7 +11,7 @@ from tinygen.tensor import Op, Tensor
 
 
 class Windows(Op):
-    """All windows, ``stride`` apart: (..., H, W) -> (kh kw, ..., P, Q); the first axis is the place in the window."""
+    """All windows, ``stride`` apart: (..., H, W) -> (kh kw, ..., P, Q); the first axis is the position in a window."""
 
     saves = ()
 
@@ -26,7 +26,7 @@ class Windows(Op):
 
 
 class Overlaid(Op):
-    """The derivative of Windows, which adds each number to its pixel: (kh kw, ..., P, Q) -> (..., H, W)."""
+    """The derivative of Windows: it adds each entry to its pixel, (kh kw, ..., P, Q) -> (..., H, W)."""
 
     saves = ()
 
@@ -44,7 +44,7 @@ class Overlaid(Op):
 
 
 def _places(x, size, stride):
-    """Views of x, (..., P, Q) each: the first entry of every window, the second, ..."""
+    """Views of x, each (..., P, Q): view k holds entry k of every window."""
     (down, right), (rows, columns) = stride, (n - k + 1 for n, k in zip(x.shape[-2:], size))
     return [x[..., i : i + rows : down, j : j + columns : right] for i, j in np.ndindex(*size)]
 

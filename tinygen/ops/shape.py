@@ -217,7 +217,7 @@ class To(Op):
 
 
 def in_float32(operation):
-    """Make ``operation`` compute float16 in float32, in which sums can pass 65,504 and small terms are not lost."""
+    """Make ``operation`` compute float16 in float32, where sums may exceed 65,504 and small terms are not lost."""
 
     @functools.wraps(operation)
     def wide(x, *args, **kwargs):
@@ -240,7 +240,7 @@ def _tuple(index):
 
 
 def _shape(shape):
-    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)  # the operation raises if it is no size
+    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)  # the operation raises if it is not a size
 
 
 def _slice(x, axis, start, stop):
@@ -259,7 +259,7 @@ def transpose(x, *axes) -> Tensor:
 
 
 def squeeze(x, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    """x without its axes of size 1, or without those in ``axis``. Raises ValueError where one of these is longer."""
+    """x without its axes of size 1, or without those in ``axis``. Raises ValueError if one of these is longer."""
     return Squeeze(axis)(x)
 
 
@@ -269,7 +269,7 @@ def expand_dims(x, axis: int | tuple[int, ...]) -> Tensor:
 
 
 def repeat(x, repeats: int, axis: int | None = None) -> Tensor:
-    """Repeat each entry ``repeats`` times along ``axis``, or of the flattened x if ``axis`` is None."""
+    """x with each entry repeated ``repeats`` times along ``axis``; if ``axis`` is None, x is flattened first."""
     repeats = check.count("repeat: repeats", repeats, 0)
     x, axis = (reshape(x, -1), 0) if axis is None else (x, check.axis("repeat", axis, x.ndim))
     before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
@@ -297,7 +297,7 @@ def _list(index):
 
 
 def getitem(x, index) -> Tensor:
-    """``x[index]``: slices, integers, None, ..., boolean or integer arrays (moved to x's device)."""
+    """``x[index]``: slices, integers, None, ``...``, and boolean or integer arrays, which are moved to x's device."""
     index = (_list(i) if isinstance(i, list) else i for i in _tuple(index))
     index = (i.data if isinstance(i, Tensor) else i for i in index)
     index = tuple(to_device(i, x.device) if hasattr(i, "dtype") and i.ndim else i for i in index)
@@ -311,13 +311,13 @@ def _tensors(op, xs):
 
 
 def concatenate(xs, axis: int = 0) -> Tensor:
-    """Join Tensors along ``axis``; their shapes are equal otherwise."""
+    """Join Tensors along ``axis``; their shapes must be equal in the other axes."""
     xs = _tensors("concatenate", xs)
     return Concatenate(check.axis("concatenate", axis, xs[0].ndim))(*xs)
 
 
 def stack(xs, axis: int = 0) -> Tensor:
-    """Join Tensors of one shape along a new axis."""
+    """Join Tensors of equal shape along a new axis."""
     xs = _tensors("stack", xs)
     axis = check.axis("stack", axis, xs[0].ndim + 1)
     return concatenate([x.reshape(x.shape[:axis] + (1,) + x.shape[axis:]) for x in xs], axis)
@@ -340,7 +340,7 @@ def pad(x, widths, value: float = 0) -> Tensor:
     """x padded with ``value``; ``widths``: one ``(before, after)`` for each axis."""
     try:
         pairs = [(operator.index(before), operator.index(after)) for before, after in widths]
-    except (TypeError, ValueError):  # no integers, or no pairs: the error below shows them
+    except (TypeError, ValueError):  # not pairs of integers: the error below shows them
         pairs = [(-1, -1)]
     if len(pairs) != x.ndim or any(min(pair) < 0 for pair in pairs):
         raise ValueError(f"pad: widths {widths!r} needs one (before, after), not negative, for each of {x.ndim} axes")
@@ -369,5 +369,5 @@ def unskew(x, row: int = -2, column: int = -1) -> Tensor:
 
 
 def to(x, device: str) -> Tensor:
-    """x on ``device``, ``"cpu"`` or ``"cuda"``; x itself if it is there. Gradients return to x's device."""
+    """x on ``device``, ``"cpu"`` or ``"cuda"``; x itself if it is there already. Gradients return to x's device."""
     return x if x.device == device else To(device)(x)

@@ -13,7 +13,7 @@ from tinygen.tensor import Tensor
 class Autoencoder(Model):
     """A convolutional encoder to a code and a decoder back, trained with squared error.
 
-    ``image_shape`` (C, H, W), any size; ``code``: numbers in the code; ``channels``: those after each convolution.
+    ``image_shape`` (C, H, W), any size; ``code``: size of the code; ``channels``: output channels of each convolution.
     Images are real numbers, best in [0, 1]. Raises ValueError for a number below 1 or no channels.
     """
 
@@ -41,12 +41,12 @@ class Autoencoder(Model):
         return self.decode(self.encode(x))
 
     def score(self, x, rng=None) -> Tensor:
-        """(N, C, H, W) -> (N,): the squared error, summed over an image's pixels; there is no noise to draw."""
+        """(N, C, H, W) -> (N,): the squared error, summed over an image's pixels. ``rng`` is not used."""
         x = self._checked(x)
         return ((self.reconstruct(x) - x) ** 2).sum((1, 2, 3))
 
     def _checked(self, x):
-        """x, checked, as a Tensor in the parameters' dtype."""
+        """x as a Tensor in the parameters' dtype, after checking it."""
         return check_images(x, self.image_shape, grey=True).astype(self.dtype)
 
 

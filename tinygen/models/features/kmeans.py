@@ -7,12 +7,12 @@ from tinygen.models.images import check_images
 
 
 class KMeans:
-    """``centres`` (clusters, C * H * W) of ``images`` (N, C, H, W), a NumPy array; ``clusters``: at most N.
+    """Finds ``centres`` (clusters, C * H * W) of ``images`` (N, C, H, W), a NumPy array; ``clusters``: at most N.
 
     The initial centres are images, each drawn with a probability proportional to its squared distance from the nearest
-    one before (k-means++, Arthur and Vassilvitskii 2007), so that they start far apart. Then each centre becomes the
-    mean of the images nearest to it, until no image changes its centre, or for ``iterations``.
-    Raises ValueError for other shapes, and where ``clusters`` is not from 1 to N.
+    centre drawn before (k-means++, Arthur and Vassilvitskii 2007), so that they start far apart. Then each centre
+    becomes the mean of the images nearest to it, until no image changes its centre, or ``iterations`` times.
+    Raises ValueError for other shapes, and if ``clusters`` is not from 1 to N.
     """
 
     def __init__(self, images: np.ndarray, clusters: int, iterations: int = 100, *, rng: np.random.Generator):
@@ -24,7 +24,7 @@ class KMeans:
         centres = x[rng.integers(len(x), size=1)]
         while len(centres) < clusters:
             distances = squared_distances(x, centres).min(1)
-            total = distances.sum()  # 0 if every image equals a centre: then any is drawn
+            total = distances.sum()  # 0 if every image equals a centre: then all are equally probable
             p = distances / total if total else None
             centres = np.concatenate([centres, x[rng.choice(len(x), 1, p=p)]])
         self.centres = centres
@@ -38,12 +38,12 @@ class KMeans:
                 break
 
     def encode(self, x) -> np.ndarray:
-        """(N, C, H, W) -> (N,): the number of the nearest centre."""
+        """(N, C, H, W) -> (N,): the index of the nearest centre."""
         x = check_images(x, self.image_shape).numpy()
         return self._nearest(x.reshape(len(x), -1))
 
     def decode(self, code) -> np.ndarray:
-        """(N,) -> (N, C, H, W): the centres of these numbers."""
+        """(N,) -> (N, C, H, W): the centres with these indices."""
         return self.centres[check.labels("code", code, len(self.centres))].reshape(-1, *self.image_shape)
 
     def reconstruct(self, x) -> np.ndarray:
@@ -55,5 +55,5 @@ class KMeans:
 
 
 def squared_distances(x, centres):
-    """(N, D), (K, D) -> (N, K): |x|^2 - 2 x c + |c|^2, which rounding must not make negative."""
+    """(N, D), (K, D) -> (N, K): |x|^2 - 2 x c + |c|^2, at least 0 in spite of rounding."""
     return np.maximum((x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1), 0)

@@ -9,8 +9,8 @@ from tinygen.models.images import check_images
 class PCA:
     """The principal components of ``images`` (N, C, H, W), a NumPy array; ``code``: their number, at most C * H * W.
 
-    ``directions`` (code, C * H * W): those of most variance, largest first; ``variances`` (code,): along each.
-    Raises ValueError for other shapes, and where ``code`` is not from 1 to C * H * W.
+    ``directions`` (code, C * H * W): the directions of largest variance, in descending order; ``variances`` (code,):
+    the variance along each. Raises ValueError for other shapes, and if ``code`` is not from 1 to C * H * W.
     """
 
     def __init__(self, images: np.ndarray, code: int):

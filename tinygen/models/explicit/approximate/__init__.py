@@ -1,1 +1,1 @@
-"""Densities that cannot be computed, and are bounded: variational."""
+"""Models whose density cannot be computed but is bounded from below: variational models."""

@@ -18,7 +18,7 @@ from tinygen.models.recipe import Recipe
 from tinygen.nn import init
 from tinygen.tensor import Tensor, as_array, no_grad
 
-ENCODED, DECODED = 64, 512  # images at once in log_likelihood, to bound its memory
+ENCODED, DECODED = 64, 512  # images encoded and decoded at once in log_likelihood, to bound its memory
 
 
 class Bound(NamedTuple):
@@ -38,8 +38,8 @@ class VAE(Model):
 
     ``image_shape`` (C, H, W), any size; ``latent``: dimensions of z; ``beta``: weight of the KL term in the loss
     (1: the ELBO; Higgins et al. 2017). ``likelihood``: ``"bernoulli"`` for images of 0 and 1, or ``"gaussian"`` for
-    real ones, with one learned variance for all pixels. ``channels``: those after each convolution; ``blocks``:
-    residual blocks after each convolution and before each upconvolution.
+    real ones, with one learned variance for all pixels. ``channels``: output channels of each convolution; ``blocks``:
+    number of residual blocks after each convolution and before each upconvolution.
     Raises ValueError for another likelihood or invalid numbers.
     """
 
@@ -76,8 +76,10 @@ class VAE(Model):
         return Bernoulli(y) if self.log_var is None else Gaussian(y, self.log_var)
 
     def decode(self, z) -> Tensor:
-        """(N, latent), array or Tensor on the model's device -> (N, C, H, W): the mean of p(x|z), which for a Bernoulli
-        is the probability of 1."""
+        """(N, latent), array or Tensor on the model's device -> (N, C, H, W): the mean of p(x|z).
+
+        For a Bernoulli it is the probability of 1.
+        """
         return self.likelihood(z).mean
 
     def reconstruct(self, x) -> Tensor:
@@ -85,9 +87,9 @@ class VAE(Model):
         return self.decode(self.encode(x).mean)
 
     def bound(self, x, rng: np.random.Generator) -> Bound:
-        """log p(x|z) with one z ~ q(z|x), and KL(q(z|x) || p(z)), of each image in nats.
+        """log p(x|z) for one z ~ q(z|x), and KL(q(z|x) || p(z)), of each image in nats.
 
-        Source: Kingma and Welling 2014, equation 10 with L = 1.
+        Source: Kingma and Welling 2014, section 3.
         """
         x = self._checked(x)  # (N, C, H, W)
         q = self.encode(x)  # N(m, s^2), m and s (N, latent)
@@ -97,12 +99,12 @@ class VAE(Model):
         return Bound(reconstruction, q.kl().sum(1))
 
     def loss(self, x, rng: np.random.Generator) -> Tensor:
-        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 the mean score."""
+        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 it is the mean score."""
         bound = self.bound(x, rng)
         return (self.beta * bound.kl - bound.reconstruction).mean()
 
     def score(self, x, rng: np.random.Generator) -> Tensor:
-        """(N, C, H, W) -> (N,): -ELBO(x) with one z, in nats."""
+        """(N, C, H, W) -> (N,): -ELBO(x), estimated with one z, in nats."""
         return -self.bound(x, rng).elbo
 
     @no_grad()
@@ -123,12 +125,12 @@ class VAE(Model):
             left = samples
             while left:
                 k = min(left, max(1, DECODED // n))
-                wide = Gaussian(ops.broadcast_to(q.mean, (k, n, self.latent)), q.log_var)
-                z = wide.rsample(rng)  # (k, n, latent)
+                q_k = Gaussian(ops.broadcast_to(q.mean, (k, n, self.latent)), q.log_var)  # q for k draws per image
+                z = q_k.rsample(rng)  # (k, n, latent)
                 log_p = self.likelihood(z.reshape(k * n, self.latent)).log_prob(Tensor(m.concatenate([part] * k)))
                 # log w = log p(x|z) + log p(z) - log q(z|x), (k, n)
-                log_w = log_p.sum((1, 2, 3)).reshape(k, n) + (prior.log_prob(z) - wide.log_prob(z)).sum(2)
-                total = m.logaddexp(total, ops.logsumexp(log_w, 0).data)
+                log_w = log_p.sum((1, 2, 3)).reshape(k, n) + (prior.log_prob(z) - q_k.log_prob(z)).sum(2)
+                total = m.logaddexp(total, ops.logsumexp(log_w, 0).data)  # (n,)
                 left -= k
             parts.append(total - math.log(samples))  # log 1/K sum_k w_k
         return m.concatenate(parts)
@@ -140,17 +142,17 @@ class VAE(Model):
 
     @no_grad()
     def sample_means(self, n: int, rng: np.random.Generator):
-        """As ``sample``, but the means of p(x|z) instead of draws: what pictures of VAEs usually show."""
+        """Like ``sample``, but returns the means of p(x|z) instead of draws, as pictures of VAEs usually do."""
         return self.decode(self._prior(n, rng)).data
 
     @no_grad()
     def complete(self, given, mask, rng: np.random.Generator, rounds: int = 200):
-        """(N, C, H, W): values of ``given`` where ``mask`` holds; elsewhere means of p(x|z), after z given x and x
-        given z were drawn in turn for so many ``rounds``. This Markov chain approaches draws given the kept values.
+        """(N, C, H, W): the values of ``given`` where ``mask`` is True, elsewhere means of p(x|z).
 
-        Source: Rezende et al. 2014 (arXiv 1401.4082), appendix F.
+        A Markov chain draws z ~ q(z|x) and x ~ p(x|z) in turn, ``rounds`` times, keeping the given values. It
+        approaches draws conditioned on them. Source: Rezende et al. 2014 (arXiv 1401.4082), appendix F.
         """
-        given = self._checked(given).data
+        given = self._checked(given).data  # (N, C, H, W)
         m, mask = xp(given), to_device(as_array(mask, "mask"), self.device)
         x = m.where(mask, given, self.sample(len(given), rng))
         for _ in range(check.count("rounds", rounds)):
@@ -164,7 +166,7 @@ class VAE(Model):
         return to_device(check.generator(rng).standard_normal((n, self.latent), self.dtype), self.device)
 
     def _checked(self, x):
-        """x as a Tensor in the parameters' dtype. For a Bernoulli its values must be 0 or 1."""
+        """x as a Tensor in the parameters' dtype, after checking it. For a Bernoulli its values must be 0 or 1."""
         return check_images(x, self.image_shape, 2 if self.log_var is None else None, grey=True).astype(self.dtype)
 
 

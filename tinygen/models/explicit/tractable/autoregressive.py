@@ -2,7 +2,7 @@
 
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})        pixels in raster order, colours in a pixel in the order R, G, B
 
-A subclass gives all conditionals of whole images at once, for the likelihood, and one after the other, for sampling.
+A subclass computes all conditionals of whole images at once, for the likelihood, and one at a time, for sampling.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Autoregressive(Model):
     def __init__(self, image_shape, levels):
         self.image_shape = check_shape(image_shape)
         self.levels = check.count("levels", levels, 2)
-        self.outputs = 1 if self.levels == 2 else self.levels  # logits of a value: for a Bernoulli or Categorical
+        self.outputs = 1 if self.levels == 2 else self.levels  # K, logits per value: of a Bernoulli or Categorical
 
     def describe(self):
         classes = f", classes={self.classes}" if self.classes else ""
@@ -34,14 +34,14 @@ class Autoregressive(Model):
         return self._logits(x, None, labels)
 
     def _logits(self, x, rng, labels) -> Tensor:
-        """As ``logits``, with dropout from ``rng`` unless that is None."""
+        """Like ``logits``, with dropout from ``rng`` unless it is None."""
         raise NotImplementedError
 
     def conditionals(self, n, labels) -> Callable:
-        """A function that sampling calls once for each of ``positions``, in their order, while it draws n images.
+        """A function that sampling calls for each of ``positions``, in this order, while it draws n images.
 
-        From the images so far (n, C, H, W) and the position (row, column, colour), the value of which is to be drawn
-        now, it gives the logits (K, n) of p(x_i | x_<i), a Tensor. What it has computed for earlier values it keeps.
+        It takes the images so far (n, C, H, W) and the row, column and colour of the value to draw next, and returns
+        the logits (K, n) of p(x_i | x_<i), a Tensor. It may keep activations from one call to the next.
         """
         raise NotImplementedError
 
@@ -51,29 +51,29 @@ class Autoregressive(Model):
         return list(np.ndindex(h, w, c))
 
     def log_prob(self, x, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N,): log p(x) in nats, exact; of a model with classes log p(x | labels), ``labels`` (N,).
+        """(N, C, H, W) -> (N,): log p(x) in nats, exact; for a model with classes log p(x | labels), ``labels`` (N,).
 
-        Raises ValueError for another shape, an empty batch, labels of a model without classes or that are not (N,)
-        whole numbers, or (on the host) values or labels out of range.
+        Raises ValueError for another shape, an empty batch, labels for a model without classes, labels that are not
+        (N,) whole numbers, or (on the host) values or labels out of range.
         """
         return self._log_prob(x, None, labels)
 
     def loss(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
-        """Mean of -log p(x) in nats per image, with dropout from ``rng``; None drops nothing."""
+        """Mean of -log p(x) in nats per image, with dropout from ``rng``; without dropout if it is None."""
         return -self._log_prob(x, check.generator(rng, or_none=True), labels).mean()
 
     def _log_prob(self, x, rng, labels):
         x = check_images(x, self.image_shape, self.levels)
-        p = self._distribution(self._logits(x, rng, labels), axis=1)
+        p = self._distribution(self._logits(x, rng, labels), axis=1)  # over (N, C, H, W)
         values = x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)  # a Bernoulli takes floats
         return p.log_prob(values).sum((1, 2, 3))  # sum_i log p(x_i | x_1 .. x_{i-1})
 
     def _scaled(self, x, dtype):
-        """Values from -1 to 1 in the parameters' dtype: for binary images, the zeros beyond the border are neither."""
+        """Values scaled to -1 .. 1, in ``dtype``: the zeros beyond the border then differ from both binary values."""
         return x.astype(dtype) * (2 / (self.levels - 1)) - 1
 
     def _labels(self, labels, n):
-        """(n,) on the model's device, or None for a model without classes."""
+        """The labels (n,) on the model's device, or None for a model without classes."""
         labels = check.classes(labels, self.classes, n)
         return None if labels is None else to_device(labels, self.device)
 
@@ -87,33 +87,33 @@ class Autoregressive(Model):
         """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
 
         ``labels`` (n,): the classes to draw from, for a model with classes.
-        ``given`` (n, C, H, W) with a boolean ``mask`` that broadcasts to it: values to keep where the mask holds; each
-        other value is drawn given all before it. One pixel costs one pixel's work: activations are kept.
-        ``temperature``: divides the logits; below 1 likely values become likelier, and the draws are no longer the
+        ``given`` (n, C, H, W) and a boolean ``mask`` that broadcasts to it: values to keep where the mask is True; each
+        other value is drawn given all before it. Activations are kept, so each pixel is computed only once.
+        ``temperature``: divides the logits; below 1 likely values become likelier. Only with 1 are the draws the
         model's own.
-        Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, where only one of ``given`` and
-        ``mask`` is there, something does not fit, or (on the host) parameters are nan.
+        Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, only one of ``given`` and ``mask``,
+        arguments that do not fit, or (on the host) parameters that are nan.
         """
         *_, images = self.sample_rows(n, rng, labels, given, mask, temperature)
         return images
 
     def sample_by_definition(self, n, rng, labels=None, given=None, mask=None, temperature=1.0):
-        """``sample`` as its definition has it: the whole network runs again for each value, H * W * C times.
+        """``sample`` without kept activations: the whole network runs again for each value, H * W * C times.
 
-        It takes the arguments of ``sample``, and gives the same draws up to rounding.
+        It takes the arguments of ``sample`` and returns the same draws up to rounding.
         """
         *_, images = self._rows(True, n, rng, labels, given, mask, temperature)
         return images
 
     def sample_rows(self, n, rng, labels=None, given=None, mask=None, temperature=1.0) -> Iterator:
-        """``sample`` to watch: gives the images after each row, always the same array, zero where nothing is yet.
+        """``sample`` as a generator: yields the images after each row, always the same array, zero in rows to come.
 
-        As in any generator, nothing is checked before the first row is asked for.
+        As in any generator, arguments are not checked before the first row is requested.
         """
         yield from self._rows(False, n, rng, labels, given, mask, temperature)
 
     def _by_definition(self, n, labels):
-        """``conditionals`` by the whole network."""
+        """``conditionals`` from the logits of whole images."""
 
         def conditional(x, row, column, colour):
             return self.logits(x, labels)[:, :, colour, row, column].T
@@ -126,20 +126,21 @@ class Autoregressive(Model):
         positions = self.positions()
         in_a_row = len(positions) // x.shape[2]
         for row in range(x.shape[2]):
-            with no_grad():  # not while the caller has the images
+            with no_grad():  # it ends before the yield, so the caller's computations are recorded
                 for position in positions[row * in_a_row : (row + 1) * in_a_row]:
                     logits = conditional(x, *position)  # (K, n)
                     p = self._distribution(logits / temperature, axis=0)  # p(x_i | x_1 .. x_{i-1})
-                    i = np.s_[:, position[2], position[0], position[1]]
+                    i = np.s_[:, position[2], position[0], position[1]]  # x[i] is (n,)
                     x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
                 check.no_nan("logits", logits.data)
             yield x
 
     def _begin(self, n, rng, labels, given, mask, temperature):
-        """Check the arguments of a sampler and move them to the device, so that nothing crosses later.
+        """Check the arguments of ``sample`` and move them to the device, so that nothing is copied later.
 
-        Returns the images with what is given, a uniform number for each value, and where values are kept, all
-        (n, C, H, W); labels; temperature."""
+        Returns the images with the given values, a uniform number for each value, and which values are kept, all
+        (n, C, H, W); labels; temperature.
+        """
         n = check.count("n", n)
         temperature = check.number("temperature", temperature, "[1e-30, 1e30]")  # beyond it logits overflow
         if (given is None) != (mask is None):

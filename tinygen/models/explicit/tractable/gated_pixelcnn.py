@@ -9,14 +9,14 @@ from tinygen.nn import Gate, MaskedConv2d, Module, VerticalStack
 
 
 class GatedPixelCNN(PixelNetwork):
-    """p(x | class) = prod_i p(x_i | x_<i, class): a vertical stack sees all rows above, a horizontal one the pixels
-    to the left and, layer by layer, what the vertical one has seen; then twice (ReLU, 1x1 mask B).
+    """p(x | class) = prod_i p(x_i | x_<i, class): a vertical stack sees all rows above; a horizontal stack sees the
+    pixels to the left and, layer by layer, the output of the vertical one; then twice (ReLU, 1x1 mask B).
 
-    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``channels``: channels of each stack, a multiple of C;
-    ``layers``: how many after the first, which has mask A and no residual; ``kernel``: their kernel size;
-    ``first_kernel``: that of the first layer; ``classes``: how many, or 0 for a model without. With classes,
+    ``image_shape`` (C, H, W); ``levels``: values per pixel; ``channels``: channels of each stack, a multiple of C;
+    ``layers``: number of layers after the first, which has mask A and no residual connection; ``kernel``: their kernel
+    size; ``first_kernel``: kernel size of the first layer; ``classes``: number of classes, or 0. With classes,
     ``log_prob``, ``loss`` and ``sample`` need ``labels`` (N,), whole numbers 0 .. classes - 1.
-    Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is too small.
+    Raises ValueError for channels that are not a multiple of C, an even kernel size, or a number that is too small.
 
     Deviations from the paper: as in PixelCNN, residual branches and logits start at zero; the vertical stack
     gets each pixel's coordinates, with which it learns much faster.
@@ -57,7 +57,7 @@ class GatedPixelCNN(PixelNetwork):
 
 
 class HorizontalLayer(Module):
-    """1 x k masked convolution, plus what the vertical stack has seen, gate, 1x1:
+    """A 1 x k masked convolution, to which the vertical stack's output is added, a gate, and a 1x1 convolution:
     (N, in_channels, H, W) and (N, 2 channels, H, W) -> (N, channels, H, W)."""
 
     def __init__(self, mask, in_channels, channels, kernel, groups, classes, *, rng):

@@ -8,8 +8,8 @@ from tinygen.tensor import Tensor
 
 
 class PixelNetwork(Autoregressive):
-    """A subclass describes its network once, in ``network``: on whole images it gives the likelihood, all pixels at
-    once, and with a ``PixelCache`` as ``at`` it is the same network at one pixel, for sampling."""
+    """A subclass defines its network once, in ``network``: on whole images, all pixels at once, for the likelihood; and
+    with a ``PixelCache`` as ``at``, the same network at one pixel, for sampling."""
 
     def __init__(self, image_shape, levels, channels):
         super().__init__(image_shape, levels)
@@ -20,8 +20,8 @@ class PixelNetwork(Autoregressive):
     def network(self, x, rng=None, labels=None, at=None) -> Tensor:
         """From scaled images (N, C, H, W) to logits (N, C * outputs, H, W), colour by colour.
 
-        ``rng``: for dropout, in training; ``labels`` (N,): where there are classes; ``at``: the ``PixelCache`` for one
-        pixel, where x is (C, N) and the logits (C * outputs, N).
+        ``rng``: for dropout, in training; ``labels`` (N,): for a model with classes; ``at``: the ``PixelCache`` for one
+        pixel; x is then (C, N) and the logits are (C * outputs, N).
         """
         raise NotImplementedError
 
@@ -36,10 +36,10 @@ class PixelNetwork(Autoregressive):
         at = PixelCache(n, height, width, self.parameters()[0].data)
 
         def conditional(x, row, column, colour):
-            if (row, column) != (at.row, at.column):  # the pixel before is complete
+            if (row, column) != (at.row, at.column):  # the previous pixel is complete
                 at.store(self._scaled(x[:, :, at.row, at.column], self.dtype).T)
                 at.row, at.column = row, column
-            seen = Tensor(self._scaled(x[:, :, row, column], self.dtype).T)  # the colours before
+            seen = Tensor(self._scaled(x[:, :, row, column], self.dtype).T)  # (C, n): earlier colours of the pixel
             return self.network(seen, labels=labels, at=at).reshape(c, self.outputs, n)[colour]
 
         return conditional

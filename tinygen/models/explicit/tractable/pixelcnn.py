@@ -12,17 +12,18 @@ class PixelCNN(PixelNetwork):
     """p(x) = prod_i p(x_i | x_<i): a convolution with mask A, residual blocks with mask B, twice (ReLU, 1x1 mask B),
     the second of which gives the logits.
 
-    ``image_shape`` (C, H, W); ``levels`` values a pixel; ``channels`` h: the blocks' inner channels, half the
-    stream's; ``blocks``: how many; ``kernel``: the blocks' kernel size; ``first_kernel``: the first layer's, 7 in the
-    paper (on so few channels a larger one is cheap, and sees far); ``dropout``: probability, in each block before its
-    last convolution. Raises ValueError for channels that are no multiple of C, an even kernel size, or a number that is
-    too small.
+    ``image_shape`` (C, H, W); ``levels``: values per pixel; ``channels`` h: the blocks' inner channels, half the
+    stream's; ``blocks``: their number; ``kernel``: their kernel size; ``first_kernel``: the first layer's, 7 in the
+    paper (on the image's few channels a larger one is cheap, and it sees further); ``dropout``: probability, in each
+    block before its last convolution. Raises ValueError for channels that are not a multiple of C, an even kernel size,
+    or a number that is too small.
 
-    Deviations from the paper, each for faster learning: the fan-in that scales the first weights (He et al. 2015)
-    counts unmasked weights only; the last convolution of a block and the logits start at zero, so that the stack starts
-    as the identity and the model as the uniform distribution. Dropout, against overfitting: Salimans et al. 2017,
+    Deviations from the paper, each for faster learning: the fan-in of the initial weights (He et al. 2015) counts
+    unmasked weights only; the last convolution of each block and the logits start at zero, so that the blocks start as
+    the identity and the model as the uniform distribution. Dropout against overfitting is as in Salimans et al. 2017,
     section 2.5.
-    The blind spot (pixels above, to the right, that 3x3 masks never reach) is the paper's: Gated PixelCNN removes it.
+    As in the paper there is a blind spot, pixels above and to the right that the 3x3 masks never reach. Gated PixelCNN
+    removes it.
     """
 
     def __init__(

@@ -13,16 +13,16 @@ KINDS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 class PixelRNN(PixelNetwork):
     """A convolution with mask A, residual LSTM layers, twice (ReLU, 1x1 mask B), the second of which gives the logits.
 
-    ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W);
-    ``levels`` values a pixel; ``channels`` h: the LSTMs' units, half the stream's channels; ``layers``: how many;
-    ``first_kernel``: the convolution's kernel size, 7 in the paper; ``dropout``: probability, of each LSTM's output
-    where it leaves the scan (Zaremba et al. 2014; not in the paper). As in PixelCNN the residual branches and the
-    logits start at zero. Raises ValueError for another kind, channels that are no multiple of C, an even kernel size,
-    or a number that is too small.
+    ``kind``: ``"row"`` (Row LSTM) or ``"diagonal"`` (Diagonal BiLSTM); ``image_shape`` (C, H, W); ``levels``: values
+    per pixel; ``channels`` h: the LSTMs' units, half the stream's channels; ``layers``: number of LSTMs;
+    ``first_kernel``: the convolution's kernel size, 7 in the paper; ``dropout``: probability, on each LSTM's output but
+    not on its state (Zaremba et al. 2014; not in the paper). As in PixelCNN the residual branches and the logits start
+    at zero. Raises ValueError for another kind, channels that are not a multiple of C, an even kernel size, or a number
+    that is too small.
 
     A stack of Diagonal BiLSTM layers sees every earlier pixel of its input. But its input is the first convolution,
     whose mask A hides each pixel at its own position. So beyond the reach of that kernel a pixel does not see the last
-    pixel of the row above, at which the scan from the right begins. That is the paper's construction.
+    pixel of the row above, at which the scan from the right begins. This is the paper's construction.
     """
 
     def __init__(
