@@ -12,7 +12,7 @@ from tinygen.tensor import Tensor
 class FVSBN(BeliefNetwork):
     """p(x_i = 1 | x_<i) = sigmoid(b_i + sum_{j<i} W_ij x_j): one matrix, zero on and above the diagonal.
 
-    ``image_shape`` (C, H, W); ``levels`` values a pixel: with more than two, a softmax instead of the sigmoid.
+    ``image_shape`` (C, H, W); ``levels`` values per pixel: with more than two, a softmax instead of the sigmoid.
     All weights start at zero. Raises ValueError for numbers that are too small.
     """
 

@@ -22,7 +22,7 @@ class MADE(BeliefNetwork):
         m_k >= r_j   from value j to hidden unit k        r_i > m_k   from hidden unit k to output i
         m_k >= m_l   from hidden unit l to the next k     r_i > r_j   from value j to output i, directly
 
-    ``image_shape`` (C, H, W); ``levels`` values a pixel: with more than two, a softmax for each; ``hidden``: units of
+    ``image_shape`` (C, H, W); ``levels`` values per pixel: with more than two, a softmax for each; ``hidden``: units of
     each hidden layer, which have ReLUs; ``orders``: the first is raster order, further ones are random. With several
     the model is their mixture, p(x) = 1/orders sum_o p_o(x), and each call of ``loss`` learns one that ``rng`` draws.
     Degrees are spread evenly, where the paper draws them. Raises ValueError for numbers that are too small.

@@ -7,6 +7,7 @@ from tinygen.backend import xp
 from tinygen.models.explicit.tractable.belief_network import BeliefNetwork
 from tinygen.models.recipe import Recipe
 from tinygen.nn import init
+from tinygen.optim import Adam
 from tinygen.tensor import Tensor
 
 
@@ -16,7 +17,7 @@ class NADE(BeliefNetwork):
         h_i = sigmoid(c + sum_{j<i} W_j x_j),   p(x_i = 1 | x_<i) = sigmoid(b_i + V_i h_i)
 
     The sum is a running one, so all D values together cost no more than D * H multiplications.
-    ``image_shape`` (C, H, W); ``levels`` values a pixel: with more than two, a softmax instead of the outer sigmoid;
+    ``image_shape`` (C, H, W); ``levels`` values per pixel: with more than two, a softmax instead of the outer sigmoid;
     ``hidden``: units of the hidden layer. Raises ValueError for numbers that are too small.
     """
 
@@ -48,5 +49,15 @@ class NADE(BeliefNetwork):
 
 
 RECIPES = {
-    "nade": Recipe(NADE, {"hidden": 500}, protocol="published", steps=(10_000,), batch_size=64, published="88.33")
+    "nade": Recipe(
+        NADE,
+        {"hidden": 500},
+        protocol="published",
+        steps=(9000,),
+        optimizer=Adam,
+        lr=1e-2,
+        weight_decay=0.05,
+        batch_size=256,
+        published="88.33",  # Larochelle and Murray 2011, table 1
+    )
 }
