@@ -358,8 +358,9 @@ def write_tables():
             start = f", from {row.start}" if row.start else ""
             steps = " + ".join(f"{part:,}" for part in about["steps"])
             settings = ", ".join(f"{key}={value!r}" for key, value in about["settings"].items())
+            digits = 3 if "bits_per_dim" in result else 2
             lines.append(
-                f"| {name} | {on_test} ± {result['stderr']:.{3 if 'bits_per_dim' in result else 2}f} | {published} | {result['images']:,} "
+                f"| {name} | {on_test} ± {result['stderr']:.{digits}f} | {published} | {result['images']:,} "
                 f"| {result['protocol']} | {model.num_parameters():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
             )
             cells = [f"{about[key]:g}" for key in ("batch_size", "lr", "weight_decay", "averaging")]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinygen import Tensor, grad, gradcheck, ops
+from tinygen import Tensor, grad, gradcheck, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.models import (
     FFJORD,
@@ -21,6 +21,7 @@ from tinygen.models import (
     bits_per_dim,
 )
 from tinygen.optim import Adam
+from tinygen.training import evaluate
 
 # Each with the number of values of a pixel, 0 where any real number is one.
 BUILD = {
@@ -215,3 +216,35 @@ def test_a_pixels_logits_have_gradients_in_the_pixels_before_alone(levels, rng):
     (g,) = grad(model.logits(x)[0, 0, 0, 2, 1], x)
     before = np.arange(16).reshape(4, 4) < 9
     assert (g.data[0, 0][before] != 0).sum() > 4 and not g.data[0, 0][~before].any()
+
+
+@every_model
+def test_what_every_model_promises(name, rng):
+    """loss trains, score reports: one number an image, whether steps are recorded or not; evaluate averages it."""
+    model, x = build(name, (1, 4, 4), rng)
+    given = () if not model.classes else (np.zeros(len(x), int),)
+    scores = model.score(x, np.random.default_rng(3), *given)
+    assert scores.shape == (len(x),)
+    with no_grad():
+        again = model.score(x, np.random.default_rng(3), *given), model.loss(x, np.random.default_rng(4), *given)
+    np.testing.assert_array_equal(scores.data, again[0].data)
+    assert again[1].item() == model.loss(x, np.random.default_rng(4), *given).item()
+    single = [model.score(x[i : i + 1], np.random.default_rng(3), *[g[:1] for g in given]).item() for i in range(3)]
+    if hasattr(model, "log_prob") and not hasattr(model, "bound"):  # exact: no noise
+        np.testing.assert_allclose(single, scores.data, rtol=1e-10)
+        np.testing.assert_allclose(scores.data, -model.log_prob(x, *given).data)
+    mean = evaluate(model, x, np.random.default_rng(5), workers=1)
+    seed = int(np.random.default_rng(5).integers(2**63))
+    expected = model.score(x, np.random.default_rng([seed, 0, 0])).data.mean()
+    np.testing.assert_allclose(mean, expected, rtol=1e-12)
+    if hasattr(model, "sample"):
+        assert model.sample(2, rng).shape == (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "model", [VAE((1, 4, 4), 2, channels=(2,), rng=np.random.default_rng(0)), Autoencoder(rng=np.random.default_rng(0))]
+)
+def test_labels_are_refused_by_models_without_classes(model, rng):
+    images = np.zeros((4, *model.image_shape), np.float32)
+    with pytest.raises(ValueError, match=r"loss: is called with \(x, rng, labels\)"):
+        evaluate(model, images, rng, labels=np.zeros(4, int))
