@@ -7,7 +7,6 @@ Needs the full MNIST: missing files are downloaded, or a message says where to p
 """
 
 import argparse
-import inspect
 import json
 import math
 import time
@@ -165,7 +164,7 @@ def sets(protocol, classes=0):
 
 def labels(model):
     """The labels of the same three sets for a model with classes; otherwise three times None."""
-    if not getattr(model, "classes", 0):
+    if not model.classes:
         return None, None, None
     digits = data.mnist()
     return digits.train_labels[:LEARNED], digits.train_labels[LEARNED:], digits.test_labels
@@ -257,7 +256,7 @@ def evaluate(name, path, count=None):
     By default all test images are used; for the SAMPLES of a bound, SOME of them.
     """
     model, about = load(path)
-    images, _, tested = sets(about["protocol"], getattr(model, "classes", 0))
+    images, _, tested = sets(about["protocol"], model.classes)
     of_tested = labels(model)[2]
     bounded = hasattr(model, "log_likelihood")  # by importance-weighted samples
     count = min(count or (SOME if bounded else len(tested)), len(tested))
@@ -275,7 +274,7 @@ def evaluate(name, path, count=None):
         key_of(model, about["protocol"]): round(sum(part.mean() for part in means), 3),
         "stderr": round(math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in means)), 3),
         "images": len(means[0]),
-        "protocol": about["protocol"] + (", given the class" if getattr(model, "classes", 0) else ""),
+        "protocol": about["protocol"] + (", given the class" if model.classes else ""),
         "parameters": model.num_parameters(),
     }
     if bounded:
@@ -292,9 +291,7 @@ def evaluate(name, path, count=None):
 def completions(model, images, rng):
     """The images with their lower halves drawn anew, given the upper ones."""
     upper = np.arange(images.shape[2])[:, None] < images.shape[2] // 2
-    if hasattr(model, "complete"):  # approximately
-        return model.complete(images, upper, rng)
-    return model.sample(len(images), rng, given=images, mask=upper)
+    return model.complete(images, rng, upper)
 
 
 @no_grad()
@@ -311,7 +308,7 @@ def draw(name):
         linear = models.PCA(images, code).reconstruct(tested[:64])
         panels[f"{code} numbers each: {name}"] = np.clip(model.reconstruct(tested[:64]).numpy(), 0, 1), 8
         panels[f"{code} numbers each: PCA"] = np.clip(linear, 0, 1), 8
-    elif getattr(model, "classes", 0):
+    elif model.classes:
         drawn = model.sample(100, rng, labels=np.arange(100) // 10)
         panels = {"ten samples of each class": (drawn, 10, range(10))}
     else:
@@ -319,7 +316,7 @@ def draw(name):
             panels["pixel probabilities of 64 samples"] = model.sample_means(64, rng), 8
         else:
             panels["64 samples"] = model.sample(64, rng) / white, 8
-        if hasattr(model, "complete") or "given" in inspect.signature(model.sample).parameters:
+        if hasattr(model, "complete"):
             chosen = tested[64:72, None]
             completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng).reshape(8, 6, 1, 28, 28)
             rows = np.concatenate([chosen * (np.arange(28)[:, None] < 14), completed, chosen], axis=1)

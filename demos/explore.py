@@ -193,7 +193,7 @@ class Canvas:
         """Show the first ``rows`` rows of the completions, and the probabilities from which the first was drawn."""
         p = np.zeros((28, 28))
         if rows:
-            logits = self.model.logits(images[:1], self.labels[:1]).numpy()[0, 0, 0]
+            logits = self.model.logits(images[:1], labels=self.labels[:1]).numpy()[0, 0, 0]
             p = 1 / (1 + np.exp(-logits / self.heat))
         known = np.arange(28)[:, None] < rows
         self.painted.set_data(tile(np.where(known, images, np.nan), 3))

@@ -651,7 +651,7 @@ def test_sampler_with_classes_draws_from_the_logits(shape, levels, monkeypatch):
     x = model.sample(5, np.random.default_rng(5), labels=labels)
     monkeypatch.undo()
     by_value = np.array(recorded).reshape(*shape[1:], shape[0], model.outputs, 5)
-    np.testing.assert_allclose(by_value.transpose(4, 3, 2, 0, 1), model.logits(x, labels).data, atol=1e-12)
+    np.testing.assert_allclose(by_value.transpose(4, 3, 2, 0, 1), model.logits(x, labels=labels).data, atol=1e-12)
     np.testing.assert_array_equal(x, model.sample_by_definition(5, np.random.default_rng(5), labels=labels))
 
 
@@ -729,4 +729,4 @@ def test_the_gated_network_is_the_papers_figure(rng):
         y = ops.conv2d(gate(layer.gate, y), layer.out.weight, layer.out.bias)
         h = h + y if i else y
     y = model.last(ops.relu(model.hidden(ops.relu(h))))
-    np.testing.assert_allclose(model.logits(x.data > 0, labels).data[:, 0], y.data, atol=1e-12)
+    np.testing.assert_allclose(model.logits(x.data > 0, labels=labels).data[:, 0], y.data, atol=1e-12)

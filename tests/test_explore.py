@@ -154,7 +154,7 @@ def test_painting_is_sampling_with_what_was_drawn(panels, choice):
     images = canvas.model.sample(6, rng, labels, given, rows, 0.6)
     np.testing.assert_array_equal(canvas.painted.get_array(), tile(images, 3))
     with no_grad():
-        logits = canvas.model.logits(images[:1], labels[:1]).numpy()[0, 0, 0]
+        logits = canvas.model.logits(images[:1], labels=labels[:1]).numpy()[0, 0, 0]
     np.testing.assert_allclose(canvas.probabilities.get_array(), 1 / (1 + np.exp(-logits / 0.6)), rtol=1e-4)
 
 

@@ -170,7 +170,7 @@ def test_logit_and_dequantization_count_once(model, levels, rng):
     inside = np.exp(flow.prior.log_prob(Tensor(grid[:, None])).data)
     np.testing.assert_allclose(np.exp(log_p).sum() / n, inside.mean() * (grid[-1] - grid[0]), rtol=1e-3)
     whole = np.repeat(np.arange(levels), 20_000).reshape(-1, 1, 1, 1)
-    bound = flow.bound(whole, rng).data.reshape(levels, -1)
+    bound = flow.bound(whole, rng).total.data.reshape(levels, -1)
     np.testing.assert_allclose(bound.mean(1), log_p.reshape(levels, n).mean(1), atol=5 * bound.std() / 140)
     middle = flow.log_prob(np.arange(levels, dtype=np.uint8).reshape(-1, 1, 1, 1)).data
     np.testing.assert_allclose(middle, flow.log_prob(np.arange(levels).reshape(-1, 1, 1, 1) + 0.5).data)
@@ -291,7 +291,7 @@ def test_the_same_on_every_device(model, shape, levels, rng, device):
         flow.to(where)
         z = flow.encode(to_device(x, where))
         results.append([
-            z.numpy(), flow.decode(z).numpy(), flow.bound(to_device(x, where), np.random.default_rng(1)).numpy(),
+            z.numpy(), flow.decode(z).numpy(), flow.bound(to_device(x, where), np.random.default_rng(1)).total.numpy(),
             Tensor(flow.sample(2, np.random.default_rng(2))).numpy(),
         ])  # fmt: skip
     for host, there in zip(*results):
@@ -313,7 +313,7 @@ def test_the_same_on_every_device(model, shape, levels, rng, device):
         (lambda m, rng: m((1, 2, 2), rng=rng).decode(np.zeros((1, 3))), r"code has shape \(1, 3\), needs \(N, 4\)"),
         (lambda m, rng: m((1, 2, 2), rng=rng).sample(0, rng), "n: got 0, needs a whole number of at least 1"),
         (lambda m, rng: m((1, 2, 2), rng=rng).sample(1, None), "rng: got None, needs a generator"),
-        (lambda m, rng: m((1, 2, 2), rng=rng).sample(1, rng, 0), "temperature: got 0, needs a number in"),
+        (lambda m, rng: m((1, 2, 2), rng=rng).sample(1, rng, temperature=0), "temperature: got 0, needs a number in"),
     ],
 )
 @every_flow

@@ -13,6 +13,7 @@ from tinygen.models import (
     NICE,
     VAE,
     Autoencoder,
+    BernoulliMixture,
     GatedPixelCNN,
     Glow,
     PixelCNN,
@@ -30,6 +31,7 @@ BUILD = {
     "row": (2, lambda shape, rng: PixelRNN("row", shape, channels=3, layers=1, rng=rng)),
     "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, channels=3, layers=1, rng=rng)),
     "gated": (2, lambda shape, rng: GatedPixelCNN(shape, channels=3, layers=1, rng=rng)),
+    "mixture": (2, lambda shape, rng: BernoulliMixture(shape, 3, rng=rng)),
     "fvsbn": (2, lambda shape, rng: FVSBN(shape, rng=rng)),
     "nade": (2, lambda shape, rng: NADE(shape, hidden=5, rng=rng)),
     "nade, levels": (3, lambda shape, rng: NADE(shape, 3, hidden=5, rng=rng)),
@@ -218,33 +220,44 @@ def test_a_pixels_logits_have_gradients_in_the_pixels_before_alone(levels, rng):
     assert (g.data[0, 0][before] != 0).sum() > 4 and not g.data[0, 0][~before].any()
 
 
-@every_model
-def test_what_every_model_promises(name, rng):
-    """loss trains, score reports: one number an image, whether steps are recorded or not; evaluate averages it."""
+@pytest.mark.parametrize("name", [*BUILD, "classes"])
+def test_what_every_model_promises(name, rng, monkeypatch):
+    """loss trains, score reports one number for each image, whether steps are recorded or not; evaluate averages it."""
+    monkeypatch.setitem(BUILD, "classes", (2, lambda shape, rng: GatedPixelCNN(shape, channels=2, classes=2, rng=rng)))
     model, x = build(name, (1, 4, 4), rng)
-    given = () if not model.classes else (np.zeros(len(x), int),)
-    scores = model.score(x, np.random.default_rng(3), *given)
+    labels = np.array([0, 1, 1]) if model.classes else None
+    scores = model.score(x, np.random.default_rng(3), labels)
     assert scores.shape == (len(x),)
     with no_grad():
-        again = model.score(x, np.random.default_rng(3), *given), model.loss(x, np.random.default_rng(4), *given)
-    np.testing.assert_array_equal(scores.data, again[0].data)
-    assert again[1].item() == model.loss(x, np.random.default_rng(4), *given).item()
-    single = [model.score(x[i : i + 1], np.random.default_rng(3), *[g[:1] for g in given]).item() for i in range(3)]
-    if hasattr(model, "log_prob") and not hasattr(model, "bound"):  # exact: no noise
-        np.testing.assert_allclose(single, scores.data, rtol=1e-10)
-        np.testing.assert_allclose(scores.data, -model.log_prob(x, *given).data)
-    mean = evaluate(model, x, np.random.default_rng(5), workers=1)
+        again, loss = model.score(x, np.random.default_rng(3), labels), model.loss(x, np.random.default_rng(4), labels)
+    np.testing.assert_array_equal(scores.data, again.data)
+    assert loss.item() == model.loss(x, np.random.default_rng(4), labels=labels).item()
+    if hasattr(model, "bound"):
+        bound = model.bound(x, np.random.default_rng(3))
+        np.testing.assert_array_equal(scores.data, -bound.total.data)
+        assert all(term.shape == (len(x),) for term in bound)
+    elif hasattr(model, "log_prob"):  # exact: no noise
+        np.testing.assert_allclose(scores.data, -model.log_prob(x, labels).data)
+    mean = evaluate(model, x, np.random.default_rng(5), workers=1, labels=labels)
     seed = int(np.random.default_rng(5).integers(2**63))
-    expected = model.score(x, np.random.default_rng([seed, 0, 0])).data.mean()
-    np.testing.assert_allclose(mean, expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        mean, model.score(x, np.random.default_rng([seed, 0, 0]), labels).data.mean(), rtol=1e-12
+    )
     if hasattr(model, "sample"):
-        assert model.sample(2, rng).shape == (2, 1, 4, 4)
+        drawn = model.sample(2, rng) if labels is None else model.sample(2, rng, labels[:2])
+        assert drawn.shape == (2, 1, 4, 4)
+    if hasattr(model, "complete"):
+        mask = rng.random((1, 4, 4)) < 0.5
+        keep = np.broadcast_to(mask, x.shape)
+        completed = model.complete(x, rng, mask) if labels is None else model.complete(x, rng, mask, labels)
+        assert completed.shape == x.shape and (completed[keep] == x[keep]).all()
 
 
-@pytest.mark.parametrize(
-    "model", [VAE((1, 4, 4), 2, channels=(2,), rng=np.random.default_rng(0)), Autoencoder(rng=np.random.default_rng(0))]
-)
-def test_labels_are_refused_by_models_without_classes(model, rng):
-    images = np.zeros((4, *model.image_shape), np.float32)
-    with pytest.raises(ValueError, match=r"loss: is called with \(x, rng, labels\)"):
-        evaluate(model, images, rng, labels=np.zeros(4, int))
+@every_model
+def test_labels_are_refused_by_models_without_classes(name, rng):
+    model, x = build(name, (1, 4, 4), rng)
+    for call in (model.loss, model.score):
+        with pytest.raises(ValueError, match="labels: the model was built without classes"):
+            call(x, rng, np.zeros(3, int))
+    with pytest.raises(ValueError, match="labels: the model was built without classes"):
+        evaluate(model, x, rng, labels=np.zeros(3, int))

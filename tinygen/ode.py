@@ -9,6 +9,8 @@ Source: Hairer, Norsett and Wanner 1993, Solving Ordinary Differential Equations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from tinygen import check
 from tinygen.backend import xp
 
@@ -73,7 +75,7 @@ def dopri5(f: Callable, y: tuple, start: float, stop: float, rtol: float = 1e-5,
             )
         slopes = _slopes(f, t, h, y, first, DOPRI5)
         new = _moved(y, h, DOPRI5.b, slopes)
-        error = max(_error(i, y, new, h, slopes, rtol, atol) for i in range(len(y)))
+        error = np.max([_error(i, y, new, h, slopes, rtol, atol) for i in range(len(y))])  # nan if one of them is
         if error <= 1:
             t, y, first = stop if h == stop - t else t + h, new, slopes[-1]
         h *= min(5, max(0.2, 0.9 * max(error, 1e-9) ** -0.2))  # equation II.4.13; 0.2 where the error is nan

@@ -19,8 +19,8 @@ from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
 
-_IN_TABLE = BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, VAE, RealNVP, Autoencoder
-RECIPES = {name: recipe for model in _IN_TABLE for name, recipe in sys.modules[model.__module__].RECIPES.items()}
+_MODELS = BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, VAE, NICE, RealNVP, Glow, Autoencoder
+RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
     "FFJORD",
     "FVSBN",

@@ -25,9 +25,6 @@ class Autoencoder(Model):
         self.encoder = Encoder(self.image_shape, code, channels, rng=rng)
         self.decoder = Decoder(self.image_shape, code, channels, rng=rng)
 
-    def describe(self):
-        return f"image_shape={self.image_shape}"
-
     def encode(self, x) -> Tensor:
         """(N, C, H, W) -> (N, code)"""
         return self.encoder(self._checked(x))
@@ -40,8 +37,9 @@ class Autoencoder(Model):
         """(N, C, H, W) -> (N, C, H, W)"""
         return self.decode(self.encode(x))
 
-    def score(self, x, rng=None) -> Tensor:
+    def score(self, x, rng=None, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): the squared error, summed over an image's pixels. ``rng`` is not used."""
+        check.classes(labels, self.classes, len(x))
         x = self._checked(x)
         return ((self.reconstruct(x) - x) ** 2).sum((1, 2, 3))
 

@@ -21,15 +21,15 @@ from tinygen.tensor import Tensor, as_array, no_grad
 ENCODED, DECODED = 64, 512  # images encoded and decoded at once in log_likelihood, to bound its memory
 
 
-class Bound(NamedTuple):
+class Terms(NamedTuple):
     """The two terms of the evidence lower bound, each (N,) in nats."""
 
     reconstruction: Tensor  # E_q[log p(x|z)], estimated with one z
     kl: Tensor  # KL(q(z|x) || p(z)), exact
 
     @property
-    def elbo(self) -> Tensor:
-        """(N,): reconstruction - kl, at most log p(x) in expectation."""
+    def total(self) -> Tensor:
+        """(N,): the ELBO, which in expectation is at most log p(x)."""
         return self.reconstruction - self.kl
 
 
@@ -86,7 +86,7 @@ class VAE(Model):
         """(N, C, H, W) -> (N, C, H, W): decoded from the mean of q(z|x)."""
         return self.decode(self.encode(x).mean)
 
-    def bound(self, x, rng: np.random.Generator) -> Bound:
+    def bound(self, x, rng: np.random.Generator) -> Terms:
         """log p(x|z) for one z ~ q(z|x), and KL(q(z|x) || p(z)), of each image in nats.
 
         Source: Kingma and Welling 2014, section 3.
@@ -96,16 +96,13 @@ class VAE(Model):
         # z = m + s eps with eps ~ N(0, I);  log p(x|z) = sum_i log p(x_i|z) over the pixels i
         reconstruction = self.likelihood(q.rsample(rng)).log_prob(x).sum((1, 2, 3))
         # KL(q(z|x) || p(z)) = sum_j (m_j^2 + s_j^2 - 1 - log s_j^2) / 2 over the dimensions j of z
-        return Bound(reconstruction, q.kl().sum(1))
+        return Terms(reconstruction, q.kl().sum(1))
 
-    def loss(self, x, rng: np.random.Generator) -> Tensor:
-        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 it is the mean score."""
-        bound = self.bound(x, rng)
-        return (self.beta * bound.kl - bound.reconstruction).mean()
-
-    def score(self, x, rng: np.random.Generator) -> Tensor:
-        """(N, C, H, W) -> (N,): -ELBO(x), estimated with one z, in nats."""
-        return -self.bound(x, rng).elbo
+    def loss(self, x, rng: np.random.Generator, labels=None) -> Tensor:
+        """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 the mean score, -ELBO."""
+        check.classes(labels, self.classes, len(x))
+        terms = self.bound(x, rng)
+        return (self.beta * terms.kl - terms.reconstruction).mean()
 
     @no_grad()
     def log_likelihood(self, x, rng: np.random.Generator, samples: int = 5000):
@@ -146,13 +143,13 @@ class VAE(Model):
         return self.decode(self._prior(n, rng)).data
 
     @no_grad()
-    def complete(self, given, mask, rng: np.random.Generator, rounds: int = 200):
+    def complete(self, x, rng: np.random.Generator, mask, rounds: int = 200):
         """(N, C, H, W): the values of ``given`` where ``mask`` is True, elsewhere means of p(x|z).
 
         A Markov chain draws z ~ q(z|x) and x ~ p(x|z) in turn, ``rounds`` times, keeping the given values. It
         approaches draws conditioned on them. Source: Rezende et al. 2014 (arXiv 1401.4082), appendix F.
         """
-        given = self._checked(given).data  # (N, C, H, W)
+        given = self._checked(x).data  # (N, C, H, W)
         m, mask = xp(given), to_device(as_array(mask, "mask"), self.device)
         x = m.where(mask, given, self.sample(len(given), rng))
         for _ in range(check.count("rounds", rounds)):

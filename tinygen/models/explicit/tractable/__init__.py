@@ -1,1 +1,1 @@
-"""Densities that can be computed: fully visible belief networks, log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})."""
+"""Densities in closed form: by the chain rule (belief networks), a change of variables (flows), or as a mixture."""

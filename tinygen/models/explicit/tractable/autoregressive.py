@@ -18,7 +18,7 @@ from tinygen.tensor import Tensor, as_array, no_grad
 
 
 class Autoregressive(Model):
-    """Images (N, C, H, W) of whole numbers 0 .. levels - 1. A subclass defines ``_logits`` and ``conditionals``."""
+    """Images (N, C, H, W) of whole numbers 0 .. levels - 1. A subclass defines ``logits`` and ``conditionals``."""
 
     def __init__(self, image_shape, levels):
         self.image_shape = check_shape(image_shape)
@@ -29,12 +29,11 @@ class Autoregressive(Model):
         classes = f", classes={self.classes}" if self.classes else ""
         return f"image_shape={self.image_shape}, levels={self.levels}{classes}"
 
-    def logits(self, x, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary."""
-        return self._logits(x, None, labels)
+    def logits(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
+        """(N, C, H, W) -> (N, K, C, H, W): for each value the logits of p(x_i | x_<i); K = levels, or 1 for binary.
 
-    def _logits(self, x, rng, labels) -> Tensor:
-        """Like ``logits``, with dropout from ``rng`` unless it is None."""
+        ``rng``: for dropout; without it nothing is dropped.
+        """
         raise NotImplementedError
 
     def conditionals(self, n, labels) -> Callable:
@@ -64,7 +63,7 @@ class Autoregressive(Model):
 
     def _log_prob(self, x, rng, labels):
         x = check_images(x, self.image_shape, self.levels)
-        p = self._distribution(self._logits(x, rng, labels), axis=1)  # over (N, C, H, W)
+        p = self._distribution(self.logits(x, rng, labels), axis=1)  # over (N, C, H, W)
         values = x.astype(self.dtype) if self.levels == 2 else x.data.astype(np.int64)  # a Bernoulli takes floats
         return p.log_prob(values).sum((1, 2, 3))  # sum_i log p(x_i | x_1 .. x_{i-1})
 
@@ -97,30 +96,26 @@ class Autoregressive(Model):
         *_, images = self.sample_rows(n, rng, labels, given, mask, temperature)
         return images
 
+    def complete(self, x, rng: np.random.Generator, mask, labels=None):
+        """(n, C, H, W): the values of x where ``mask`` holds, the others drawn as ``sample`` does with ``given``."""
+        return self.sample(len(x), rng, labels, x, mask)
+
     def sample_by_definition(self, n, rng, labels=None, given=None, mask=None, temperature=1.0):
         """``sample`` without kept activations: the whole network runs again for each value, H * W * C times.
 
         It takes the arguments of ``sample`` and returns the same draws up to rounding.
         """
-        *_, images = self._rows(True, n, rng, labels, given, mask, temperature)
+        *_, images = self.sample_rows(n, rng, labels, given, mask, temperature, by_definition=True)
         return images
 
-    def sample_rows(self, n, rng, labels=None, given=None, mask=None, temperature=1.0) -> Iterator:
+    def sample_rows(
+        self, n, rng, labels=None, given=None, mask=None, temperature=1.0, by_definition: bool = False
+    ) -> Iterator:
         """``sample`` as a generator: yields the images after each row, always the same array, zero in rows to come.
 
-        As in any generator, arguments are not checked before the first row is requested.
+        ``by_definition``: as ``sample_by_definition`` does it. As in any generator, arguments are not checked before
+        the first row is requested.
         """
-        yield from self._rows(False, n, rng, labels, given, mask, temperature)
-
-    def _by_definition(self, n, labels):
-        """``conditionals`` from the logits of whole images."""
-
-        def conditional(x, row, column, colour):
-            return self.logits(x, labels)[:, :, colour, row, column].T
-
-        return conditional
-
-    def _rows(self, by_definition, n, rng, labels, given, mask, temperature):
         x, u, keep, labels, temperature = self._begin(n, rng, labels, given, mask, temperature)
         conditional = (self._by_definition if by_definition else self.conditionals)(len(x), labels)
         positions = self.positions()
@@ -134,6 +129,14 @@ class Autoregressive(Model):
                     x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
                 check.no_nan("logits", logits.data)
             yield x
+
+    def _by_definition(self, n, labels):
+        """``conditionals`` from the logits of whole images."""
+
+        def conditional(x, row, column, colour):
+            return self.logits(x, labels=labels)[:, :, colour, row, column].T
+
+        return conditional
 
     def _begin(self, n, rng, labels, given, mask, temperature):
         """Check the arguments of ``sample`` and move them to the device, so that nothing is copied later.

@@ -10,8 +10,8 @@ from tinygen.tensor import Tensor
 class BeliefNetwork(Autoregressive):
     """Images (N, C, H, W) as vectors of D = C * H * W values, in the order row, column, colour.
 
-    A subclass defines ``vector_logits`` and, for sampling, ``conditionals``. Binary values are 0 and 1 in the paper's
-    equations; larger ones are scaled to 0 .. 1, and each has a logit of its own.
+    A subclass defines ``vector_logits`` and, for sampling, ``conditionals``. Values are scaled to 0 .. 1, so that
+    binary ones are 0 and 1, as in the papers. A value with K > 2 levels has K logits, a binary one has K = 1.
     """
 
     def __init__(self, image_shape, levels):
@@ -22,7 +22,7 @@ class BeliefNetwork(Autoregressive):
         """(N, D) from 0 to 1 -> (N, D, K): the logits of p(x_i | x_<i)"""
         raise NotImplementedError
 
-    def _logits(self, x, rng, labels):
+    def logits(self, x, rng=None, labels=None):
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
         self._labels(labels, n)  # raises if there are any

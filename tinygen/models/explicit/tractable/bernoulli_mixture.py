@@ -27,8 +27,9 @@ class BernoulliMixture(Model):
         self.logits = Parameter(0.3 * check.generator(rng).standard_normal((components, d), np.float32))  # of p
         self.log_w = Parameter(np.full(components, -math.log(components), np.float32))  # up to a constant
 
-    def log_prob(self, x) -> Tensor:
+    def log_prob(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): log p(x) in nats."""
+        check.classes(labels, self.classes, len(x))
         return ops.logsumexp(self._joint(x), 1)
 
     def _joint(self, x):
@@ -47,7 +48,7 @@ class BernoulliMixture(Model):
         x, prior = check_images(images, self.image_shape, 2).data, check.number("prior", prior, "(0, inf)")
         x = x.reshape(len(x), -1)
         for _ in range(check.count("rounds", rounds)):
-            n, on = 0, 0  # images and pixels of 1 that each component answers for, (K,) and (K, D)
+            n, on = 0, 0  # images and pixels of 1 that each component is responsible for, (K,) and (K, D)
             for start in range(0, len(x), 5000):
                 part = x[start : start + 5000].astype(self.dtype)
                 r = ops.softmax(self._joint(part.reshape(-1, *self.image_shape)), 1).data  # p(k | x)

@@ -30,9 +30,9 @@ class FFJORD(Flow):
 
     Deviation from the paper: training takes a fixed number of steps and differentiates through them, where the paper
     chooses the steps and solves a second equation for the gradient, which is then not exactly that of the loss. With
-    too few steps f learns to hide between them: the loss falls below what is possible, and the score rises. So
-    ``smooth`` times the integral of |f|^2 + |df/dz|^2 over the path is added to the loss: straight paths need few steps
-    (Finlay et al. 2020; both terms are there already).
+    too few steps the solver's error grows unnoticed: the loss falls below the entropy while the score rises. So the
+    loss adds ``smooth`` times the integral of |f|^2 + |df/dz|^2, which keeps paths straight (Finlay et al. 2020); with
+    Hutchinson's trace |e^T df/dz|^2 estimates the second term.
     """
 
     def __init__(
@@ -57,13 +57,14 @@ class FFJORD(Flow):
     def describe(self):
         return f"{super().describe()}, steps={self.steps}, trace={self.trace!r}"
 
-    def loss(self, x, rng: np.random.Generator | None = None) -> Tensor:
+    def loss(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
         """The mean score in nats, with ``steps`` equal steps and the ``trace`` that the model was built with, plus what
         ``smooth`` adds.
 
         Hutchinson's estimate is e^T (df/dz) e with E[e e^T] = I, here signs of +1 and -1; one e serves the whole path
         of an image. Source: Grathwohl et al. 2019, equations 6 to 8.
         """
+        check.classes(labels, self.classes, len(x))
         x, log_det = self._real(self._dequantized(x, rng))
         (layer,), times = self.scales[0], np.linspace(1, 0, self.steps + 1).tolist()
         probes = layer.units(x)

@@ -8,6 +8,7 @@ whole numbers to real ones, the multi-scale chain, coupling layers with their ne
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,13 +16,25 @@ from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter
+from tinygen.nn import Conv2d, Linear, Module, Parameter
 from tinygen.tensor import Tensor, no_grad
 
 ALPHA = 0.05  # keeps the logit finite at black and white
 BLACK = math.log(ALPHA / (1 - ALPHA))  # the logit of 0
-SPREAD = 20.0  # divides what networks see beside its tanh
-FACTOR = 3.0  # bound of a coupling's log-scale, at first: a black pixel's noise is 30 times narrower than the prior
+SPREAD = 20.0  # networks see tanh(x) and x / SPREAD
+FACTOR = 3.0  # the initial bound on |s| in y = x exp(s) + t: black noise is some 20 times narrower than z
+
+
+class Terms(NamedTuple):
+    """The two terms of log p(x), each (N,) in nats."""
+
+    prior: Tensor  # log p(z)
+    log_det: Tensor  # log |det dz/dx|
+
+    @property
+    def total(self) -> Tensor:
+        """(N,): log p(x) = log p(z) + log |det dz/dx|."""
+        return self.prior + self.log_det
 
 
 class Flow(Model):
@@ -46,33 +59,32 @@ class Flow(Model):
             c, h, w = 4 * (c // 2 if squeezed else c), h // 2, w // 2
             squeezed.append((c, h, w))
         self.shapes = squeezed or [self.image_shape]
-        self.initialized = Buffer(np.zeros(1, np.float32))
 
     def describe(self):
         return f"image_shape={self.image_shape}, levels={self.levels}"
 
     # -- densities
 
-    def log_prob(self, x) -> Tensor:
-        """(N, C, H, W) -> (N,): the log density at x in nats, per unit of x to the power of D.
+    def log_prob(self, x, labels=None) -> Tensor:
+        """(N, C, H, W) -> (N,): log p(x) in nats, where p is a density over the D real numbers of x.
 
         With ``levels`` x may be any real number from 0 to levels. Integers of integer dtype stand for the middle of
         their bin, x + 1/2. Raises ValueError for numbers outside.
         """
-        z, log_det = self._transform(*self._real(self._checked(x)))
-        return self.prior.log_prob(z) + log_det  # log p(x) = log p(z) + log |det dz/dx|
+        check.classes(labels, self.classes, len(x))
+        return self._terms(self._checked(x)).total
 
-    def bound(self, x, rng: np.random.Generator | None = None) -> Tensor:
-        """(N, C, H, W) -> (N,): log p(x + u) in nats with one draw of u, uniform on [0, 1) for each number.
+    def bound(self, x, rng: np.random.Generator | None = None) -> Terms:
+        """The terms of log p(x + u) for each image, with one draw of u, uniform on [0, 1) for each number.
 
-        Its expectation is a lower bound on log P(x) of the whole numbers x, P(x) = integral over u of p(x + u)
-        (Theis et al. 2016, equation 3). Without ``levels`` it is log p(x), and no noise is drawn.
+        The expectation of their sum is a lower bound on log P(x) of the whole numbers x, P(x) = integral over u of
+        p(x + u) (Theis et al. 2016, equation 3). Without ``levels`` it is log p(x), and no noise is drawn.
         """
-        return self.log_prob(self._dequantized(x, rng))
+        return self._terms(self._dequantized(x, rng))
 
-    def score(self, x, rng: np.random.Generator | None = None) -> Tensor:
-        """(N, C, H, W) -> (N,): minus the bound, in nats."""
-        return -self.bound(x, rng)
+    def _terms(self, x):
+        z, log_det = self._transform(*self._real(x))
+        return Terms(self.prior.log_prob(z), log_det)
 
     # -- images to noise and back
 
@@ -97,7 +109,7 @@ class Flow(Model):
         return (ops.sigmoid(x + BLACK) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
 
     @no_grad()
-    def sample(self, n: int, rng: np.random.Generator, temperature: float = 1.0):
+    def sample(self, n: int, rng: np.random.Generator, *, temperature: float = 1.0):
         """(n, C, H, W) array on the model's device: z from the prior, times ``temperature``, decoded.
 
         With ``levels`` whole numbers, uint8 or, if there are more than 256, int64. Below a temperature of 1 the draws
@@ -111,16 +123,6 @@ class Flow(Model):
         if self.levels is None:
             return x
         return xp(x).clip(xp(x).floor(x), 0, self.levels - 1).astype(np.uint8 if self.levels <= 256 else np.int64)
-
-    @no_grad()
-    def initialize(self, x, rng: np.random.Generator):
-        """Let the layers that have ``initialize`` set their scales, one after the other, from a first minibatch x.
-
-        ``fit`` calls it before training. It does nothing the second time, or where trained weights were loaded.
-        """
-        if not self.initialized.data.any():
-            self._transform(*self._real(self._dequantized(x, rng)), initialize=True)
-            self.initialized.data = self.initialized.data + 1
 
     # -- the parts
 
@@ -156,13 +158,15 @@ class Flow(Model):
         slope = math.log((1 - 2 * ALPHA) / self.levels) - log_s - log_1_s
         return log_s - log_1_s - BLACK, slope.sum((1, 2, 3))
 
-    def _transform(self, x, log_det, initialize=False):
-        """What the layers make of x (N, C, H, W): z (N, D), and ``log_det`` with theirs added."""
+    def _transform(self, x, log_det, before=lambda layer, x: None):
+        """What the layers make of x (N, C, H, W): z (N, D), and ``log_det`` with theirs added.
+
+        ``before``: called with each layer and its input.
+        """
         parts = []
         for i, layers in enumerate(self.scales):
             for layer in layers:
-                if initialize and hasattr(layer, "initialize"):
-                    layer.initialize(x)
+                before(layer, x)
                 x, d = layer(x)
                 log_det = log_det + d
             stays = x.shape[1] // 2 if i + 1 < len(self.scales) else 0

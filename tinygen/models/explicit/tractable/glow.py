@@ -7,7 +7,8 @@ import numpy as np
 from tinygen import check, ops
 from tinygen.models.explicit.tractable.flow import Coupling, Flatten, Flow, Normal, Squeeze, coupling_network
 from tinygen.models.recipe import Recipe
-from tinygen.nn import Module, Parameter, init
+from tinygen.nn import Buffer, Module, Parameter, init
+from tinygen.tensor import no_grad
 
 SMALLEST = 0.01  # standard deviation that counts in the first minibatch, so that channels of one value stay finite
 
@@ -21,8 +22,9 @@ class Glow(Flow):
     is odd at first, and for vectors, all D numbers are channels of one pixel, which takes a D x D matrix a step.
     Raises ValueError for a number that is too small.
 
-    Deviations from the paper: bounded scales (Dinh et al. 2017) and the networks of Real NVP. The half that leaves was
-    changed last given the half that stays, so its density is the learned conditional one of the paper's code.
+    Deviations from the paper: bounded scales (Dinh et al. 2017) and the networks of Real NVP. The last
+    coupling of a scale changes the half that leaves, as a function of the half that stays. This plays the role of the
+    learned conditional density in the authors' code.
     """
 
     def __init__(
@@ -47,6 +49,22 @@ class Glow(Flow):
             for shape in self.shapes
         ]
         self.prior = Normal()
+        self.initialized = Buffer(np.zeros(1, np.float32))  # 1: the actnorms have seen images
+
+    @no_grad()
+    def initialize(self, x, rng: np.random.Generator):
+        """Let the actnorms set their scales, one after the other, from a first minibatch x.
+
+        ``fit`` calls it before training. It does nothing the second time, or where trained weights were loaded.
+        """
+        if not self.initialized.data.any():
+            self._transform(*self._real(self._dequantized(x, rng)), before=initialize)
+            self.initialized.data = self.initialized.data + 1
+
+
+def initialize(layer, x):
+    if isinstance(layer, ActNorm):
+        layer.initialize(x)
 
 
 def glow_step(shape, hidden, blocks, *, rng):

@@ -75,20 +75,22 @@ class MADE(BeliefNetwork):
         return ops.logsumexp(ops.stack(each), 0) - math.log(orders)  # log 1/orders sum_o p_o(x)
 
     def positions(self):
-        order = self.ranks.numpy()[0].argsort()
-        return [super(MADE, self).positions()[i] for i in order]
+        raster = super().positions()
+        return [raster[i] for i in self.ranks.numpy()[0].argsort()]
 
-    def _rows(self, by_definition, n, rng, labels, given, mask, temperature):
+    def sample_rows(self, n, rng, labels=None, given=None, mask=None, temperature=1.0, by_definition=False):
+        """As every model's; with several orders, an order is drawn for each image. What is yielded is complete only
+        at the end, unless the order is raster order."""
         orders = len(self.ranks.data)
         if orders == 1:
-            yield from super()._rows(by_definition, n, rng, labels, given, mask, temperature)
+            yield from super().sample_rows(n, rng, labels, given, mask, temperature, by_definition)
             return
         x, _, keep, *_ = self._begin(n, rng, labels, given, mask, temperature)
-        order, parts = rng.integers(orders, size=len(x)), []  # an order for each image; together those of one order
-        for o in np.unique(order):
+        order, parts = rng.integers(orders, size=len(x)), []
+        for o in np.unique(order):  # the images of one order are drawn together
             chosen = np.flatnonzero(order == o)
-            model, drawn = self.in_order(int(o)), (x[chosen], keep[chosen])
-            parts.append((chosen, model._rows(by_definition, len(chosen), rng, labels, *drawn, temperature)))
+            drawn = len(chosen), rng, labels, x[chosen], keep[chosen], temperature, by_definition
+            parts.append((chosen, self.in_order(int(o)).sample_rows(*drawn)))
         for _ in range(x.shape[2]):
             for chosen, part in parts:
                 x[chosen] = next(part)

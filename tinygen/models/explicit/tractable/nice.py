@@ -38,7 +38,7 @@ class NICE(Flow):
 
 
 class Scaling(Module):
-    """y = x exp(log_scale), with a learned number for each of an image's (section 3.3)."""
+    """y_i = x_i exp(log_scale_i), with a learned log_scale for each of the D numbers (section 3.3)."""
 
     def __init__(self, shape):
         self.log_scale = init.zeros(int(np.prod(shape)))

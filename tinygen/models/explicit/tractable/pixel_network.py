@@ -25,7 +25,7 @@ class PixelNetwork(Autoregressive):
         """
         raise NotImplementedError
 
-    def _logits(self, x, rng, labels):
+    def logits(self, x, rng=None, labels=None):
         x = check_images(x, self.image_shape, self.levels)
         n, (c, h, w) = x.shape[0], self.image_shape
         y = self.network(self._scaled(x, self.dtype), rng, self._labels(labels, n))

@@ -10,7 +10,7 @@ from tinygen.models.recipe import Recipe
 
 class RealNVP(Flow):
     """At each scale, ``couplings`` whose masks are checkerboards, and as many whose masks are channels; then half of
-    the channels leaves (section 3.6). In turn the couplings change the two halves of the numbers.
+    the channels leaves (section 3.6). Successive couplings change the two halves alternately.
 
     ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``scales``: at most so many, fewer where height or width is
     odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings' networks. Where height or width
@@ -44,7 +44,7 @@ class RealNVP(Flow):
                 first = (np.arange(c) < c // 2).reshape(c, 1, 1)
             else:
                 squares = first = np.indices((c, h, w)).sum(0) % 2
-            # The last mask is ``first`` itself: what leaves then was changed last, given what stays.
+            # The last mask is ``first`` itself: the last coupling changes what leaves, as a function of what stays.
             masks = [m if i % 2 else 1 - m for m in (squares, first) for i in range(couplings, 0, -1)]
             networks = [coupling_network((c, h, w), hidden, blocks, rng=rng) for _ in masks]
             self.scales.append([Squeeze()] * squeezed + [Coupling(m, f) for m, f in zip(masks, networks)])
@@ -57,7 +57,7 @@ RECIPES = {
         RealNVP,
         {},
         protocol="8-bit",
-        steps=(15_000,),
+        steps=(9000,),
         lr=5e-3,
         batch_size=64,
         published="1.06",  # Grathwohl et al. 2019, table 2
