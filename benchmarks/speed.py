@@ -92,8 +92,8 @@ def main():
     arguments = parser.parse_args()
     matmul = matmul_peak()
     header = (
-        f"{description('numpy', 'torch', 'dezero', 'autograd')}. Batch {BATCH}, of points {POINTS}; {CORES} threads for "
-        f"PyTorch and BLAS, {WORKERS} workers for tinygen. Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
+        f"{description('numpy', 'torch', 'dezero', 'autograd')}. Batch {BATCH}, for points {POINTS}; {CORES} threads "
+        f"for PyTorch and BLAS, {WORKERS} workers for tinygen. Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
     )
     print(header, line(COLUMNS), sep="\n")
     rows = []
