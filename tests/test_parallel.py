@@ -388,7 +388,7 @@ def test_sum_over_ranks_on_a_device(strict, monkeypatch):
 SCRIPT = """
 import hashlib, os, signal, sys, time
 import numpy as np
-from tinygen.models import FVSBN, PixelCNN
+from tinygen.models import PixelCNN
 from tinygen.optim import Adam
 from tinygen.backend import communicator
 from tinygen.checkpoint import TrainingState
