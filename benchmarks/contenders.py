@@ -1,6 +1,7 @@
 """Shared by ``speed.py`` and ``gpu.py``: the models to compare, how they are timed, and the check that they agree."""
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -8,8 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 import pytorch_models
+import torch
 
-from tinygen.models import FVSBN, MADE, NADE, VAE, Autoencoder, GatedPixelCNN, PixelCNN, PixelRNN
+from tinygen.models import (
+    FFJORD,
+    FVSBN,
+    MADE,
+    NADE,
+    NICE,
+    VAE,
+    Autoencoder,
+    GatedPixelCNN,
+    Glow,
+    PixelCNN,
+    PixelRNN,
+    RealNVP,
+)
 
 SLOW = 5  # seconds: a contender whose turn of two steps takes longer has one turn of one step
 
@@ -37,6 +52,10 @@ LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "fvsbn": (FVSBN, pytorch_models.fvsbn),
     "nade": (NADE, pytorch_models.nade),
     "made": (MADE, pytorch_models.made),
+    "nice": (NICE, pytorch_models.nice),
+    "realnvp": (RealNVP, pytorch_models.realnvp),
+    "glow": (Glow, pytorch_models.glow),
+    "ffjord": (FFJORD, pytorch_models.ffjord),
     **{
         name: (constructor, functools.partial(pytorch_models.nats, network))
         for name, (constructor, network) in NETWORKS.items()
@@ -50,6 +69,30 @@ def built(constructor, dtype=np.float32):
     for p in model.parameters():
         p.data = (p.data + 0.02 * noise.standard_normal(p.shape, np.float32)).astype(dtype)
     return model, [p.numpy() for p in model.parameters()]
+
+
+def images(model, n):
+    """n random images for a model, a fifth of the pixels white, the others black; or points, if it has no levels."""
+    rng, shape, levels = np.random.default_rng(0), (n, *model.image_shape), getattr(model, "levels", 2)
+    if levels is None:
+        return rng.standard_normal(shape, np.float32)
+    return (rng.random(shape) < 0.2) * np.float32(levels - 1)
+
+
+def noise_of(model, n):
+    """A list of what a model's loss of n images draws from ``default_rng(0)``."""
+    rng, dtype = np.random.default_rng(0), model.dtype
+    if isinstance(model, VAE):
+        return [rng.standard_normal((n, model.latent), dtype)]
+    if isinstance(model, FFJORD):
+        return [2 * rng.integers(0, 2, (n, math.prod(model.image_shape))) - 1]
+    return [rng.random((n, *model.image_shape), dtype)] if hasattr(model, "scales") else []
+
+
+def layouts(name, weights):
+    """{contender: PyTorch's memory format}: ``channels_last`` is for convolutions, and slower in recurrent networks."""
+    both = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.channels_last}
+    return both if "rnn" not in name and any(w.ndim == 4 for w in weights) else {"pytorch": both["pytorch"]}
 
 
 def repeated(function):

@@ -147,7 +147,7 @@ def parts():
         "tests": tests,
         **{f"step/{name}/{small}": functools.partial(step, name, small) for name in works.MODELS},
         **{f"fit/{name}": functools.partial(count, name) for name in works.MODELS},
-        **{f"sample/{name}": functools.partial(sample, name) for name in works.MODELS if name != "autoencoder"},
+        **{f"sample/{name}": functools.partial(sample, name) for name in works.SAMPLED},
         **{f"step/{name}/{large}": functools.partial(step, name, large) for name in works.MODELS},
     }
 

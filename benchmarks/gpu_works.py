@@ -10,26 +10,35 @@ from pathlib import Path
 import numpy as np
 import pytorch_models
 import torch
-from contenders import LOSSES, NETWORKS, Contender, agree, built, measure, repeated, sampling, summaries
+from contenders import (
+    LOSSES,
+    NETWORKS,
+    Contender,
+    agree,
+    built,
+    images,
+    layouts,
+    measure,
+    noise_of,
+    repeated,
+    sampling,
+    summaries,
+)
 from torch.profiler import ProfilerActivity, profile
 
 from tinygen import grad
 from tinygen.backend import to_device
-from tinygen.models import VAE
 from tinygen.optim import Adam
 from tinygen.training import fit
 
-MODELS = ["autoencoder", "vae", "pixelcnn-h32", "gated-pixelcnn-h32", "pixelrnn-row-h16", "pixelrnn-diagonal-h16"]
+SAMPLED = ["vae", "pixelcnn-h32", "gated-pixelcnn-h32", "pixelrnn-row-h16", "pixelrnn-diagonal-h16"]
+MODELS = ["autoencoder", *SAMPLED, "made", "realnvp", "glow", "ffjord"]
 ROUNDS, TURN = 3, 1  # turns of a contender, and the seconds of each
 TOLERANCE = 1e-3  # of a gradient's largest entry: in float32 a ReLU's input may round to either side of zero
 STEPS = 3  # 3 and 6 steps are counted: few enough that ``fit`` reads the loss in the last step only
 
 
 # -- time
-
-
-def images(batch, shape):
-    return (np.random.default_rng(0).random((batch, *shape)) < 0.2).astype(np.float32)
 
 
 def trainer(model, x):
@@ -60,16 +69,11 @@ def training(name, batch, ours="cuda", theirs="cuda"):
     release()
     constructor, loss = LOSSES[name]
     model, weights = built(constructor)
-    x = images(batch, model.image_shape)
+    x = images(model, batch)
     contenders = {"tinygen": trainer(model.to(ours), x)}
-    for contender, layout in ("pytorch", torch.contiguous_format), ("pytorch channels_last", torch.channels_last):
-        if layout is torch.contiguous_format or "rnn" not in name:
-            contenders[contender] = Contender(*pytorch_models.trainer(loss, weights, x, layout, theirs))
-    noise = []
-    if isinstance(model, VAE):  # the noise that tinygen draws
-        eps = np.random.default_rng(0).standard_normal((batch, model.latent), np.float32)
-        noise = [torch.tensor(eps, device=theirs)]
-    agree(contenders, noise, TOLERANCE)
+    for contender, layout in layouts(name, weights).items():
+        contenders[contender] = Contender(*pytorch_models.trainer(loss, weights, x, layout, theirs))
+    agree(contenders, noise_of(model, batch), TOLERANCE)
     return contenders
 
 
@@ -148,7 +152,7 @@ def counted(name, batch, device="cuda", count=profiled):
     """{kind: number} in a step of ``fit`` that does not read the loss; None if the profiler sees no kernels."""
     release()
     model, _ = built(LOSSES[name][0])
-    x, adam = images(batch, model.image_shape), Adam(model.to(device).parameters(), 1e-4)
+    x, adam = images(model, batch), Adam(model.to(device).parameters(), 1e-4)
 
     def train(steps):
         rng = np.random.default_rng(0)

@@ -1,10 +1,11 @@
 """The models in idiomatic PyTorch, on a flat list of weights in the order of tinygen's layers.
 
 Each takes ``(w, x)``, w an iterator over the weights. Most return the same loss as in tinygen; PixelCNN, Gated PixelCNN
-and PixelRNN return the logits.
+and PixelRNN return the logits. What a loss draws may be given in ``noise``.
 """
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def trainer(loss, weights, x, layout=torch.contiguous_format, device="cpu"):
         return value
 
     def gradients(*noise):
-        value = backward(*noise)
+        value = backward(*(torch.tensor(a, device=device) for a in noise))
         return value.item(), [w.grad.cpu().numpy() for w in weights]
 
     def run(n):
@@ -99,19 +100,19 @@ def pointwise(w, x):
 
 
 @functools.cache
-def earlier(outputs, inputs, strict, device):
+def earlier(outputs, inputs, pixels, strict, device):
     """(outputs, inputs): 1 where an output's rank is at least that of an input, or above it if ``strict``.
 
-    Ranks go from 0 to 783 for pixels, and evenly from 0 to 782 for hidden units.
+    Ranks go from 0 to pixels - 1 for pixels, and evenly from 0 to pixels - 2 for hidden units, of another number.
     """
-    ranks = [np.arange(n) * (784 if n == 784 else 783) // n for n in (outputs, inputs)]
+    ranks = [np.arange(n) * (pixels - (n != pixels)) // n for n in (outputs, inputs)]
     mask = ranks[0][:, None] > ranks[1] if strict else ranks[0][:, None] >= ranks[1]
     return torch.tensor(mask.astype(np.float32), device=device)
 
 
-def linear(w, x, strict):
+def masked_linear(w, x, pixels, strict):
     weight, bias = next(w), next(w)
-    return F.linear(x, weight * earlier(*weight.shape, strict, x.device), bias)
+    return F.linear(x, weight * earlier(*weight.shape, pixels, strict, x.device), bias)
 
 
 def bernoulli(logits, x):
@@ -120,20 +121,137 @@ def bernoulli(logits, x):
 
 def fvsbn(w, x):
     x = x.flatten(1)
-    return bernoulli(linear(w, x, True), x)
+    return bernoulli(masked_linear(w, x, x.shape[1], True), x)
 
 
 def nade(w, x):
     x, (into, out, b, c) = x.flatten(1), w
-    terms = x[:, :, None] * into  # (N, 784, hidden)
+    terms = x[:, :, None] * into  # (N, pixels, hidden)
     h = torch.sigmoid(c + torch.cumsum(terms, 1) - terms)
     return bernoulli((h * out[:, 0]).sum(2) + b[:, 0], x)
 
 
 def made(w, x):
-    x = x.flatten(1)
-    h = F.relu(linear(w, x, False))
-    return bernoulli(linear(w, h, True) + linear(w, x, True), x)
+    x, pixels = x.flatten(1), x[0].numel()
+    h = F.relu(masked_linear(w, x, pixels, False))
+    return bernoulli(masked_linear(w, h, pixels, True) + masked_linear(w, x, pixels, True), x)
+
+
+def logits_of(x, u):
+    """Whole numbers below 256 plus noise u -> their logits, which are 0 for black, and log |det| of that (N,)."""
+    s = 0.05 + 0.9 / 256 * (x + (torch.rand_like(x) if u is None else u))
+    log_det = math.log(0.9 / 256) - torch.log(s) - torch.log(1 - s)
+    return torch.logit(s) - math.log(0.05 / 0.95), log_det.sum((1, 2, 3))
+
+
+@functools.cache
+def coupling_mask(kind, device, *shape):
+    """0 and 1 in ``shape`` (C, H, W): the "board" of an image, that of squares which are channels, or their "half"."""
+    c = shape[0]
+    mask = {
+        "board": 1 - np.indices(shape).sum(0) % 2,
+        "squares": np.tile([1, 0, 0, 1], -(-c // 4))[:c].reshape(c, 1, 1),
+        "half": (np.arange(c) < c // 2).reshape(c, 1, 1),
+    }[kind]
+    return torch.tensor(mask.astype(np.float32), device=device)
+
+
+def scaled(w, x):
+    log_scale = next(w)
+    return x * torch.exp(log_scale).reshape(x.shape[1:]), log_scale.sum()
+
+
+def affine(w, x, mask, blocks=1):
+    """An affine coupling: y and log |det dy/dx|."""
+    seen = x * mask
+    h = F.conv2d(torch.cat([torch.tanh(seen), seen / 20], 1), next(w), next(w), padding=1)
+    for _ in range(blocks):
+        y = F.conv2d(F.relu(h), next(w), next(w), padding=1)
+        h = h + pointwise(w, F.relu(y))
+    t, s = F.conv2d(F.relu(h), next(w), next(w), padding=1).chunk(2, 1)
+    s = torch.tanh(s) * (next(w).reshape(-1, 1, 1) * (1 - mask))
+    return x * torch.exp(s) + t * (1 - mask), s.sum((1, 2, 3))
+
+
+def nice(w, x, u=None, couplings=4, layers=3):
+    x, log_det = logits_of(x, u)
+    for i in range(couplings):
+        mask = coupling_mask("board", x.device, *x.shape[1:])
+        mask = mask if i % 2 else 1 - mask
+        seen = (x * mask).flatten(1)
+        h = torch.cat([torch.tanh(seen), seen / 20], 1)
+        for _ in range(layers + 1):
+            h = F.relu(F.linear(h, next(w), next(w)))
+        x = x + (1 - mask) * F.linear(h, next(w), next(w)).reshape(x.shape)
+    x, d = scaled(w, x)
+    return (F.softplus(x) + F.softplus(-x)).sum() / len(x) - (log_det + d).mean()
+
+
+def multiscale(layers, x, log_det, scales=2):
+    """z (N, D) and log |det| of ``layers(x) -> x, log_det`` at each scale, after which half of the channels leaves."""
+    left = []
+    for scale in range(scales):
+        x, d = layers(F.pixel_unshuffle(x, 2))
+        log_det = log_det + d
+        if scale + 1 < scales:
+            x, leaves = x.chunk(2, 1)
+            left.append(leaves.flatten(1))
+    return torch.cat([*left, x.flatten(1)], 1), log_det
+
+
+def realnvp(w, x, u=None, couplings=3):
+    def layers(x):
+        total = 0
+        for kind in "squares", "half":
+            mask = coupling_mask(kind, x.device, *x.shape[1:])
+            for i in range(couplings, 0, -1):
+                x, d = affine(w, x, mask if i % 2 else 1 - mask)
+                total = total + d
+        return x, total
+
+    x, log_det = logits_of(x, u)
+    x, d = scaled(w, x)
+    z, log_det = multiscale(layers, x, log_det + d)
+    rate = torch.exp(-next(w))
+    ends = F.softplus(-(z + 1) * rate) + F.softplus((z - 1) * rate)
+    return -((torch.log(-torch.expm1(-2 * rate)) - math.log(2) - ends).sum(1) + log_det).mean()
+
+
+def glow(w, x, u=None, steps=6):
+    def layers(x):
+        total, mask = 0, coupling_mask("half", x.device, *x.shape[1:])
+        for _ in range(steps):
+            log_scale, bias, matrix = next(w), next(w), next(w)
+            x = x * torch.exp(log_scale).reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)
+            x, d = affine(w, F.conv2d(x, matrix[..., None, None]), mask)
+            total = total + d + x[0, 0].numel() * (log_scale.sum() + torch.linalg.slogdet(matrix)[1])
+        return x, total
+
+    z, log_det = multiscale(layers, *logits_of(x, u))
+    return (0.5 * (z**2 + math.log(2 * math.pi)).sum(1) - log_det).mean()
+
+
+def ffjord(w, x, e=None, steps=4, smooth=0.01):
+    z, w = x.flatten(1).requires_grad_(), list(w)
+    e = 2 * torch.randint(2, z.shape, device=z.device) - 1 if e is None else e
+    e, cost, h = e.to(z.dtype), z.new_zeros(len(z)), -1 / steps
+
+    def slopes(t, z):
+        f = z
+        for i in range(0, len(w), 4):
+            weight, change, bias, bias_change = w[i : i + 4]
+            f = F.linear(torch.tanh(f) if i else f, weight + t * change, bias + t * bias_change)
+        (g,) = torch.autograd.grad(f, z, e, create_graph=True)  # e^T df/dz
+        return f, -(g * e).sum(1) - smooth * (f**2 + g**2).sum(1)
+
+    for i in range(steps):  # Runge-Kutta, from time 1 to 0
+        t = 1 + i * h
+        f1, c1 = slopes(t, z)
+        f2, c2 = slopes(t + h / 2, z + h / 2 * f1)
+        f3, c3 = slopes(t + h / 2, z + h / 2 * f2)
+        f4, c4 = slopes(t + h, z + h * f3)
+        z, cost = z + h / 6 * (f1 + 2 * f2 + 2 * f3 + f4), cost + h / 6 * (c1 + 2 * c2 + 2 * c3 + c4)
+    return (0.5 * (z**2 + math.log(2 * math.pi)).sum(1) + cost).mean()
 
 
 def pixelcnn(w, x, blocks=7):

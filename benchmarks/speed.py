@@ -1,9 +1,9 @@
 """Time of training steps, single operations and sampling: tinygen against other engines on the same CPU.
 
-A step is forward, backward and Adam on 64 images of 28 x 28, from the same weights in all engines; a single operation
-is forward and backward. Before timing, losses and gradients are compared. The contenders take turns of about two
-seconds, a slow one a single turn of one step; medians, minima and the ratio of medians are reported. Peak memory is
-measured in a new process. Needs the extra ``bench``.
+A step is forward, backward and Adam on 64 images of 28 x 28 (FFJORD: 256 points of a plane), from the same weights in
+all engines; a single operation is forward and backward. Before timing, losses and gradients are compared. The
+contenders take turns of about two seconds, a slow one a single turn of one step; medians, minima and the ratio of
+medians are reported. Peak memory is measured in a new process. Needs the extra ``bench``.
 
     python benchmarks/speed.py                        # everything, about a quarter of an hour
     python benchmarks/speed.py --only step/pixelcnn   # names that contain this
@@ -22,7 +22,7 @@ from report import RESULTS, plot, table, write_section
 
 try:
     from contenders import measure, summaries
-    from works import BATCH, WORKERS, WORKS, check, flops
+    from works import BATCH, CONVOLUTIONAL, POINTS, WORKERS, WORKS, check, flops
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: this needs the extra bench, pip install -e '.[bench]'") from None
 
@@ -40,7 +40,7 @@ def rows_of(work, rounds, matmul):
         yield {
             **row,
             "peak_bytes": fresh(f"peak({work!r}, {row['contender']!r})") if step and STATUS.exists() else None,
-            "matmul_share": flops(work) / row["median_s"] / matmul if step and "rnn" not in work else None,
+            "matmul_share": flops(work) / row["median_s"] / matmul if work in CONVOLUTIONAL else None,
         }
 
 
@@ -92,8 +92,8 @@ def main():
     arguments = parser.parse_args()
     matmul = matmul_peak()
     header = (
-        f"{description('numpy', 'torch', 'dezero', 'autograd')}. Batch {BATCH}; {CORES} threads for PyTorch and BLAS, "
-        f"{WORKERS} workers for tinygen. Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
+        f"{description('numpy', 'torch', 'dezero', 'autograd')}. Batch {BATCH}, for points {POINTS}; {CORES} threads "
+        f"for PyTorch and BLAS, {WORKERS} workers for tinygen. Matrix product's peak: {matmul / 1e9:.0f} GFLOP/s."
     )
     print(header, line(COLUMNS), sep="\n")
     rows = []

@@ -14,7 +14,7 @@ import numpy as np
 import pytorch_models
 import torch
 import torch.nn.functional as F
-from contenders import LOSSES, NETWORKS, Contender, agree, built, repeated, sampling
+from contenders import LOSSES, NETWORKS, Contender, agree, built, images, layouts, noise_of, repeated, sampling
 from machine import BLAS, CORES, memory
 
 from tinygen import Tensor, grad, ops
@@ -26,7 +26,6 @@ from tinygen.training import fit
 
 BATCH = 64
 WORKERS = min(CORES, BATCH // SHARD)  # of tinygen in a step
-IMAGES = (np.random.default_rng(0).random((BATCH, 1, 28, 28)) < 0.2).astype(np.float32)
 torch.set_num_threads(CORES)
 
 
@@ -42,14 +41,11 @@ STEPS = {  # work: tinygen's model, the loss in the other libraries
     for name, (constructor, loss) in LOSSES.items()
     if not name.startswith("gated")  # on a GPU only
 }
-TRAINERS = {
-    "pytorch": pytorch_models.trainer,
-    "dezero": dezero_models.trainer,
-    "autograd": autograd_models.trainer,
-}
+POINTS = 256  # in a step of FFJORD
+TRAINERS = {"dezero": dezero_models.trainer, "autograd": autograd_models.trainer}
 
 
-def trainer(model):
+def trainer(model, x):
     """``run(n, workers)``: n training steps; ``gradients()``: loss and gradients.
 
     ``run`` returns the seconds of the steps, without the time to fork the workers and without a first step, in which
@@ -58,35 +54,42 @@ def trainer(model):
     adam, rng = Adam(model.parameters(), 1e-4), np.random.default_rng(0)
 
     def gradients(*_):
-        loss = model.loss(IMAGES, np.random.default_rng(0))
+        loss = model.loss(x, np.random.default_rng(0))
         return loss.item(), [g.numpy() for g in grad(loss, model.parameters())]
 
     def run(n, workers=None):
-        options = {"rng": rng, "batch_size": BATCH, "workers": workers, "validate_every": 1, "progress": False}
-        record = fit(model, IMAGES, steps=n + 1, optimizer=adam, **options)
+        options = {"rng": rng, "batch_size": len(x), "workers": workers, "validate_every": 1, "progress": False}
+        record = fit(model, x, steps=n + 1, optimizer=adam, **options)
         return record[-1]["seconds"] - record[0]["seconds"]
 
     return run, gradients
+
+
+def batch(work):
+    return POINTS if work == "step/ffjord" else BATCH
 
 
 def trainers(work, dtype=np.float32):
     """{contender: function that builds it}, all from the same weights."""
     constructor, losses = STEPS[work]
     model, weights = built(constructor, dtype)
-    builders = {"tinygen": functools.partial(trainer, model)}
-    for name, loss in losses.items():
-        builders[name] = functools.partial(TRAINERS[name], loss, weights, IMAGES.astype(dtype))
-        if name == "pytorch" and "rnn" not in work:
-            builders["pytorch channels_last"] = functools.partial(builders[name], torch.channels_last)
-    return builders
+    x = images(model, batch(work)).astype(dtype)
+    builders = {"tinygen": functools.partial(trainer, model, x)}
+    for name, layout in layouts(work, weights).items():
+        builders[name] = functools.partial(pytorch_models.trainer, losses["pytorch"], weights, x, layout)
+    others = {name: functools.partial(TRAINERS[name], losses[name], weights, x) for name in losses if name in TRAINERS}
+    return builders | others
 
 
 def training(work, dtype=np.float32):
     return {name: Contender(*build()) for name, build in trainers(work, dtype).items()}
 
 
+CONVOLUTIONAL = "step/autoencoder", "step/vae", "step/pixelcnn-h16", "step/pixelcnn-h32", "step/pixelcnn-h64"
+
+
 def flops(work):
-    """Multiplications and additions in a step of a convolutional model: 3 * 2 * unmasked taps * in * out * pixels.
+    """Multiplications and additions in a step of a ``CONVOLUTIONAL`` work: 3 * 2 * unmasked taps * in * out * pixels.
 
     The factor 3 is for forward and the gradients of input and weights; the first layer's input has no gradient.
     """
@@ -128,11 +131,11 @@ def peak(work, contender):
 
 def growth():
     """Memory of this process after 100 and after 1,000 steps of a tiny PixelCNN."""
-    model, images = PixelCNN((1, 8, 8), channels=4, blocks=1, rng=np.random.default_rng(0)), IMAGES[:, :, :8, :8]
+    model = PixelCNN((1, 8, 8), channels=4, blocks=1, rng=np.random.default_rng(0))
     adam, used = Adam(model.parameters(), 1e-4), []
     for steps in 100, 900:
         rng = np.random.default_rng(0)
-        fit(model, images, steps=steps, optimizer=adam, rng=rng, workers=1, progress=False)
+        fit(model, images(model, BATCH), steps=steps, optimizer=adam, rng=rng, workers=1, progress=False)
         used.append(memory("VmRSS"))
     return used
 
@@ -276,6 +279,5 @@ def check(work, contenders):
     noise = []
     if work.startswith("step/"):
         contenders = training(work, np.float64)
-    if work == "step/vae":  # the noise that tinygen draws
-        noise = [torch.tensor(np.random.default_rng(0).standard_normal((BATCH, 32)))]
+        noise = noise_of(built(STEPS[work][0], np.float64)[0], batch(work))
     agree(contenders, noise)

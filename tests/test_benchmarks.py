@@ -12,13 +12,22 @@ import pytest
 import strict_cupy
 from conftest import DEVICES
 
-from tinygen.models import GatedPixelCNN, PixelCNN, PixelRNN
+from tinygen.models import FFJORD, FVSBN, MADE, NADE, NICE, GatedPixelCNN, Glow, PixelCNN, PixelRNN, RealNVP
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu
 import report
 
-TINY = (1, 5, 6)  # image shape
+TINY, EVEN = (1, 5, 6), (1, 8, 8)  # image shapes
+OTHERS = {  # models whose loss PyTorch computes as it is: constructor, settings of both, settings of tinygen's alone
+    "fvsbn": (FVSBN, {}, {"image_shape": TINY}),
+    "nade": (NADE, {}, {"image_shape": TINY, "hidden": 7}),
+    "made": (MADE, {}, {"image_shape": TINY, "hidden": (7,)}),
+    "nice": (NICE, {"couplings": 3, "layers": 1}, {"image_shape": TINY, "hidden": 4}),
+    "realnvp": (RealNVP, {"couplings": 2}, {"image_shape": EVEN, "hidden": 3}),
+    "glow": (Glow, {"steps": 2}, {"image_shape": EVEN, "hidden": 3}),
+    "ffjord": (FFJORD, {"steps": 2}, {"hidden": (5, 4)}),
+}
 no_gpu = pytest.mark.skipif("cupy" in DEVICES, reason="there is a GPU")
 
 
@@ -50,6 +59,9 @@ def works(strict, monkeypatch):
         monkeypatch.setitem(gpu_works.NETWORKS, name, (constructor, network))
         loss = functools.partial(pytorch_models.nats, network)
         monkeypatch.setitem(gpu_works.LOSSES, name, (constructor, loss))
+    for name, (constructor, both, ours) in OTHERS.items():
+        loss = functools.partial(getattr(pytorch_models, name), **both)
+        monkeypatch.setitem(gpu_works.LOSSES, name, (functools.partial(constructor, **both, **ours), loss))
     monkeypatch.setattr(gpu_works, "gc", types.SimpleNamespace(collect=lambda: None))  # slow after many other tests
     pool = types.SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 7_000_000)
     monkeypatch.setattr(strict.cupy, "get_default_memory_pool", lambda: pool, raising=False)
@@ -91,13 +103,15 @@ def test_what_is_missing(strict, monkeypatch):
     assert gpu.missing().startswith("CuPy is missing")
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "vae", "tiny", "gated", "rnn"])
+@pytest.mark.parametrize("name", ["autoencoder", "vae", "tiny", "gated", "rnn", *OTHERS])
 def test_models_agree_with_pytorch(name, works):
     contenders = works.training(name, 2, theirs="cpu")
-    assert ("pytorch channels_last" in contenders) == ("rnn" not in name)
+    convolutional = ["autoencoder", "vae", "tiny", "gated", "realnvp", "glow"]
+    assert ("pytorch channels_last" in contenders) == (name in convolutional)
 
 
-def test_a_different_weight_is_found(works, monkeypatch):
+@pytest.mark.parametrize("name", ["tiny", *OTHERS])
+def test_a_different_weight_is_found(name, works, monkeypatch):
     built = works.built
 
     def changed(constructor):
@@ -107,7 +121,15 @@ def test_a_different_weight_is_found(works, monkeypatch):
 
     monkeypatch.setattr(works, "built", changed)
     with pytest.raises(ValueError, match=r"the loss of tinygen|gradient \d+ .* of tinygen"):
-        works.training("tiny", 2, theirs="cpu")
+        works.training(name, 2, theirs="cpu")
+
+
+@pytest.mark.parametrize("name", ["vae", "nice", "realnvp", "glow", "ffjord"])
+def test_other_noise_is_found(name, works, monkeypatch):
+    noise_of = works.noise_of
+    monkeypatch.setattr(works, "noise_of", lambda model, n: [a[::-1].copy() for a in noise_of(model, n)])
+    with pytest.raises(ValueError, match=r"the loss of tinygen|gradient \d+ .* of tinygen"):
+        works.training(name, 2, theirs="cpu")
 
 
 def test_rows_of_a_step_and_of_sampling(works):

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 
 from tinygen import Tensor, backend, grad, ops
 from tinygen.backend import communicator, flatten, split, to_device
-from tinygen.models import VAE, Autoencoder, PixelCNN
+from tinygen.models import FVSBN, VAE, Autoencoder, PixelCNN
 from tinygen.nn import BatchNorm, Buffer, Linear, Module, Parameter, Sequential
 from tinygen.optim import SGD, Adam
 from tinygen.parallel import SHARD, first_rank, shard_size, start_workers
@@ -77,9 +77,9 @@ def test_the_size_of_a_shard_follows_from_the_network(rng):
     digits = (rng.random((20, 1, 28, 28)) < 0.2).astype(np.float32)
     sizes = [
         shard_size(model, model.parameters(), (digits,), None)
-        for model in (PixelCNN(rng=rng), Autoencoder(rng=rng), VAE(rng=rng))
+        for model in (PixelCNN(rng=rng), Autoencoder(rng=rng), VAE(rng=rng), FVSBN(rng=rng))
     ]
-    assert sizes == [16, 32, 32]
+    assert sizes == [16, 32, 32, 128]  # the last has large weights and few activations
     assert shard_size(Tiny(), [], (digits[:, :, :2, :2],), None) == 128
 
 

@@ -143,8 +143,10 @@ class Adam(Optimizer):
         mean += (1 - b1) * g
         square *= b2
         square += (1 - b2) * g * g
-        correction1, correction2 = 1 - b1**self.steps, 1 - b2**self.steps
-        return (self.lr / correction1) * mean / (xp(g).sqrt(square) * correction2**-0.5 + self.eps)
+        correction1, correction2 = 1 - b1**self.steps, (1 - b2**self.steps) ** 0.5
+        root = xp(g).sqrt(square)  # both corrections go into the two numbers, which saves passes over the arrays
+        root += self.eps * correction2
+        return (self.lr * correction2 / correction1) * mean / root
 
 
 class Muon(Adam):

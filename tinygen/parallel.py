@@ -331,7 +331,8 @@ def shard_size(model, learned, data, prepare) -> int:
         loss = shard_loss(model, part, prepare, [0])
         if learned:
             gradients_of(loss, model, learned)
-    sizes = {(x._op._order, x._index): math.prod(x.shape) for op in history([loss]) for x in op.inputs if x._op}
+    computed = {(x._op._order, x._index): x.shape for op in history([loss]) for x in op.inputs if x._op}
+    sizes = {key: math.prod(s) for key, s in computed.items() if len(part[0]) in s}  # others are made of weights alone
     size, numbers = SHARD, sum(sizes.values()) / len(part[0])
     while size < LARGEST and 2 * size * numbers <= max(ACTIVATIONS, ARRAY * len(sizes)):
         size *= 2

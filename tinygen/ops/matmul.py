@@ -19,8 +19,12 @@ class Matmul(Op):
         x, y = self.inputs
         return (
             sum_to(gy @ _swapped(y), x.shape) if x.requires_grad else None,
-            sum_to(_swapped(x) @ gy, y.shape) if y.requires_grad else None,
+            sum_to(self._of_y(x, gy, y.data.flags.f_contiguous), y.shape) if y.requires_grad else None,
         )
+
+    def _of_y(self, x, gy, turned):
+        """x.T @ gy, in the memory order of y: for y = W.T the gradient of W then lies in memory as W does."""
+        return _swapped(_swapped(gy) @ x) if turned else _swapped(x) @ gy
 
 
 def _swapped(x):
