@@ -60,7 +60,7 @@ class _Limited(np.random.Generator):
         super().__init__(np.random.PCG64(0))
         self.left = numbers
 
-    def standard_normal(self, size, dtype):
+    def standard_normal(self, size, dtype=np.float64):
         self.left -= int(np.prod([int(n) for n in size], dtype=object))
         if self.left < 0:
             raise ValueError("its settings are of a larger model than its arrays")
