@@ -27,6 +27,10 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "05_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
     "06_sampling": ("--side 8", r"Row LSTM +64( +\d+\.\d+){2} +\d+ "),
     "07_gated": ("--layers 2", r"right class of ([6-9]\d|100) % of 50 digits"),
+    "08_flow": (
+        "--steps 2 --frames 1 --train 1",
+        r"score \d+\.\d+ nats(.*\n)+halfway, averages: \d+\.\d+.* bits per dim",
+    ),
     "09_ffjord": ("--steps 2 --hidden 4 --points 100", r"checkerboard +2\.079 +\d\.\d+ +\d\.\d+ \+- \d\.\d+"),
     "10_autoencoder": ("--steps 2", r"squared error per image +\d+\.\d+"),
     "11_few_labels": ("--pretraining 2 --steps 2 --seeds 1", r"accuracy in percent(.*\n){2}frozen +\d+\.\d"),
@@ -56,10 +60,12 @@ def test_demo(name, tmp_path):
     budget, figure = SMALL[name]
     done = run(f"demos/{name}.py", "--out", str(tmp_path), "--seed", "1", *budget.split())
     assert done.returncode == 0, done.stderr
-    (picture,) = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".gif")]
     assert re.search(figure, done.stdout), done.stdout
-    assert f"picture: {tmp_path / name}{picture.suffix}" in done.stdout
-    assert is_a_picture(picture)
+    pictures = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".gif")]
+    assert pictures
+    for picture in pictures:
+        assert f"picture: {tmp_path / name}{picture.suffix}" in done.stdout
+        assert is_a_picture(picture)
     assert "--seed" in run(f"demos/{name}.py", "--help").stdout
 
 
