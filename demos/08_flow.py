@@ -7,9 +7,9 @@ layers, until they lie where the true density is high. The demo prints the flow'
 beside the entropy of the true density, which no model can go below; the difference is KL(true || model).
 
 A Real NVP of digits ships with tinygen. It was trained on 50,000 digits, including those that are shown here. Two
-digits are encoded, and points of the straight line between their z are decoded; z is softly uniform, and a line between
-two points of a cube stays inside. Averages of their pixels are no digits, and the model says so: the demo prints how
-many bits per dimension it needs for what lies halfway, by either way.
+digits are encoded, and points of the straight line between their z are decoded: z is softly uniform, so it is likely in
+a cube, which the line does not leave. Below are averages of the same digits' pixels. The demo prints how likely the
+model finds what lies halfway, by either way, in bits per dimension: fewer is likelier.
 """
 
 from functools import partial
@@ -31,14 +31,14 @@ from tinygen.plotting import draw_images
 from tinygen.training import evaluate, fit
 
 CONFIG = {
-    "steps": (1500, "of training in the plane"),
+    "steps": (1200, "of training in the plane"),
     "frames": (5, "of the animation for each layer", 1, 50),
     "points": (400, "of noise in the animation"),
     **TRAIN,
 }
 NAME, NEW = "pinwheel", 5000  # the density in the plane, and the new points that the score is taken on
 LIMIT, MOST = 2.6, 1.0  # of the part of the plane that is drawn, and of its colours for the density
-PAIRS = (0, 6), (3, 5), (4, 9), (7, 2)  # the first digits of these classes
+PAIRS = (0, 6), (3, 5), (4, 9), (2, 8)  # the first digits of these classes
 STEPS = 11  # images from one digit to the other
 
 
@@ -88,18 +88,18 @@ def grid(lines=13):
 
 
 def draw_density(ax, log_prob, title):
-    """Colours for a density, given log_prob: (N, 1, 1, 2) -> (N,)."""
+    """Colours for a density, given log_prob: (N, 1, 1, 2) -> (N,); returns what a colour bar needs."""
     line = np.linspace(-LIMIT, LIMIT, 130)
     p = np.exp(log_prob(np.stack(np.meshgrid(line, line), -1).reshape(-1, 1, 1, 2))).reshape(len(line), -1)
     picture = ax.pcolormesh(line, line, p, vmin=0, vmax=MOST, cmap="magma_r")
     ax.set(xlabel="x1", ylabel="x2", aspect="equal")
     ax.set_title(title, fontsize=10)
-    ax.figure.colorbar(picture, ax=ax, label="density", shrink=0.8)
+    return picture
 
 
 def draw_plane(ax, lines, points, colours, title):
     """The grid's lines (L, P, 2) and the points (N, 2); returns what an animation moves."""
-    drawn = [ax.plot(*line.T, color="0.75", linewidth=0.8)[0] for line in lines]
+    drawn = [ax.plot(*line.T, color="0.65", linewidth=0.8)[0] for line in lines]
     dots = ax.scatter(*points.T, c=colours, s=7, zorder=2)
     ax.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xlabel="x1", ylabel="x2", aspect="equal")
     ax.set_title(title, fontsize=10)
@@ -111,7 +111,9 @@ def animate(density, lines, points, colours, titles, frames, path):
     figure = Figure(figsize=(8.8, 4.4), layout="constrained")
     ax, right = figure.subplots(1, 2)
     drawn, dots = draw_plane(ax, lines[0], points[0], colours, titles[0])
-    draw_density(right, density.log_prob, "true density")
+    draw_density(right, density.log_prob, "true density (dark: high)")
+    figure.draw_without_rendering()  # lays the panels out, once for all frames
+    figure.set_layout_engine("none")
     layers, writer = len(titles) - 1, PillowWriter(fps=8)
     with writer.saving(figure, path, dpi=75):
         for step in [0] * 8 + list(range(frames * layers)) + [frames * layers] * 16:  # the ends stay for a while
@@ -138,16 +140,20 @@ def averages(a, b):
     return ((1 - t) * a + t * b + 0.5).astype(np.float32)
 
 
-def draw(figure, density, flow, lines, points, colours, rows, samples):
-    """Left the plane; middle {name: images} of the rows between digits; right samples; images from 0 to 1."""
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(0.9, 1.4, 1.1))
-    above, centre, below = left.subplots(3, 1)
-    draw_density(above, density.log_prob, "true density")
-    draw_density(centre, partial(log_density, flow), "density of the flow")
-    draw_plane(below, lines, points, colours, "where it takes a grid, and samples")
-    title = "digits: straight lines between two z, decoded; averages of pixels"
-    draw_images(middle.subplots(), np.concatenate(list(rows.values())), STEPS, title, rows)
-    draw_images(right.subplots(), samples, 6, f"digits: {len(samples)} samples")
+def draw(density, flow, lines, points, colours, rows, samples):
+    """Above the plane; below {name: images} of the rows between digits, and samples; images from 0 to 1."""
+    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(4, 5.6))
+    true, learned, bent = above.subplots(1, 3)
+    draw_density(true, density.log_prob, "plane: true density")
+    picture = draw_density(learned, partial(log_density, flow), "plane: density of the flow")
+    above.colorbar(picture, ax=[true, learned], label="density", shrink=0.8)
+    draw_plane(bent, lines, points, colours, "plane: the flow's samples, and a grid of noise as it bends it")
+    left, right = below.subplots(1, 2, width_ratios=(8.2, 4.8))
+    title = "digits: points of the line between two z, decoded; averages of pixels"
+    draw_images(left, np.concatenate(list(rows.values())), STEPS, title, rows)
+    draw_images(right, samples, 6, f"digits: {len(samples)} samples")
+    return figure
 
 
 def main():
@@ -183,9 +189,7 @@ def main():
         bits = bits_per_dim(-log_density(model, np.stack(images)), model.image_shape)
         print(f"halfway, {way}: {', '.join(f'{b:.2f}' for b in bits)} bits per dimension")
     samples = to_host(model.sample(48, rng)) / (levels - 1)
-    figure = Figure(figsize=(15, 8.5), layout="constrained")
-    draw(figure, density, flow, lines[-1], points[-1], colours, rows, samples)
-    save(figure, config.out, "08_flow")
+    save(draw(density, flow, lines[-1], points[-1], colours, rows, samples), config.out, "08_flow")
 
 
 if __name__ == "__main__":
