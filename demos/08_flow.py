@@ -108,7 +108,7 @@ def draw_plane(ax, lines, points, colours, title):
 
 def animate(density, lines, points, colours, titles, frames, path):
     """Write an animation of lines (layers + 1, L, P, 2) and points (layers + 1, N, 2), moved by one layer at a time."""
-    figure = Figure(figsize=(8.8, 4.4), layout="constrained")
+    figure = Figure(figsize=(8.8, 4.9), layout="constrained")
     ax, right = figure.subplots(1, 2)
     drawn, dots = draw_plane(ax, lines[0], points[0], colours, titles[0])
     draw_density(right, density.log_prob, "true density (dark: high)")
