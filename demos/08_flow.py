@@ -117,7 +117,7 @@ def animate(density, lines, points, colours, titles, frames, path):
     layers, writer = len(titles) - 1, PillowWriter(fps=8)
     with writer.saving(figure, path, dpi=75):
         for step in [0] * 8 + list(range(frames * layers)) + [frames * layers] * 16:  # the ends stay for a while
-            before = min(step // frames, layers - 1)
+            before = max(step - 1, 0) // frames
             done = step / frames - before  # of the layer that acts now
             for line, place in zip(drawn, (1 - done) * lines[before] + done * lines[before + 1]):
                 line.set_data(*place.T)
@@ -148,7 +148,7 @@ def draw(density, flow, lines, points, colours, rows, samples):
     draw_density(true, density.log_prob, "plane: true density")
     picture = draw_density(learned, partial(log_density, flow), "plane: density of the flow")
     above.colorbar(picture, ax=[true, learned], label="density", shrink=0.8)
-    draw_plane(bent, lines, points, colours, "plane: the flow's samples, and a grid of noise as it bends it")
+    draw_plane(bent, lines, points, colours, "plane: samples of the flow, bent grid")
     left, right = below.subplots(1, 2, width_ratios=(8.2, 4.8))
     title = "digits: points of the line between two z, decoded; averages of pixels"
     draw_images(left, np.concatenate(list(rows.values())), STEPS, title, rows)
@@ -163,10 +163,9 @@ def main():
     flow = in_the_plane(density, config, rng)
     x = density.sample(NEW, rng)
     kl = density.log_prob(x) - log_density(flow, x)
-    print(
-        f"{NAME}: entropy {density.entropy:.3f} nats, score {density.entropy + kl.mean():.3f} nats, KL(true || model)"
-    )
-    print(f"= {kl.mean():.3f} +- {kl.std() / NEW**0.5:.3f} nats, on {NEW:,} new points")
+    score, error = density.entropy + kl.mean(), kl.std() / NEW**0.5
+    print(f"{NAME}: entropy {density.entropy:.3f} nats; score {score:.3f} nats on {NEW:,} new points,")
+    print(f"KL(true || model) = {kl.mean():.3f} +- {error:.3f} nats")
     lines, z = grid(), flow.prior.sample((config.points, 2), rng)
     lines = stations(flow, lines.reshape(-1, 2)).reshape(-1, *lines.shape)
     points, colours = stations(flow, z), colormaps["hsv"](np.arctan2(*z.T) / (2 * np.pi) + 0.5)
@@ -185,8 +184,8 @@ def main():
         for way, row in zip(halfway, (between(model, a, b), averages(a, b))):
             rows[f"{pair[0]} to {pair[1]}\n{way}"] = row / levels
             halfway[way].append(row[STEPS // 2])
-    for way, images in halfway.items():
-        bits = bits_per_dim(-log_density(model, np.stack(images)), model.image_shape)
+    for way, middles in halfway.items():
+        bits = bits_per_dim(-log_density(model, np.stack(middles)), model.image_shape)
         print(f"halfway, {way}: {', '.join(f'{b:.2f}' for b in bits)} bits per dimension")
     samples = to_host(model.sample(48, rng)) / (levels - 1)
     save(draw(density, flow, lines[-1], points[-1], colours, rows, samples), config.out, "08_flow")
