@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from tinygen import data
 from tinygen.backend import to_device
+from tinygen.models import RECIPES
 from tinygen.nn import Module
 from tinygen.optim import Muon, cosine
 from tinygen.parallel import first_rank
@@ -71,25 +72,31 @@ def options(doc: str, config: dict) -> argparse.Namespace:
 
 
 def trained(name: str, config: argparse.Namespace) -> Module:
-    """The model that ships under this name; with ``--train``, one with its settings, trained now on 4,500 digits."""
-    model, about = load(FOLDER / f"{name}.npz")
-    if config.train:
-        rng, digits = np.random.default_rng(config.seed), data.digits()
-        print(f"training {name} anew: {config.train} steps on {len(digits.train_images):,} digits", flush=True)
-        model = type(model)(**about["settings"], rng=rng).to(config.device)
-        fit(
-            model,
-            digits.train_images,
-            steps=config.train,
-            optimizer=Muon(model.parameters(), about["lr"], weight_decay=about["weight_decay"]),
-            rng=rng,
-            labels=digits.train_labels if getattr(model, "classes", 0) else None,
-            batch_size=about["batch_size"],
-            prepare=data.binarize_dynamic,
-            schedule=cosine,
-            averaging=0.99,
-        )
-    return model.to(config.device)
+    """The model that ships under this name; with ``--train``, one of its recipe, trained now on 4,500 digits.
+
+    Exits with one sentence if its weights are missing.
+    """
+    if not config.train:
+        path = FOLDER / f"{name}.npz"
+        if not path.exists():
+            raise SystemExit(f"{path} is missing; --train 2000 trains such a model instead, for 2000 steps")
+        return load(path)[0].to(config.device)
+    recipe, rng, digits = RECIPES[name], np.random.default_rng(config.seed), data.digits()
+    print(f"training {name} anew: {config.train} steps on {len(digits.train_images):,} digits", flush=True)
+    model = recipe.model(**recipe.settings, rng=rng).to(config.device)
+    fit(
+        model,
+        digits.train_images,
+        steps=config.train,
+        optimizer=Muon(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
+        rng=rng,
+        labels=digits.train_labels if getattr(model, "classes", 0) else None,
+        batch_size=recipe.batch_size,
+        prepare=None if recipe.protocol == "8-bit" else data.binarize_dynamic,
+        schedule=cosine,
+        averaging=0.99,
+    )
+    return model
 
 
 def save(figure: Figure, out: str, name: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image  # matplotlib needs it
 
 from tinygen import ops
-from tinygen.models import VAE, GatedPixelCNN, PixelCNN
+from tinygen.models import VAE, GatedPixelCNN, PixelCNN, RealNVP
 from tinygen.weights import FOLDER, load
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,10 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "05_pixelcnn": ("--images 8 --steps 1", r"\d+\.\d nats per image"),
     "06_sampling": ("--side 8", r"Row LSTM +64( +\d+\.\d+){2} +\d+ "),
     "07_gated": ("--layers 2", r"right class of ([6-9]\d|100) % of 50 digits"),
+    "08_flow": (
+        "--steps 2 --frames 1 --train 1",
+        r"score \d+\.\d+ nats(.*\n)+halfway, averages: \d+\.\d+.* bits per dim",
+    ),
     "09_ffjord": ("--steps 2 --hidden 4 --points 100", r"checkerboard +2\.079 +\d\.\d+ +\d\.\d+ \+- \d\.\d+"),
     "10_autoencoder": ("--steps 2", r"squared error per image +\d+\.\d+"),
     "11_few_labels": ("--pretraining 2 --steps 2 --seeds 1", r"accuracy in percent(.*\n){2}frozen +\d+\.\d"),
@@ -56,10 +60,12 @@ def test_demo(name, tmp_path):
     budget, figure = SMALL[name]
     done = run(f"demos/{name}.py", "--out", str(tmp_path), "--seed", "1", *budget.split())
     assert done.returncode == 0, done.stderr
-    (picture,) = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".gif")]
     assert re.search(figure, done.stdout), done.stdout
-    assert f"picture: {tmp_path / name}{picture.suffix}" in done.stdout
-    assert is_a_picture(picture)
+    pictures = [path for path in tmp_path.iterdir() if path.suffix in (".png", ".gif")]
+    assert pictures
+    for picture in pictures:
+        assert f"picture: {tmp_path / name}{picture.suffix}" in done.stdout
+        assert is_a_picture(picture)
     assert "--seed" in run(f"demos/{name}.py", "--help").stdout
 
 
@@ -153,6 +159,11 @@ def test_trained_anew(name, demo):
     assert any((p.data != q.data).any() for p, q in zip(anew.parameters(), untrained.parameters()))
 
 
+def test_missing_weights_are_named(demo):
+    with pytest.raises(SystemExit, match="is missing"):
+        demo("common").trained("unheard", argparse.Namespace(train=0))
+
+
 def test_surprises_sum_to_the_likelihood(demo, rng):
     model = PixelCNN(channels=2, blocks=1, rng=rng)
     model.last.weight.data = rng.standard_normal(model.last.weight.shape, np.float32)
@@ -180,6 +191,25 @@ def test_contexts_differ_by_the_blind_spot(demo, rng):
     assert (gated | ~plain).all() and not gated[15:].any() and not gated[14, 14:].any()
     missed = np.argwhere(gated & ~plain)
     assert len(missed) and (missed[:, 0] < 14).all() and (missed[:, 1] > 14).all()
+
+
+def test_the_flow_leads_from_noise_to_data_as_the_titles_say(demo, rng):
+    module, flow = demo("08_flow"), RealNVP((1, 1, 2), levels=None, couplings=2, hidden=4, rng=rng)
+    for p in flow.parameters():
+        p.data = 0.3 * rng.standard_normal(p.shape, np.float32)
+    z = rng.standard_normal((5, 2), np.float32)
+    passed = module.stations(flow, z)
+    np.testing.assert_allclose(passed[-1], flow.decode(z).numpy().reshape(5, 2), rtol=1e-5)
+    moved = (passed[1:-1] != passed[:-2]).any(1)
+    assert (moved.sum(1) == 1).all()  # by each coupling
+    assert [f"x{axis + 1}" in title for axis, title in zip(moved.argmax(1), module.names(flow)[1:-1])] == [True] * 4
+
+
+def test_digits_turn_into_each_other(demo, rng):
+    module, model = demo("08_flow"), RealNVP((1, 4, 4), couplings=1, hidden=4, rng=rng)
+    a, b = rng.integers(0, 256, (2, 1, 4, 4))
+    for row in (module.between(model, a, b), module.averages(a, b)):
+        np.testing.assert_allclose(row[[0, -1]], np.stack([a, b]) + 0.5, atol=0.01)
 
 
 @pytest.mark.parametrize("encoder", [True, False])
