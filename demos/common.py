@@ -12,7 +12,7 @@ from tinygen import data
 from tinygen.backend import to_device
 from tinygen.models import RECIPES
 from tinygen.nn import Module
-from tinygen.optim import Muon, cosine
+from tinygen.optim import cosine
 from tinygen.parallel import first_rank
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load
@@ -88,7 +88,7 @@ def trained(name: str, config: argparse.Namespace) -> Module:
         model,
         digits.train_images,
         steps=config.train,
-        optimizer=Muon(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
+        optimizer=recipe.optimizer(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
         rng=rng,
         labels=digits.train_labels if getattr(model, "classes", 0) else None,
         batch_size=recipe.batch_size,

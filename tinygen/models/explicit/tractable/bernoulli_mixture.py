@@ -75,6 +75,6 @@ RECIPES = {
         protocol="published",
         steps=(30,),
         optimizer=None,
-        published="137.64",
+        published="137.64",  # quoted by Germain et al. 2015
     ),
 }

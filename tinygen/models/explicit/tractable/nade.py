@@ -58,6 +58,6 @@ RECIPES = {
         lr=1e-2,
         weight_decay=0.05,
         batch_size=256,
-        published="88.33",  # Larochelle and Murray 2011, table 1
+        published="88.33",  # quoted by Germain et al. 2015
     )
 }
