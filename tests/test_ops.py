@@ -336,6 +336,14 @@ case(
     None,
     *(away(2, 2, 2, 3), away(2, 1, 3, 3), away(1)),
 )
+
+
+def nade(x, w, v, b, c):
+    before = np.cumsum(x[:, :, None] * w, 1) - x[:, :, None] * w  # (N, D, H): the sum over earlier values
+    return ((1 / (1 + np.exp(-c - before)))[:, :, None] * v).sum(3) + b
+
+
+case("nade_logits", ops.nade_logits, nade, away(2, 3), away(3, 4), away(3, 2, 4), away(3, 2), away(4))
 case(
     "lstm_scan",
     lambda gates, w, h, c: ops.lstm_scan(gates, w, h, c, (-1, 0)),

@@ -128,6 +128,12 @@ def labels(name: str, values, classes: int, shape: tuple[int, ...] | None = None
 
 def classes(values, classes: int, n: int):
     """``values`` as labels (n,) for a layer or model with ``classes``; None if ``classes`` is 0."""
-    if values is not None and not classes:
+    if not classes:
+        return no_labels(values)
+    return labels("labels", values, classes, (n,))
+
+
+def no_labels(values) -> None:
+    """Raise unless ``values``, the labels for a model without classes, are None."""
+    if values is not None:
         raise ValueError("labels: the model was built without classes")
-    return labels("labels", values, classes, (n,)) if classes else None

@@ -29,7 +29,7 @@ class BernoulliMixture(Model):
 
     def log_prob(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): log p(x) in nats."""
-        check.classes(labels, self.classes, len(x))
+        check.no_labels(labels)
         return ops.logsumexp(self._joint(x), 1)
 
     def _joint(self, x):
