@@ -790,7 +790,7 @@ def test_on_a_device_it_is_found_at_the_next_look(strict, images, rng, monkeypat
         (dict(averaging=1.5), r"averaging: got 1\.5"),
         (dict(images=np.zeros((0, 1, 2, 2), np.float32)), r"images: got \(0, 1, 2, 2\) float32"),
         (dict(validation=np.zeros((0, 1, 2, 2), np.float32)), r"validation: got \(0, 1, 2, 2\) float32"),
-        (dict(optimizer=SGD(Tiny().parameters(), 1)), r"optimizer: needs parameters of the model alone"),
+        (dict(optimizer=SGD(Tiny().parameters(), 1)), r"optimizer: needs parameters of this model only"),
         (dict(optimizer=lambda p: SGD([*p, Parameter(np.ones(1, np.float32))], 1)), r"optimizer: needs parameters of"),
     ],
     ids=str,

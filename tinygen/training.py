@@ -223,7 +223,7 @@ def evaluate(
     """
     data = _images_and_labels("images", images, "labels", labels)
     seed = of_first_rank(int(check.generator(rng).integers(2**63)))
-    with start_workers(model, _learned(model), prepare, workers, data, 0, len(images)) as workers:
+    with start_workers(model, _parameters(model), prepare, workers, data, 0, len(images)) as workers:
         return _evaluate(model, data, [seed], {}, workers)
 
 
@@ -252,18 +252,22 @@ def _images_and_labels(name, images, name_of_labels, labels) -> tuple:
     return images, labels
 
 
-def _learned(model, optimizer=None) -> list:
-    """The model's parameters that the optimizer holds and that require grad; without an optimizer, all of them."""
+def _parameters(model) -> list:
+    """All of the model's parameters."""
     if not isinstance(model, Module) or not hasattr(model, "loss"):
         raise ValueError(f"model: got {type(model).__name__}, needs a Module with loss(x, rng)")
-    if optimizer is None:
-        return model.parameters()
+    return model.parameters()
+
+
+def _learned(model, optimizer) -> list:
+    """The model's parameters that the optimizer holds and that require grad."""
+    own = _parameters(model)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer: got {type(optimizer).__name__}, needs one of tinygen.optim")
-    held, own = {id(p) for p in optimizer.parameters}, model.parameters()
+    held = {id(p) for p in optimizer.parameters}
     learned = [p for p in own if id(p) in held and p.requires_grad]
     if not learned or not held <= {id(p) for p in own}:
-        raise ValueError("optimizer: needs parameters of the model alone, and one that requires grad at least")
+        raise ValueError("optimizer: needs parameters of this model only, at least one of which requires grad")
     return learned
 
 
