@@ -16,7 +16,8 @@ from tinygen.weights import FOLDER, load
 
 CONFIG = {"images": (24, "sampled from each model", 1, 1000)}
 NETWORKS = "fvsbn", "nade", "made"
-OTHERS = "bernoulli", "bernoulli-mixture", "pixelcnn", "row-lstm", "diagonal-bilstm", "gated-pixelcnn"
+MIXTURES = "bernoulli", "bernoulli-mixture"
+PIXEL_MODELS = "pixelcnn", "row-lstm", "diagonal-bilstm", "gated-pixelcnn"
 
 
 def filters(models):
@@ -30,30 +31,38 @@ def filters(models):
 
 def draw(weights, samples, table):
     """Weights and samples of each model, (N, 1, 28, 28), and the table {row: (nats, parameters, minutes)}."""
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
     axes = figure.subplots(2, 4, width_ratios=(1, 1, 1, 1.7))
     for i, (name, what) in enumerate(zip(weights, ("pixels", "hidden units", "hidden units"))):
         draw_images(axes[0, i], (weights[name] + 1) / 2, 4, f"{name.upper()}: weights of 12 {what}\n(grey: zero)")
         draw_images(axes[1, i], samples[name], 6, f"{name.upper()}: samples")
-    for ax, column, label in (
+    for ax, column, xlabel in (
         (axes[0, 3], 1, "parameters"),
         (axes[1, 3], 2, "minutes of training on two cores"),
     ):
-        for name, row in table.items():
-            ax.plot(max(row[column], 0.05), row[0], "o", color="C3" if name in NETWORKS else "C0")
-            ax.annotate(name, (max(row[column], 0.05), row[0]), xytext=(5, 3), textcoords="offset points", fontsize=8)
-        ax.set(xscale="log", yscale="log", xlabel=label, ylabel="nats per image on test images")
+        for names, colour, label in (
+            (MIXTURES, "C7", "mixtures of Bernoullis"),
+            (NETWORKS, "C3", "belief networks"),
+            (PIXEL_MODELS, "C0", "PixelCNN, PixelRNN, Gated PixelCNN"),
+        ):
+            x, y = [max(table[name][column], 0.05) for name in names], [table[name][0] for name in names]
+            ax.plot(x, y, "o", color=colour, label=label)
+            for name, *place in zip(names, x, y):
+                if names != PIXEL_MODELS:  # they lie too close together
+                    ax.annotate(name, place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="nats per image on test images")
         ax.set_yticks([80, 100, 150, 200], ["80", "100", "150", "200"])
         ax.yaxis.set_minor_formatter("")
         ax.margins(x=0.2)
         ax.grid(alpha=0.3)
+    axes[0, 3].legend(fontsize=8, loc="center left")
     return figure
 
 
 def main():
     config = options(__doc__, CONFIG)
     rng, table = np.random.default_rng(config.seed), {}
-    loaded = {name: load(FOLDER / f"{name}.npz") for name in (*NETWORKS, *OTHERS)}
+    loaded = {name: load(FOLDER / f"{name}.npz") for name in (*MIXTURES, *NETWORKS, *PIXEL_MODELS)}
     print(f"{'row':<20} nats per image   parameters   minutes")
     for name, (model, about) in sorted(loaded.items(), key=lambda item: -item[1][1]["result"]["nats"]):
         table[name] = about["result"]["nats"], model.num_parameters(), about["minutes"][-1]

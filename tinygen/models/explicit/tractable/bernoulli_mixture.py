@@ -40,7 +40,7 @@ class BernoulliMixture(Model):
         return given_k + ops.log_softmax(self.log_w, 0)
 
     @no_grad()
-    def maximize(self, images, rounds: int, prior: float = 1.0) -> None:
+    def maximize(self, images, rounds: int, prior: float = 0.05) -> None:
         """So many rounds of expectation-maximization on ``images`` (N, C, H, W).
 
         ``prior``: how many pixels of 0 and of 1 each component has seen before, so that no probability is 0 or 1.

@@ -24,9 +24,10 @@ class MADE(BeliefNetwork):
         m_k >= m_l   from hidden unit l to the next k     r_i > r_j   from value j to output i, directly
 
     ``image_shape`` (C, H, W); ``levels`` values per pixel: with more than two, a softmax for each; ``hidden``: units of
-    each hidden layer, or of the only one; they have ReLUs; ``orders``: the first is raster order, further ones are random. With several
-    the model is their mixture, p(x) = 1/orders sum_o p_o(x), and each call of ``loss`` learns one that ``rng`` draws.
-    Degrees are spread evenly, where the paper draws them. Raises ValueError for numbers that are too small.
+    each hidden layer, or of the only one; they have ReLUs. ``orders``: the first is raster order, further ones are
+    random. With several the model is their mixture, p(x) = 1/orders sum_o p_o(x), and each call of ``loss`` learns one
+    that ``rng`` draws. Degrees are spread evenly, where the paper draws them.
+    Raises ValueError for numbers that are too small.
     """
 
     def __init__(self, image_shape=(1, 28, 28), levels=2, hidden=(500,), orders=1, *, rng: np.random.Generator):
