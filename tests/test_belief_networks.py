@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from tinygen import Tensor, grad, gradcheck, ops
+from tinygen import Tensor, grad, gradcheck, ops, weights
 from tinygen.backend import to_device, to_host
-from tinygen.models import FVSBN, MADE, NADE
+from tinygen.models import FVSBN, MADE, NADE, BernoulliMixture
 from tinygen.nn import MaskedLinear
 from tinygen.ops.nade import CHUNK, nade_loop
 from tinygen.optim import Adam
@@ -147,6 +147,80 @@ def test_new_models(rng):
     for wrong in (mask.astype(float), mask[0], mask[:0]):
         with pytest.raises(ValueError, match=r"MaskedLinear: mask is .* needs \(out, in\) booleans"):
             MaskedLinear(wrong, rng=rng)
+
+
+@pytest.mark.parametrize("name", [n for n in BUILD if n.startswith("made")])
+def test_mades_masks_are_those_of_the_degrees(name):
+    """Units of every layer see all that their degree allows, also without direct connections."""
+    model, d = build(name, (1, 1, 7)), 7
+    degrees = [m.data for m in model.degrees]
+    assert all((m >= 0).all() and (m <= d - 2).all() and (np.diff(m) >= 0).all() for m in degrees)
+    np.testing.assert_array_equal(model.first.mask, degrees[0][:, None] >= np.arange(d))
+    for layer, before, after in zip(model.hidden, degrees, degrees[1:], strict=False):
+        np.testing.assert_array_equal(layer.mask, after[:, None] >= before)
+    np.testing.assert_array_equal(model.last.mask, np.arange(d)[:, None] > degrees[-1])
+
+
+def test_an_order_that_is_saved_is_the_order_that_is_loaded(tmp_path, rng):
+    x, model = all_images((1, 2, 2), 2), build("made, orders", (1, 2, 2))
+    alone = model.in_order(2)
+    weights.save(tmp_path / "a.npz", alone, {"settings": {"image_shape": [1, 2, 2], "hidden": [9, 8]}}, half=False)
+    loaded = weights.load(tmp_path / "a.npz")[0]
+    np.testing.assert_allclose(loaded.log_prob(x).data, alone.log_prob(x).data, rtol=1e-5)
+    weights.save(tmp_path / "b.npz", model, {"settings": {"image_shape": [1, 2, 2], "hidden": [9, 8], "orders": 3}})
+    loaded = weights.load(tmp_path / "b.npz")[0]
+    np.testing.assert_array_equal(loaded.ranks.data, model.ranks.data)
+    with pytest.raises(ValueError, match="o: axis 3"):
+        model.in_order(3)
+
+
+@every_model
+def test_complete_draws_what_sample_draws_around_what_is_given(name, rng):
+    model, x, mask = build(name, (1, 2, 3)), rng.integers(0, 2, (5, 1, 2, 3)), rng.random((5, 1, 2, 3)) < 0.5
+    completed = model.complete(x, np.random.default_rng(3), mask)
+    np.testing.assert_array_equal(completed, model.sample(5, np.random.default_rng(3), given=x, mask=mask))
+    assert (completed != x).any()
+
+
+# --- the mixture of Bernoullis
+
+
+def mixture(components=3, shape=(1, 2, 2)):
+    model, rng = BernoulliMixture(shape, components, rng=np.random.default_rng(0)), np.random.default_rng(5)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    return model
+
+
+def test_a_mixture_of_bernoullis_by_hand_and_by_enumeration():
+    model, x = mixture(), all_images((1, 2, 2), 2)
+    w, p = np.exp(model.log_w.data), 1 / (1 + np.exp(-model.logits.data))
+    flat = x.reshape(16, 1, 4)
+    by_hand = (w / w.sum() * (p**flat * (1 - p) ** (1 - flat)).prod(2)).sum(1)
+    np.testing.assert_allclose(np.exp(model.log_prob(x).data), by_hand)
+    np.testing.assert_allclose(by_hand.sum(), 1)
+    drawn = model.sample(20_000, np.random.default_rng(0)).reshape(-1, 4) @ [8, 4, 2, 1]
+    counts, expected = np.bincount(drawn, minlength=16), 20_000 * by_hand
+    assert ((counts - expected) ** 2 / expected).sum() < 15 + 5 * np.sqrt(30)
+
+
+def test_expectation_maximization(rng):
+    """One component has the pixels' frequencies; each round raises the likelihood; images may be many."""
+    images = (rng.random((5300, 1, 2, 2)) < [[0.1, 0.5], [0.7, 0.9]]).astype(np.uint8)
+    images[5000:] = 1
+    one = BernoulliMixture((1, 2, 2), 1, rng=rng)
+    one.maximize(images, 1, prior=1e-6)
+    np.testing.assert_allclose(1 / (1 + np.exp(-one.logits.data[0])), images.reshape(-1, 4).mean(0), rtol=1e-4)
+    model, found = mixture(), []
+    for _ in range(5):
+        r = model._joint(images).data
+        r = np.exp(r - r.max(1, keepdims=True))
+        r /= r.sum(1, keepdims=True)
+        model.maximize(images, 1, prior=0.25)
+        n, on = r.sum(0), r.T @ images.reshape(-1, 4)
+        np.testing.assert_allclose(1 / (1 + np.exp(-model.logits.data)), (on + 0.25) / (n + 0.5)[:, None])
+        found.append(model.log_prob(images).data.mean())
+    assert (np.diff(found) > 0).all()
 
 
 # --- NADE's operation

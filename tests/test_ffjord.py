@@ -413,3 +413,19 @@ def test_samples_need_a_generator_and_a_number(rng):
             density.sample(3, None)
         with pytest.raises(ValueError, match="n: got 0, needs a whole number of at least 1"):
             density.sample(0, rng)
+
+
+def test_a_part_of_the_state_that_is_not_finite_is_an_error():
+    y = Tensor(np.ones(1)), Tensor(np.ones(1))
+    for f in (lambda t, a, b: (-a, b * np.nan), lambda t, a, b: (a * np.nan, -b)):
+        with pytest.raises(FloatingPointError, match="the step has shrunk"):
+            dopri5(f, y, 0.0, 1.0)
+    for wrong in (np.nan, np.inf, "1"):
+        with pytest.raises(ValueError, match="stop: got"):
+            dopri5(lambda t, a, b: (a, b), y, 0.0, wrong)
+
+
+def test_the_error_of_every_part_of_the_state_counts():
+    slow, fast = Tensor(np.ones(1)), Tensor(np.ones(1))
+    _, found = dopri5(lambda t, a, b: (0 * a, 40 * np.cos(40 * t) * (0 * b + 1)), (slow, fast), 0.0, 1.0, 1e-8, 1e-8)
+    np.testing.assert_allclose(found.data, 1 + np.sin(40), atol=1e-6)

@@ -139,6 +139,13 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     [
         ("PixelCNN", {"blocks": 10**8}),
         ("PixelCNN", {"channels": 10**6}),
+        ("FVSBN", {"image_shape": (1, 1, 10**5)}),
+        ("FVSBN", {"image_shape": (1, 1, 2), "levels": 10**9}),
+        ("MADE", {"image_shape": (1, 1, 10**5)}),
+        ("MADE", {"image_shape": (1, 1, 2), "hidden": (10**9,)}),
+        ("MADE", {"image_shape": (1, 1, 2), "hidden": (2,), "orders": 10**9}),
+        ("NICE", {"image_shape": (1, 1, 10**8)}),
+        ("NICE", {"image_shape": (1, 1, 2), "couplings": 10**9}),
         ("PixelCNN", {"kernel": 10**5 + 1}),
         ("PixelCNN", {"levels": 10**9}),
         ("PixelRNN", {"layers": 10**8}),

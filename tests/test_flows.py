@@ -19,7 +19,7 @@ from tinygen.models.explicit.tractable.flow import (
 from tinygen.models.explicit.tractable.glow import ActNorm, InvertibleConv1x1
 from tinygen.models.explicit.tractable.nice import Scaling
 from tinygen.optim import Adam
-from tinygen.training import fit
+from tinygen.training import _batch, fit
 
 SMALL = {
     NICE: {"couplings": 3, "hidden": 5, "layers": 1},
@@ -229,11 +229,45 @@ def test_half_leaves_at_each_scale(rng):
     flow = build(RealNVP, (1, 8, 8), None, rng)
     x = rng.standard_normal((2, 1, 8, 8))
     assert [len(s) for s in flow.scales] == [6, 5] and flow.shapes == [(4, 4, 4), (8, 2, 2)]
+    np.testing.assert_array_equal(flow.scales[0][-1].mask.ravel(), [1, 1, 0, 0])  # what leaves is changed last
     before = flow.encode(x).data
     for p in flow.scales[1][1].parameters():
         p.data = p.data + 1
     after = flow.encode(x).data
     assert (before[:, :32] == after[:, :32]).all() and (before[:, 32:] != after[:, 32:]).any()
+
+
+@every_flow
+def test_samples_are_decoded_noise_rounded_down(model, rng):
+    flow = build(model, (1, 4, 4), 256, rng, by=0.1)
+    z = flow.prior.sample((50, 16), np.random.default_rng(3))
+    x = flow.decode(z).data
+    assert ((x > 0) & (x < 256)).any()
+    np.testing.assert_array_equal(flow.sample(50, np.random.default_rng(3)), np.clip(np.floor(x), 0, 255))
+
+
+def test_fit_shows_glow_the_whole_first_minibatch_and_nothing_else(rng):
+    x, how = rng.integers(0, 256, (80, 1, 4, 4)).astype(np.uint8), {"batch_size": 64, "progress": False, "steps": 0}
+
+    def new():
+        return Glow((1, 4, 4), **SMALL[Glow], rng=np.random.default_rng(3))
+
+    trained, right = new(), new()
+    fit(trained, x, optimizer=Adam(trained.parameters(), 0.1), rng=np.random.default_rng(0), **how)
+    seed = int(np.random.default_rng(0).integers(2**63))
+    right.initialize(*_batch((x,), 64, seed, 0), np.random.default_rng([seed, 3]))
+    for name, value in right.state_dict().items():
+        np.testing.assert_array_equal(trained.state_dict()[name], value)
+    frozen = new()
+    norm = frozen.scales[0][1]
+    norm.requires_grad = False
+    fit(frozen, x, optimizer=Adam(frozen.parameters(), 0.1), rng=np.random.default_rng(0), **how)
+    assert not norm.bias.data.any() and frozen.scales[0][4].bias.data.any()
+    for wrong in ({"validation": x + 0.5}, {"labels": np.zeros(80, int)}, {"validation": x.astype(int) - 300}):
+        model = new()
+        with pytest.raises(ValueError, match=r"images: values from|labels: the model was built without"):
+            fit(model, x, optimizer=Adam(model.parameters(), 0.1), rng=rng, **how, **wrong)
+        assert not model.initialized.data.any() and not model.scales[0][1].bias.data.any()
 
 
 @pytest.mark.parametrize("shape, levels", [((1, 4, 4), 256), ((3, 4, 8), None), ((1, 1, 6), None)])

@@ -71,6 +71,12 @@ def generator(rng, or_none: bool = False) -> np.random.Generator | None:
     return rng
 
 
+def room(rng, numbers: int) -> None:
+    """Raise if ``rng`` is limited to fewer draws than a model is about to allocate: a file's settings do not fit it."""
+    if numbers > getattr(rng, "left", numbers):
+        raise ValueError("its settings are of a larger model than its arrays")
+
+
 def axis(name: str, value, ndim: int) -> int:
     """``value``, one of ``ndim`` axes, as an index from 0 to ndim - 1."""
     try:

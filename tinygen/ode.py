@@ -64,6 +64,7 @@ def dopri5(f: Callable, y: tuple, start: float, stop: float, rtol: float = 1e-5,
     smaller h. Each step waits for the device. Raises FloatingPointError where steps become too small.
     Source: Hairer et al. 1993, sections II.4 and II.5.
     """
+    start, stop = check.number("start", start, "(-inf, inf)"), check.number("stop", stop, "(-inf, inf)")
     rtol, atol = check.number("rtol", rtol, "[0, inf)"), check.number("atol", atol, "(0, inf)")
     t, h, first = start, (stop - start) / 10, f(start, *y)
     while t != stop:

@@ -122,7 +122,7 @@ def fit(
     if not isinstance(anneal or {}, dict):
         raise ValueError(f"anneal: got {anneal!r}, needs a dict of functions by the names of the model's attributes")
     learned, anneal = _learned(model, optimizer), anneal or {}
-    functions = {"schedule": schedule, "callback": callback}
+    functions = {"prepare": prepare, "schedule": schedule, "callback": callback}
     for name, f in {**functions, **{f"anneal {name}": f for name, f in anneal.items()}}.items():
         if f is not None and not callable(f):
             raise ValueError(f"{name}: got {f!r}, needs a function")
@@ -138,6 +138,9 @@ def fit(
     settings["frozen"] = [name for name, p in model.named_parameters() if all(p is not q for q in learned)]
     settings |= _digests(data, held_out, prepare, schedule, anneal)
     seed = int(check.generator(rng).integers(2**63))
+    if held_out is not None:  # an error in these images is raised before anything changes
+        with no_grad():
+            shard_loss(model, tuple(array[:SHARD] for array in held_out), prepare, [0], learning=False)
     if hasattr(model, "initialize"):
         _initialize(model, _batch(data, batch_size, seed, 0), prepare, seed)
     state = TrainingState(model, optimizer, learned, averaging, seed, settings)
@@ -155,8 +158,6 @@ def fit(
         ) as workers,
         _bar(model, steps * batch_size, state.step * batch_size, progress) as bar,
     ):
-        if held_out is not None:  # finds errors in the validation data before anything is written
-            workers.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
         if checkpoint is not None and not state.step:
             state.save(checkpoint)  # if the file cannot be written, this raises now rather than after an hour
         with _saved_on_error(state, checkpoint):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygen import models
+from tinygen import check, models
 from tinygen.files import read_arrays, written
 from tinygen.nn import Module
 
@@ -61,9 +61,9 @@ class _Limited(np.random.Generator):
         self.left = numbers
 
     def standard_normal(self, size, dtype=np.float64):
-        self.left -= int(np.prod([int(n) for n in size], dtype=object))
-        if self.left < 0:
-            raise ValueError("its settings are of a larger model than its arrays")
+        numbers = int(np.prod([int(n) for n in size], dtype=object))
+        check.room(self, numbers)
+        self.left -= numbers
         return super().standard_normal(size, dtype)
 
 

@@ -10,7 +10,7 @@
     sample(n, rng, labels)    n draws of x
     complete(x, rng, mask)    the images with all values drawn anew but those where the mask holds
     encode(x), decode(z)      from images to codes and back; reconstruct(x) is both
-    initialize(x, rng)        sets what depends on the first minibatch, such as scales
+    initialize(x, rng, labels)  sets what depends on the first minibatch, such as scales
     maximize(images, rounds)  trains without gradients
 
 A model has the first two, and of the others what it can do. x is a batch of images (N, C, H, W), an array or a Tensor.

@@ -133,8 +133,9 @@ class VAE(Model):
         return m.concatenate(parts)
 
     @no_grad()
-    def sample(self, n: int, rng: np.random.Generator):
+    def sample(self, n: int, rng: np.random.Generator, labels=None):
         """(n, C, H, W) array on the model's device: z ~ N(0, I), then x ~ p(x|z)."""
+        check.no_labels(labels)
         return self.likelihood(self._prior(n, rng)).sample(rng)
 
     @no_grad()

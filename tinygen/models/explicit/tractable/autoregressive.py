@@ -98,6 +98,7 @@ class Autoregressive(Model):
 
     def complete(self, x, rng: np.random.Generator, mask, labels=None):
         """(n, C, H, W): the values of x where ``mask`` holds, the others drawn as ``sample`` does with ``given``."""
+        x = check_images(x, self.image_shape, self.levels).data
         return self.sample(len(x), rng, labels, x, mask)
 
     def sample_by_definition(self, n, rng, labels=None, given=None, mask=None, temperature=1.0):

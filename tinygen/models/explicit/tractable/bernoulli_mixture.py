@@ -58,8 +58,9 @@ class BernoulliMixture(Model):
             self.log_w.data = m.log(n + prior)
 
     @no_grad()
-    def sample(self, n: int, rng: np.random.Generator):
+    def sample(self, n: int, rng: np.random.Generator, labels=None):
         """n images (n, C, H, W) of 0 and 1, uint8, on the model's device."""
+        check.no_labels(labels)
         n, w = check.count("n", n), ops.softmax(self.log_w, 0).numpy().astype(float)
         k = check.generator(rng).choice(len(w), n, p=w / w.sum())
         p = ops.sigmoid(self.logits[to_device(k, self.device)]).data

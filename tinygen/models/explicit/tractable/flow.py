@@ -93,7 +93,10 @@ class Flow(Model):
         return self._transform(*self._real(self._checked(x)))[0]
 
     def decode(self, z) -> Tensor:
-        """z (N, D), array or Tensor on the model's device -> (N, C, H, W), the real numbers x with encode(x) = z."""
+        """z (N, D), array or Tensor on the model's device -> (N, C, H, W), the real numbers x with encode(x) = z.
+
+        With ``levels``, an unlikely z may give numbers outside 0 .. levels, which ``encode`` refuses.
+        """
         z = check.tensor("code", z, "N", math.prod(self.image_shape)).astype(self.dtype)
         x, end = None, z.shape[1]
         for i in reversed(range(len(self.scales))):
@@ -109,13 +112,14 @@ class Flow(Model):
         return (ops.sigmoid(x + BLACK) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
 
     @no_grad()
-    def sample(self, n: int, rng: np.random.Generator, *, temperature: float = 1.0):
+    def sample(self, n: int, rng: np.random.Generator, labels=None, *, temperature: float = 1.0):
         """(n, C, H, W) array on the model's device: z from the prior, times ``temperature``, decoded.
 
-        With ``levels`` whole numbers, uint8 or, if there are more than 256, int64. Below a temperature of 1 the draws
-        are more typical, and no longer the model's own.
+        With ``levels`` whole numbers, uint8 or, if there are more than 256, int64; a draw outside 0 .. levels, where no
+        training image is, becomes the nearest of them. A temperature below 1 makes draws more typical.
         Raises ValueError for n < 1, a temperature below 1e-30 or above 1e30, or parameters that (on the host) are nan.
         """
+        check.no_labels(labels)
         n, temperature = check.count("n", n), check.number("temperature", temperature, "[1e-30, 1e30]")
         z = temperature * self.prior.sample((n, math.prod(self.image_shape)), check.generator(rng))
         x = self.decode(to_device(z.astype(self.dtype), self.device)).data

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from tinygen import check
 from tinygen.models.explicit.tractable.belief_network import BeliefNetwork
 from tinygen.models.recipe import Recipe
 from tinygen.nn import MaskedLinear
@@ -19,6 +20,7 @@ class FVSBN(BeliefNetwork):
 
     def __init__(self, image_shape=(1, 28, 28), levels=2, *, rng: np.random.Generator):
         super().__init__(image_shape, levels)
+        check.room(rng, self.values**2 * self.outputs)
         output, value = np.arange(self.values * self.outputs) // self.outputs, np.arange(self.values)
         self.linear = MaskedLinear(output[:, None] > value, rng=rng, gain=0.0)  # (D K, D)
 

@@ -52,18 +52,19 @@ class Glow(Flow):
         self.initialized = Buffer(np.zeros(1, np.float32))  # 1: the actnorms have seen images
 
     @no_grad()
-    def initialize(self, x, rng: np.random.Generator):
-        """Let the actnorms set their scales, one after the other, from a first minibatch x.
+    def initialize(self, x, rng: np.random.Generator, labels=None):
+        """Let the actnorms that are not frozen set their scales, one after the other, from a first minibatch x.
 
         ``fit`` calls it before training. It does nothing the second time, or where trained weights were loaded.
         """
+        check.no_labels(labels)
         if not self.initialized.data.any():
             self._transform(*self._real(self._dequantized(x, rng)), before=initialize)
             self.initialized.data = self.initialized.data + 1
 
 
 def initialize(layer, x):
-    if isinstance(layer, ActNorm):
+    if isinstance(layer, ActNorm) and layer.requires_grad:
         layer.initialize(x)
 
 

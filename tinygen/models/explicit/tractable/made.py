@@ -36,7 +36,10 @@ class MADE(BeliefNetwork):
             check.counts("hidden", hidden if isinstance(hidden, tuple | list | np.ndarray) else (hidden,)),
             self.values,
         )
-        ranks = [np.arange(d)] + [check.generator(rng).permutation(d) for _ in range(check.count("orders", orders) - 1)]
+        check.room(rng, d * self.outputs * (d + hidden[-1]) + d * hidden[0])
+        orders = check.count("orders", orders)
+        check.room(rng, orders * d)
+        ranks = [np.arange(d)] + [check.generator(rng).permutation(d) for _ in range(orders - 1)]
         self.ranks = Buffer(np.stack(ranks))  # (orders, D), of each value
         degrees = [np.arange(units) * max(1, d - 1) // units for units in hidden]
         self.degrees = [Buffer(m) for m in degrees]  # of each layer's units
@@ -54,13 +57,20 @@ class MADE(BeliefNetwork):
 
     def in_order(self, o: int) -> "MADE":
         """The same network, with the same parameters, in its order number ``o`` alone."""
-        ranks, model = self.ranks.data[o], copy.copy(self)
-        model.ranks = Buffer(ranks[None])
-        layers = self.first, self.last, self.direct
-        model.first, model.last, model.direct = map(copy.copy, layers)
-        for layer, mask in zip((model.first, model.last, model.direct), self._masks(ranks)):
-            layer.mask = mask.astype(layer.mask.dtype)
+        model, o = copy.copy(self), check.axis("o", o, len(self.ranks.data))
+        model.ranks = Buffer(self.ranks.data[o : o + 1])
+        model.first, model.last, model.direct = map(copy.copy, (self.first, self.last, self.direct))
+        model._set_masks()
         return model
+
+    def _set_masks(self):
+        """Mask the layers for the first order."""
+        for layer, mask in zip((self.first, self.last, self.direct), self._masks(self.ranks.data[0])):
+            layer.mask = mask.astype(layer.mask.dtype)
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._set_masks()  # for the orders that were loaded
 
     def vector_logits(self, x):
         if len(self.ranks.data) > 1:

@@ -30,8 +30,9 @@ class NICE(Flow):
     ):
         super().__init__(image_shape, levels)
         hidden, layers = check.count("hidden", hidden), check.count("layers", layers)
+        check.room(rng, np.prod(self.image_shape, dtype=object))
         half, shape = np.indices(self.image_shape).sum(0) % 2, self.image_shape
-        halves = [(half + i) % 2 for i in range(check.count("couplings", couplings))]
+        halves = ((half + i) % 2 for i in range(check.count("couplings", couplings)))
         chain = [Coupling(mask, MLP(shape, hidden, layers, outputs=1, rng=rng)) for mask in halves]
         self.scales = [[*chain, Scaling(shape)]]
         self.prior = Logistic()
