@@ -138,11 +138,8 @@ def fit(
     settings["frozen"] = [name for name, p in model.named_parameters() if all(p is not q for q in learned)]
     settings |= _digests(data, held_out, prepare, schedule, anneal)
     seed = int(check.generator(rng).integers(2**63))
-    if held_out is not None:  # an error in these images is raised before anything changes
-        with no_grad():
-            shard_loss(model, tuple(array[:SHARD] for array in held_out), prepare, [0], learning=False)
     if hasattr(model, "initialize"):
-        _initialize(model, _batch(data, batch_size, seed, 0), prepare, seed)
+        _initialize(model, _batch(data, batch_size, seed, 0), held_out, prepare, seed)
     state = TrainingState(model, optimizer, learned, averaging, seed, settings)
     if not first_rank():
         checkpoint, progress = None, False
@@ -158,6 +155,8 @@ def fit(
         ) as workers,
         _bar(model, steps * batch_size, state.step * batch_size, progress) as bar,
     ):
+        if held_out is not None:  # finds errors in the validation data before anything is written
+            workers.mean(tuple(array[:SHARD] for array in held_out), [0], own, gradients=False)
         if checkpoint is not None and not state.step:
             state.save(checkpoint)  # if the file cannot be written, this raises now rather than after an hour
         with _saved_on_error(state, checkpoint):
@@ -231,10 +230,12 @@ def evaluate(
 # -- the parts of a step
 
 
-def _initialize(model, batch, prepare, seed):
+def _initialize(model, batch, held_out, prepare, seed):
     """Call the model's ``initialize`` with the first minibatch and a generator that nothing else uses."""
     rng = np.random.default_rng([seed, 3])
     with one_blas_thread, no_grad():
+        if held_out is not None:  # finds errors in the validation data before the model changes
+            shard_loss(model, tuple(array[:SHARD] for array in held_out), prepare, [0], learning=False)
         x, *labels = prepared(model, batch, prepare, rng)
         model.initialize(x, rng, *labels)
 
