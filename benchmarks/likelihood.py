@@ -1,4 +1,4 @@
-"""The table of van den Oord et al. 2016 (binarized MNIST), and rows for Gated PixelCNN, the VAE and the autoencoder.
+"""The table of likelihoods on MNIST: belief networks, pixel models, flows, the VAE, and the autoencoder beside them.
 
     python benchmarks/likelihood.py gated-pixelcnn             # train, or resume training; write the row
     python benchmarks/likelihood.py gated-pixelcnn --evaluate  # evaluate the weights that ship; --json for JSON
@@ -116,8 +116,8 @@ to zero; validated on 1,000; weight decay 0.1 but for the first:
   minute (94.0 against 96.0), but had a gap to training of 3.4 at once; with weight decay of 0.5 95.4 after two minutes.
 - MADE: overfits too; training ended at 83.9, validation at 90.2 (at best 90.1). The published figure is of more units
   than fit into 2 MB.
-- Mixture of Bernoullis, after 8 rounds: 139.4 with a prior of 0.2 pixels of each value, 136.3 with 0.05; after 30 rounds
-  143.8 with 1.
+- Mixture of Bernoullis, after 8 rounds: 139.4 with a prior of 0.2 pixels of each value, 136.3 with 0.05; after 30
+  rounds 143.8 with 1.
 - Real NVP, bits per dimension on 500 validation images after 300 steps of 16 images, 24 channels: 2.83 with actnorm for
   each number; 2.16 with black at 0 and a learned scale for each pixel; 1.86 with the couplings' scales bounded by 3
   instead of 1; 1.81 without learned offsets; 1.95 then with a normal instead of a softly uniform z; 1.79 with tanh x
