@@ -61,7 +61,7 @@ Departures from the papers:
 
 In the picture of the learning curves the losses are on 2,000 validation images; the VAE's is its ELBO with one draw
 of z, looser than the bound in the table. The Diagonal BiLSTM's rate fell to zero twice, at 43 and 66 minutes, and
-began again at 0.4 of the full one between. `vae-2d` is off the scale.
+began again at 0.4 of the full one between. Rows above 92 nats are not shown.
 
 ![Validation nats against minutes of training](pictures/learning_curves.png)
 """.strip()
@@ -359,7 +359,7 @@ def write_tables():
                 key = key_of(model, about["protocol"])
                 on_test = f"{result[key]:.3f} bits/dim" if key == "bits_per_dim" else f"{result[key]:.2f}"
                 published = row.published
-                if about["validation"][-1] < 100:  # others are far off the scale
+                if about["validation"][-1] < 92:  # others are far off the scale
                     shown = f"minus ELBO, {result['protocol']}" if hasattr(model, "bound") else result["protocol"]
                     ax.plot(
                         minutes,

@@ -1,4 +1,4 @@
-"""A normalizing flow step by step: layers bend noise into a density, and digits turn into each other. A minute.
+"""A normalizing flow step by step: layers bend noise into a density, and digits turn into each other. Half a minute.
 
 Real NVP is a chain of couplings. Each moves some of the numbers, stretching and shifting them by what a network makes
 of the others, which stay; so it can be undone exactly, and log |det| is the sum of the stretchings' logarithms. In the
