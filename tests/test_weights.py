@@ -7,7 +7,7 @@ import pytest
 
 import tinygen
 from tinygen import data, weights
-from tinygen.models import VAE, Autoencoder, PixelCNN, PixelRNN
+from tinygen.models import VAE, PixelCNN, PixelRNN
 from tinygen.training import evaluate
 
 SHIPPED = sorted(path.stem for path in weights.FOLDER.glob("*.npz"))
@@ -135,6 +135,6 @@ def test_shipped(name, rng):
     model, (_, about) = tinygen.pretrained(name), weights.load(weights.FOLDER / f"{name}.npz")
     grey = data.digits().test_images[:100]
     labels = {"labels": data.digits().test_labels[:100]} if getattr(model, "classes", 0) else {}
-    images = grey / np.float32(255) if isinstance(model, Autoencoder) else data.binarize_static(grey, 0)
+    images = {"grey": grey / np.float32(255), "8-bit": grey}.get(about["protocol"], data.binarize_static(grey, 0))
     figure = evaluate(model, images, rng, **labels)
     assert 0.85 * about["validation"][-1] < figure < 1.15 * about["validation"][-1]
