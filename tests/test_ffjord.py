@@ -429,3 +429,24 @@ def test_the_error_of_every_part_of_the_state_counts():
     slow, fast = Tensor(np.ones(1)), Tensor(np.ones(1))
     _, found = dopri5(lambda t, a, b: (0 * a, 40 * np.cos(40 * t) * (0 * b + 1)), (slow, fast), 0.0, 1.0, 1e-8, 1e-8)
     np.testing.assert_allclose(found.data, 1 + np.sin(40), atol=1e-6)
+
+
+def test_the_loss_adds_smooth_times_the_roughness_of_the_path(rng):
+    model, x = build(trace="exact"), rng.standard_normal((4, 1, 1, 2))
+    losses = []
+    for model.smooth in (0, 0.5, 1.0):
+        losses.append(model.loss(x, np.random.default_rng(0)).item())
+    assert losses[1] > losses[0]
+    np.testing.assert_allclose(losses[2] - losses[1], losses[1] - losses[0])
+
+
+def test_each_image_has_a_probe_of_its_own(rng, monkeypatch):
+    model, seen = build(trace="hutchinson"), []
+    layer = model.scales[0][0]
+    backwards = layer.backwards
+    monkeypatch.setattr(
+        layer, "backwards", lambda x, probes, *how: seen.append(probes.data) or backwards(x, probes, *how)
+    )
+    model.loss(rng.standard_normal((50, 1, 1, 2)), np.random.default_rng(0))
+    (probes,) = seen
+    assert probes.shape == (1, 50, 2) and set(np.unique(probes)) == {-1, 1} and abs(probes.mean(1)).max() < 0.5

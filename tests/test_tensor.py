@@ -13,7 +13,7 @@ from tinygen import Op, Tensor, grad, gradcheck, no_grad, ops
 from tinygen.backend import to_device
 from tinygen.nn import Linear
 from tinygen.optim import SGD
-from tinygen.tensor import keep_values
+from tinygen.tensor import history, keep_values
 
 
 def leaf(*values, dtype=np.float64):
@@ -876,3 +876,11 @@ def test_a_leaf_that_changes_is_an_error_through_an_operation_that_returns_its_i
     for total in totals:
         with pytest.raises(RuntimeError, match="has got new values"):
             grad(total, x)
+
+
+def test_the_history_after_an_op_leaves_out_what_came_before():
+    x = Tensor(np.ones(2), requires_grad=True)
+    for _ in range(50):
+        x = x * 1.01
+    y = (x * 2).sum()
+    assert len(history([y])) == 52 and len(history([y], x._op._order)) == 2

@@ -32,10 +32,8 @@ class MADE(BeliefNetwork):
 
     def __init__(self, image_shape=(1, 28, 28), levels=2, hidden=(500,), orders=1, *, rng: np.random.Generator):
         super().__init__(image_shape, levels)
-        hidden, d = (
-            check.counts("hidden", hidden if isinstance(hidden, tuple | list | np.ndarray) else (hidden,)),
-            self.values,
-        )
+        several = isinstance(hidden, tuple | list | np.ndarray)
+        hidden, d = check.counts("hidden", hidden if several else (hidden,)), self.values
         check.room(rng, d * self.outputs * (d + hidden[-1]) + d * hidden[0])
         orders = check.count("orders", orders)
         check.room(rng, orders * d)
