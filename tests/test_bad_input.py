@@ -316,7 +316,7 @@ CALLS |= {
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
                                   "channels": ("channels", (2, 3))} | rng),
-    "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4)} | rng),
+    "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4), "order": ("choice", "random")} | rng),
     "NADE": (NADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("size", 3)} | rng),
     "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
                     "orders": ("size", 2)} | rng),

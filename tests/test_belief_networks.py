@@ -20,16 +20,17 @@ BUILD = {
     "made, deep": lambda shape, levels=2, *, rng: MADE(shape, levels, hidden=(20, 9, 14), rng=rng),
     "made, few units": lambda shape, levels=2, *, rng: MADE(shape, levels, hidden=(2, 3), rng=rng),
 }
+RANDOM = {"fvsbn, random": lambda shape, levels=2, *, rng: FVSBN(shape, levels, order="random", rng=rng)}
 ORDERS = {"made, orders": lambda shape, levels=2, *, rng: MADE(shape, levels, hidden=(9, 8), orders=3, rng=rng)}
 SHAPES = [(1, 1, 1), (1, 1, 2), (1, 1, 7), (1, 3, 2), (3, 1, 2), (2, 2, 2)]
 every_order = pytest.mark.parametrize("name", BUILD)
-every_model = pytest.mark.parametrize("name", BUILD | ORDERS)
+every_model = pytest.mark.parametrize("name", BUILD | RANDOM | ORDERS)
 
 
 def build(name, shape, levels=2, seed=0, dtype=np.float64):
     """A model with random parameters, masked ones included."""
     rng = np.random.default_rng(seed)
-    model = (BUILD | ORDERS)[name](shape, levels, rng=rng)
+    model = (BUILD | RANDOM | ORDERS)[name](shape, levels, rng=rng)
     for p in model.parameters():
         p.data = rng.standard_normal(p.shape).astype(dtype)
     return model
@@ -48,6 +49,19 @@ def test_a_value_sees_all_values_before_it_and_no_other(name, shape, levels, rng
     y = model.vector_logits(x)  # (4, D, K)
     j = np.array([abs(grad(y[:, i].sum(), x)[0].data).sum(0) for i in range(d)])
     np.testing.assert_array_equal(j == 0, np.triu(np.ones((d, d), bool)))
+
+
+@pytest.mark.parametrize("shape,levels", [((1, 2, 4), 2), ((2, 2, 2), 3)])
+def test_fvsbns_random_order_is_seen_as_it_is_ranked(shape, levels, tmp_path, rng):
+    model = build("fvsbn, random", shape, levels)
+    assert sorted(model.ranks.data) == list(range(8)) and (np.diff(model.ranks.data) < 0).any()
+    x = Tensor(rng.random((4, 8)) + 0.1, requires_grad=True)
+    y = model.vector_logits(x)
+    j = np.array([abs(grad(y[:, i].sum(), x)[0].data).sum(0) for i in range(8)])
+    np.testing.assert_array_equal(j != 0, model.ranks.data[:, None] > model.ranks.data)
+    weights.save(tmp_path / "a.npz", model, {"settings": {"image_shape": shape, "levels": levels}}, half=False)
+    x, loaded = all_images(shape, levels)[::37], weights.load(tmp_path / "a.npz")[0]  # built in raster order
+    np.testing.assert_allclose(loaded.log_prob(x).data, model.log_prob(x).data, rtol=1e-5)
 
 
 def test_orders_are_seen_as_they_are_ranked(rng):
@@ -124,7 +138,7 @@ def test_fit_gives_the_same_bits_for_any_number_of_workers_and_after_a_resume(na
     images, found = rng.integers(0, 2, (40, 1, 2, 3)), []
     for workers, parts in ((1, (6,)), (2, (6,)), (1, (3, 6))):
         for steps in parts:
-            model = (BUILD | ORDERS)[name]((1, 2, 3), rng=np.random.default_rng(1))
+            model = (BUILD | RANDOM | ORDERS)[name]((1, 2, 3), rng=np.random.default_rng(1))
             path = tmp_path / f"{workers}{parts}.npz"
             how = {"batch_size": 12, "checkpoint": path, "workers": workers, "progress": False, "averaging": 0.9}
             fit(

@@ -36,6 +36,11 @@ class BeliefNetwork(Autoregressive):
     def _scaled(self, x, dtype):
         return x.astype(dtype) * (1 / (self.levels - 1))
 
+    def _in_order(self, ranks):
+        """The positions (row, column, colour) of the values, that of rank 0 first."""
+        raster = super().positions()
+        return [raster[i] for i in ranks.numpy().argsort()]
+
     def _index(self, row, column, colour):
         """The place of a value in the vector."""
         c, _, width = self.image_shape
