@@ -153,18 +153,23 @@ def test_priors(prior, rng):
 
 
 @pytest.mark.parametrize("levels", [2, 3])
+@pytest.mark.parametrize("counted", [False, True])
 @every_flow
-def test_logit_and_dequantization_count_once(model, levels, rng):
+def test_equalization_and_dequantization_count_once(model, levels, counted, rng):
     """One pixel: the density on [0, levels] by hand, its integral, and the bound's mean over u."""
     flow = build(model, (1, 1, 1), levels, rng)
+    share = np.full(levels, 1 / levels)
+    if counted:
+        flow.counts.data = np.array([8, 2, 0][:levels])
+        share = 0.1 / levels + 0.9 * np.array([0.8, 0.2, 0.0])[:levels]
     n = 2000
     x = ((np.arange(levels * n) + 0.5) / n).reshape(-1, 1, 1, 1)
-    v = np.log((s := 0.05 + 0.9 * x / levels) / (1 - s)) - np.log(0.05 / 0.95)
+    v = np.interp(x, np.arange(levels + 1), 2 * np.r_[0, np.cumsum(share)] - 1)
     z, log_det = flow._transform(Tensor(v), 0.0)  # on real numbers
-    slope = np.gradient(v[:, 0, 0, 0], 1 / n, edge_order=2)
+    slope = 2 * share.repeat(n)
     by_hand = flow.prior.log_prob(z).data + np.broadcast_to(getattr(log_det, "data", 0.0), len(x)) + np.log(slope)
     log_p = flow.log_prob(x).data
-    np.testing.assert_allclose(log_p, by_hand, atol=3e-5)
+    np.testing.assert_allclose(log_p, by_hand, atol=1e-9)
     ends = flow.encode(np.array([0.0, levels]).reshape(2, 1, 1, 1)).data[:, 0]
     grid = np.linspace(*sorted(ends), 20_001)
     inside = np.exp(flow.prior.log_prob(Tensor(grid[:, None])).data)
@@ -177,10 +182,25 @@ def test_logit_and_dequantization_count_once(model, levels, rng):
 
 
 def test_bits_by_hand(rng):
-    """All layers the identity, x in the middle: log 256, the logit's part, and the logistic's p(log 19) = 0.05 0.95."""
+    """All layers the identity, x in the middle: 256 levels become 2 / 256 wide, and the logistic's p(0) is 1 / 4."""
     flow = NICE((1, 2, 2), 256, **SMALL[NICE], rng=rng)
-    expected = 4 * (-np.log(256) + np.log(0.9 / 0.25) + np.log(0.05 * 0.95))
+    expected = 4 * np.log(2 / 256 / 4)
     np.testing.assert_allclose(flow.log_prob(np.full((1, 1, 2, 2), 128.0)).data, expected, rtol=1e-6)
+
+
+@every_flow
+def test_equalized_levels_are_as_wide_as_they_are_frequent(model, rng):
+    """Images of the frequencies that were counted are spread evenly over [-1, 1], for whatever images come later."""
+    flow, x = model((1, 2, 4), 4, **SMALL[model], rng=rng), rng.choice(4, (5000, 1, 2, 4), p=[0.7, 0.1, 0.2, 0.0])
+    flow.initialize(x[:2500], rng)
+    assert flow.counts.data.sum() == 2500 * 8 and flow.counts.data[3] == 0
+    before = flow.counts.data
+    flow.initialize(x[:5], rng)  # once only
+    np.testing.assert_array_equal(flow.counts.data, before)
+    v = flow._real(flow._dequantized(x, rng))[0].data
+    counts = np.histogram(v, [-1, -0.5, 0, 0.5, 0.95])[0] / v.size
+    np.testing.assert_allclose(counts, np.array([0.5, 0.5, 0.5, 0.45]) / 1.9, atol=0.03)
+    assert model((1, 2, 4), None, **SMALL[model], rng=rng).counts.size == 0  # real numbers are not counted
 
 
 @every_flow
@@ -312,7 +332,7 @@ def test_training_has_the_same_bits_for_any_workers_and_after_a_resume(model, rn
         np.testing.assert_array_equal(two[name], value, err_msg=name)
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     if model is Glow:
-        assert one["initialized"] == 1 and abs(one["scales.0.1.bias"]).max() > 0.1
+        assert one["initialized"] == 1 and abs(one["scales.0.1.bias"]).max() > 0.02
 
 
 @every_flow
@@ -335,7 +355,7 @@ def test_the_same_on_every_device(model, shape, levels, rng, device):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m, rng: m(levels=1, rng=rng), "levels: got 1, needs a whole number of at least 2"),
+        (lambda m, rng: m(levels=1, rng=rng), "levels: got 1, needs a whole number from 2 to 65536"),
         (lambda m, rng: m((1, 4), rng=rng), r"image_shape: got \(1, 4\), needs \(channels, height, width\)"),
         (lambda m, rng: m(hidden=0, rng=rng), "hidden: got 0, needs a whole number of at least 1"),
         (lambda m, rng: m((1, 2, 2), rng=rng).bound(np.full((1, 1, 2, 2), 0.5), rng), "needs whole numbers 0 .. 255"),

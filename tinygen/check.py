@@ -11,14 +11,15 @@ import numpy as np
 from tinygen.tensor import Tensor, as_array, as_tensor
 
 
-def count(name: str, value, smallest: int = 1, odd: bool = False) -> int:
-    """``value`` as a Python int of at least ``smallest``; a NumPy integer could overflow later."""
+def count(name: str, value, smallest: int = 1, odd: bool = False, most: float = np.inf) -> int:
+    """``value`` as a Python int from ``smallest`` to ``most``; a NumPy integer could overflow later."""
     try:
         n = operator.index(value)
     except TypeError:
         n = smallest - 1
-    if n < smallest or isinstance(value, bool | np.bool_) or (odd and n % 2 == 0):
-        raise ValueError(f"{name}: got {value!r}, needs {'an odd' if odd else 'a whole'} number of at least {smallest}")
+    if not smallest <= n <= most or isinstance(value, bool | np.bool_) or (odd and n % 2 == 0):
+        limits = f"of at least {smallest}" if most == np.inf else f"from {smallest} to {most}"
+        raise ValueError(f"{name}: got {value!r}, needs {'an odd' if odd else 'a whole'} number {limits}")
     return n
 
 

@@ -16,13 +16,11 @@ from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.nn import Conv2d, Linear, Module, Parameter
+from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter
 from tinygen.tensor import Tensor, no_grad
 
-ALPHA = 0.05  # keeps the logit finite at black and white
-BLACK = math.log(ALPHA / (1 - ALPHA))  # the logit of 0
-SPREAD = 20.0  # networks see tanh(x) and x / SPREAD
-FACTOR = 3.0  # the initial bound on |s| in y = x exp(s) + t: black noise is some 20 times narrower than z
+EVEN = 0.1  # the share of a uniform histogram in equalization, so that rare values keep some width
+FACTOR = 1.0  # the initial bound on |s| in y = x exp(s) + t
 
 
 class Terms(NamedTuple):
@@ -44,15 +42,19 @@ class Flow(Model):
     After each scale but the last, the second half of the channels leaves: it becomes part of z as it is
     (Dinh et al. 2017, section 3.6). z is (N, D) with D = C H W, what left first in front.
 
-    ``levels``: images are whole numbers 0 .. levels - 1. Uniform noise u in [0, 1) is added, and y = (x + u) / levels
-    goes through logit(alpha + (1 - 2 alpha) y) (Dinh et al. 2017, section 4.1), less the logit of black, which
-    becomes the 0 that convolutions pad with. None: images are real numbers, which the layers get as they are.
+    ``levels``: images are whole numbers 0 .. levels - 1. Uniform noise u in [0, 1) is added, and x + u is equalized
+    to [-1, 1]: the bin of each level gets a width in proportion to how frequent the level is in the first minibatch.
+    Then a pixel that is black in most images is spread over most of [-1, 1], and noise that must stay uniform noise
+    is about as wide as z. (Dinh et al. 2017, section 4.1, take a logit, after which that noise is 80 times narrower
+    than the way from black to white.) None: images are real numbers, which the layers get as they are.
     A vector of D numbers is an image (1, 1, D).
     """
 
     def __init__(self, image_shape, levels, scales: int = 0):
         self.image_shape = check_shape(image_shape)
-        self.levels = None if levels is None else check.count("levels", levels, 2)
+        self.levels = None if levels is None else check.count("levels", levels, 2, most=1 << 16)
+        # How often each level was seen; without any, all widths are equal.
+        self.counts = Buffer(np.zeros(self.levels or 0, np.int64))
         # The shape (C, H, W) in each scale, after its squeeze; what cannot be squeezed is one scale.
         (c, h, w), squeezed = self.image_shape, []
         while len(squeezed) < scales and h % 2 == w % 2 == 0:
@@ -62,6 +64,16 @@ class Flow(Model):
 
     def describe(self):
         return f"image_shape={self.image_shape}, levels={self.levels}"
+
+    @no_grad()
+    def initialize(self, x, rng: np.random.Generator, labels=None):
+        """Count the levels in a first minibatch x. ``fit`` calls it before training; it does nothing the second time,
+        or where trained weights were loaded.
+        """
+        check.no_labels(labels)
+        if self.levels is not None and not self.counts.data.any():
+            x = check_images(x, self.image_shape, self.levels).data
+            self.counts.data = xp(x).bincount(x.astype(np.int64).reshape(-1), minlength=self.levels)
 
     # -- densities
 
@@ -109,7 +121,9 @@ class Flow(Model):
                 x = layer.inverse(x)
         if self.levels is None:
             return x
-        return (ops.sigmoid(x + BLACK) - ALPHA) * (self.levels / (1 - 2 * ALPHA))
+        left, width = self._bins()
+        i = xp(left).clip(xp(left).searchsorted(left, x.data, "right") - 1, 0, self.levels - 1)
+        return i.astype(self.dtype) + (x - left[i]) * (1 / width[i])  # the ends go on in straight lines
 
     @no_grad()
     def sample(self, n: int, rng: np.random.Generator, labels=None, *, temperature: float = 1.0):
@@ -155,12 +169,18 @@ class Flow(Model):
         """Numbers from 0 to levels -> the layers' real numbers, and log |det| of the way (N,)."""
         if self.levels is None:
             return x, 0.0
-        s = ALPHA + (1 - 2 * ALPHA) / self.levels * x
-        log_s, log_1_s = ops.log(s), ops.log(1.0 - s)
-        # v = log s - log(1 - s) and s = alpha + (1 - 2 alpha) x / levels:
-        # dv/dx = (1 - 2 alpha) / (levels s (1 - s))
-        slope = math.log((1 - 2 * ALPHA) / self.levels) - log_s - log_1_s
-        return log_s - log_1_s - BLACK, slope.sum((1, 2, 3))
+        left, width = self._bins()
+        i = xp(x.data).clip(x.data.astype(np.int64), 0, self.levels - 1)  # the level of each number
+        # v = left_i + width_i (x - i), so dv/dx = width_i
+        return (x - i.astype(self.dtype)) * width[i] + left[i], Tensor(xp(width).log(width)[i].sum((1, 2, 3)))
+
+    def _bins(self):
+        """The left end of each level's bin in [-1, 1], and its width, both (levels,)."""
+        counts, m = self.counts.data, xp(self.counts.data)
+        share = counts / m.maximum(counts.sum(), 1)
+        share = m.where(counts.any(), EVEN / self.levels + (1 - EVEN) * share, 1 / self.levels)
+        right = 2 * m.cumsum(share) - 1
+        return (right - 2 * share).astype(self.dtype), (2 * share).astype(self.dtype)
 
     def _transform(self, x, log_det, before=lambda layer, x: None):
         """What the layers make of x (N, C, H, W): z (N, D), and ``log_det`` with theirs added.
@@ -251,14 +271,6 @@ class Coupling(Module):
 # -- networks of couplings
 
 
-def both_ranges(x):
-    """(N, C, H, W) -> (N, 2 C, H, W): tanh x, and x scaled down.
-
-    Layers stretch black noise to a width of about 1, and with it ink to more than 100: both are to be seen.
-    """
-    return ops.concatenate([ops.tanh(x), x * (1 / SPREAD)], 1)
-
-
 def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
     """A ``ConvNet`` for images; an ``MLP`` where height or width is 1, since a vector's neighbours are not related."""
     network = MLP if min(shape[1:]) == 1 else ConvNet
@@ -268,12 +280,12 @@ def coupling_network(shape, hidden, blocks, outputs=2, *, rng):
 class ConvNet(Module):
     """Convolution, residual blocks, convolution: (N, C, H, W) -> (N, outputs C, H, W), at first all zero.
 
-    Deviation from Dinh et al. 2017: nothing is normalized, and x is seen in two ranges.
+    Deviation from Dinh et al. 2017: nothing is normalized.
     """
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
         c, self.outputs = shape[0], outputs
-        self.first = Conv2d(2 * c, hidden, 3, padding=1, rng=rng, gain=2.0)
+        self.first = Conv2d(c, hidden, 3, padding=1, rng=rng, gain=2.0)
         self.blocks = [
             (
                 Conv2d(hidden, hidden, 3, padding=1, rng=rng, gain=2.0),
@@ -284,26 +296,23 @@ class ConvNet(Module):
         self.last = Conv2d(hidden, outputs * c, 3, padding=1, rng=rng, gain=0.0)
 
     def forward(self, x):
-        h = self.first(both_ranges(x))
+        h = self.first(x)
         for wide, narrow in self.blocks:
             h = h + narrow(ops.relu(wide(ops.relu(h))))
         return self.last(ops.relu(h))
 
 
 class MLP(Module):
-    """Linear layers with ReLU on all numbers of an image: (N, C, H, W) -> (N, outputs C, H, W), at first all zero.
-
-    They see x in two ranges too.
-    """
+    """Linear layers with ReLU on all numbers of an image: (N, C, H, W) -> (N, outputs C, H, W), at first all zero."""
 
     def __init__(self, shape, hidden, blocks, outputs=2, *, rng):
         self.outputs, size = outputs, math.prod(shape)
-        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (2 * size, *[hidden] * blocks)]
+        self.hidden = [Linear(a, hidden, rng=rng, gain=2.0) for a in (size, *[hidden] * blocks)]
         self.last = Linear(hidden, outputs * size, rng=rng, gain=0.0)
 
     def forward(self, x):
         n, c, *size = x.shape
-        h = both_ranges(x).reshape(n, -1)
+        h = x.reshape(n, -1)
         for layer in self.hidden:
             h = ops.relu(layer(h))
         return self.last(h).reshape(n, self.outputs * c, *size)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.models.explicit.tractable.flow import Coupling, Flatten, Flow, Normal, Squeeze, coupling_network
+from tinygen.models.explicit.tractable.flow import Coupling, Flatten, Flow, SoftUniform, Squeeze, coupling_network
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Buffer, Module, Parameter, init
 from tinygen.tensor import no_grad
@@ -15,14 +15,15 @@ SMALLEST = 0.01  # standard deviation that counts in the first minibatch, so tha
 
 class Glow(Flow):
     """At each scale: squeeze, then ``steps`` of actnorm, invertible 1x1 convolution and affine coupling; then half of
-    the channels leaves (figure 2). z is normal.
+    the channels leaves (figure 2).
 
     ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``scales``: at most so many, fewer where height or width is
     odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings' networks. Where height or width
     is odd at first, and for vectors, all D numbers are channels of one pixel, which takes a D x D matrix a step.
     Raises ValueError for a number that is too small.
 
-    Deviations from the paper: bounded scales (Dinh et al. 2017) and the networks of Real NVP. The last
+    Deviations from the paper: z is softly uniform, scales are bounded (Dinh et al. 2017), and the networks are those of
+    Real NVP. The last
     coupling of a scale changes the half that leaves, as a function of the half that stays. This plays the role of the
     learned conditional density in the authors' code.
     """
@@ -48,16 +49,13 @@ class Glow(Flow):
             [squeeze, *(layer for _ in range(steps) for layer in glow_step(shape, hidden, blocks, rng=rng))]
             for shape in self.shapes
         ]
-        self.prior = Normal()
+        self.prior = SoftUniform(math.prod(self.image_shape))
         self.initialized = Buffer(np.zeros(1, np.float32))  # 1: the actnorms have seen images
 
     @no_grad()
     def initialize(self, x, rng: np.random.Generator, labels=None):
-        """Let the actnorms that are not frozen set their scales, one after the other, from a first minibatch x.
-
-        ``fit`` calls it before training. It does nothing the second time, or where trained weights were loaded.
-        """
-        check.no_labels(labels)
+        """Count the levels, and let the actnorms that are not frozen set their scales, one after the other."""
+        super().initialize(x, rng, labels)
         if not self.initialized.data.any():
             self._transform(*self._real(self._dequantized(x, rng)), before=initialize)
             self.initialized.data = self.initialized.data + 1
@@ -97,11 +95,14 @@ class ActNorm(Module):
 
 
 class InvertibleConv1x1(Module):
-    """y = W x at each position, with W (C, C), which starts as a random rotation (section 3.2)."""
+    """y = W x at each position, with W (C, C), which starts as a random permutation of the channels (section 3.2).
+
+    Deviation from the paper, which starts with a random rotation: that would mix uniform noise, of which most of an
+    image consists, into something else, before any coupling has seen it.
+    """
 
     def __init__(self, channels, *, rng):
-        rotation = np.linalg.qr(check.generator(rng).standard_normal((channels, channels)))[0]
-        self.weight = Parameter(rotation.astype(np.float32))
+        self.weight = Parameter(np.eye(channels, dtype=np.float32)[check.generator(rng).permutation(channels)])
 
     def forward(self, x):
         # log |det| = H W log |det W|  (equation 9)

@@ -57,9 +57,8 @@ RECIPES = {
         RealNVP,
         {},
         protocol="8-bit",
-        steps=(9000,),
+        steps=(30_000,),
         lr=5e-3,
-        batch_size=64,
         published="1.06",  # Grathwohl et al. 2019, table 2
     )
 }
