@@ -137,11 +137,12 @@ def made(w, x):
     return bernoulli(masked_linear(w, h, pixels, True) + masked_linear(w, x, pixels, True), x)
 
 
-def logits_of(x, u):
-    """Whole numbers below 256 plus noise u -> their logits, which are 0 for black, and log |det| of that (N,)."""
-    s = 0.05 + 0.9 / 256 * (x + (torch.rand_like(x) if u is None else u))
-    log_det = math.log(0.9 / 256) - torch.log(s) - torch.log(1 - s)
-    return torch.logit(s) - math.log(0.05 / 0.95), log_det.sum((1, 2, 3))
+def equalized(x, u):
+    """Whole numbers below 256 plus noise u -> [-1, 1] by a histogram, here an even one, and log |det| (N,)."""
+    width, level = torch.full((256,), 2 / 256, dtype=x.dtype, device=x.device), x.long()
+    left = torch.cumsum(width, 0) - width - 1
+    v = (torch.rand_like(x) if u is None else u) * width[level] + left[level]
+    return v, torch.log(width)[level].sum((1, 2, 3))
 
 
 @functools.cache
@@ -163,8 +164,7 @@ def scaled(w, x):
 
 def affine(w, x, mask, blocks=1):
     """An affine coupling: y and log |det dy/dx|."""
-    seen = x * mask
-    h = F.conv2d(torch.cat([torch.tanh(seen), seen / 20], 1), next(w), next(w), padding=1)
+    h = F.conv2d(x * mask, next(w), next(w), padding=1)
     for _ in range(blocks):
         y = F.conv2d(F.relu(h), next(w), next(w), padding=1)
         h = h + pointwise(w, F.relu(y))
@@ -174,12 +174,11 @@ def affine(w, x, mask, blocks=1):
 
 
 def nice(w, x, u=None, couplings=4, layers=3):
-    x, log_det = logits_of(x, u)
+    x, log_det = equalized(x, u)
     for i in range(couplings):
         mask = coupling_mask("board", x.device, *x.shape[1:])
         mask = mask if i % 2 else 1 - mask
-        seen = (x * mask).flatten(1)
-        h = torch.cat([torch.tanh(seen), seen / 20], 1)
+        h = (x * mask).flatten(1)
         for _ in range(layers + 1):
             h = F.relu(F.linear(h, next(w), next(w)))
         x = x + (1 - mask) * F.linear(h, next(w), next(w)).reshape(x.shape)
@@ -199,6 +198,12 @@ def multiscale(layers, x, log_det, scales=2):
     return torch.cat([*left, x.flatten(1)], 1), log_det
 
 
+def soft_uniform(w, z, log_det):
+    rate = torch.exp(-next(w))
+    ends = F.softplus(-(z + 1) * rate) + F.softplus((z - 1) * rate)
+    return -((torch.log(-torch.expm1(-2 * rate)) - math.log(2) - ends).sum(1) + log_det).mean()
+
+
 def realnvp(w, x, u=None, couplings=3):
     def layers(x):
         total = 0
@@ -209,12 +214,9 @@ def realnvp(w, x, u=None, couplings=3):
                 total = total + d
         return x, total
 
-    x, log_det = logits_of(x, u)
+    x, log_det = equalized(x, u)
     x, d = scaled(w, x)
-    z, log_det = multiscale(layers, x, log_det + d)
-    rate = torch.exp(-next(w))
-    ends = F.softplus(-(z + 1) * rate) + F.softplus((z - 1) * rate)
-    return -((torch.log(-torch.expm1(-2 * rate)) - math.log(2) - ends).sum(1) + log_det).mean()
+    return soft_uniform(w, *multiscale(layers, x, log_det + d))
 
 
 def glow(w, x, u=None, steps=6):
@@ -227,8 +229,7 @@ def glow(w, x, u=None, steps=6):
             total = total + d + x[0, 0].numel() * (log_scale.sum() + torch.linalg.slogdet(matrix)[1])
         return x, total
 
-    z, log_det = multiscale(layers, *logits_of(x, u))
-    return (0.5 * (z**2 + math.log(2 * math.pi)).sum(1) - log_det).mean()
+    return soft_uniform(w, *multiscale(layers, *equalized(x, u)))
 
 
 def ffjord(w, x, e=None, steps=4, smooth=0.01):

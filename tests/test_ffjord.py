@@ -354,7 +354,7 @@ def test_it_learns_a_density(shards_of_16):
     "settings, message",
     [
         ({"image_shape": (2,)}, r"image_shape: got \(2,\), needs \(channels, height, width\)"),
-        ({"levels": 1}, "levels: got 1, needs a whole number of at least 2"),
+        ({"levels": 1}, "levels: got 1, needs a whole number from 2 to 65536"),
         ({"hidden": ()}, r"hidden: got \(\), needs whole numbers, each at least 1"),
         ({"hidden": 64}, "hidden: got 64, needs whole numbers, each at least 1"),
         ({"steps": 0}, "steps: got 0, needs a whole number of at least 1"),

@@ -177,6 +177,8 @@ def test_equalization_and_dequantization_count_once(model, levels, counted, rng)
     whole = np.repeat(np.arange(levels), 20_000).reshape(-1, 1, 1, 1)
     bound = flow.bound(whole, rng).total.data.reshape(levels, -1)
     np.testing.assert_allclose(bound.mean(1), log_p.reshape(levels, n).mean(1), atol=5 * bound.std() / 140)
+    bits = flow.bits_per_dim(whole, np.random.default_rng(0)).data
+    np.testing.assert_allclose(bits, -flow.bound(whole, np.random.default_rng(0)).total.data / np.log(2))
     middle = flow.log_prob(np.arange(levels, dtype=np.uint8).reshape(-1, 1, 1, 1)).data
     np.testing.assert_allclose(middle, flow.log_prob(np.arange(levels).reshape(-1, 1, 1, 1) + 0.5).data)
 
@@ -197,7 +199,7 @@ def test_equalized_levels_are_as_wide_as_they_are_frequent(model, rng):
     before = flow.counts.data
     flow.initialize(x[:5], rng)  # once only
     np.testing.assert_array_equal(flow.counts.data, before)
-    v = flow._real(flow._dequantized(x, rng))[0].data
+    v = flow._dequantized(x, rng)[0].data
     counts = np.histogram(v, [-1, -0.5, 0, 0.5, 0.95])[0] / v.size
     np.testing.assert_allclose(counts, np.array([0.5, 0.5, 0.5, 0.45]) / 1.9, atol=0.03)
     assert model((1, 2, 4), None, **SMALL[model], rng=rng).counts.size == 0  # real numbers are not counted
@@ -225,6 +227,48 @@ def test_draws_are_of_the_density(model, levels, rng):
         counted = np.histogram2d(*x.reshape(n, 2).T, bins=np.arange(levels + 1) - 0.5)[0] / n
         np.testing.assert_allclose(counted[1:-1, 1:-1], p[1:-1, 1:-1], atol=0.02)
         assert (counted > p - 0.02).all()
+
+
+@every_flow
+def test_learned_noise(model, rng, monkeypatch):
+    """q(u | x) starts uniform; its log_det is that of the Jacobian; the bound stays below log P of whole numbers."""
+    flow = model((1, 2, 2), 3, **SMALL[model], dequantization="variational", rng=rng)
+    plain = model((1, 2, 2), 3, **SMALL[model], rng=rng)
+    plain.load_state_dict({n: a for n, a in flow.state_dict().items() if not n.startswith("noise.")})
+    x = rng.integers(0, 3, (5, 1, 2, 2))
+    first, same = (f.bound(x, np.random.default_rng(1)).total.data for f in (flow, plain))
+    np.testing.assert_allclose(first, same, rtol=1e-5)
+    for p in flow.parameters():
+        p.data = p.data + 0.3 * rng.standard_normal(p.shape)
+    v, u = rng.uniform(-1, 1, (5, 1, 2, 2)), rng.uniform(0, 1, (5, 1, 2, 2))
+    noise, log_det = flow.noise(Tensor(v), Tensor(u))
+    assert (noise.data > 0).all() and (noise.data < 1).all() and abs(noise.data - u).max() > 0.05
+    np.testing.assert_allclose(
+        log_dets(lambda u: flow.noise(Tensor(v), u)[0].reshape(5, 4), u), log_det.data, atol=1e-9
+    )
+    monkeypatch.setattr(ops, "relu", ops.softplus)
+    gradcheck(lambda: flow.loss(x, np.random.default_rng(1)), (), parameters=flow)
+
+
+def test_learned_noise_is_a_bound_that_training_tightens(rng):
+    flow = NICE((1, 1, 1), 3, **SMALL[NICE], dequantization="variational", rng=rng)
+    flow.scales[0][-1].log_scale.data = np.array([1.5])  # p(x + u) is far from even within the bins
+    whole, n = np.repeat(np.arange(3), 4000).reshape(-1, 1, 1, 1), 3000
+    fine = ((np.arange(3 * n) + 0.5) / n).reshape(-1, 1, 1, 1)
+    exact = np.log(np.exp(flow.log_prob(fine).data).reshape(3, n).mean(1))
+    for p in flow.parameters():
+        p.requires_grad = False
+    for p in flow.noise.parameters():
+        p.data, p.requires_grad = p.data.astype(np.float64), True
+    before = flow.bound(whole, rng).total.data.reshape(3, -1).mean(1)
+    optimizer = Adam(flow.noise.parameters(), 0.02)
+    for _ in range(150):
+        flow.loss(whole[::50], rng).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = flow.bound(whole, rng).total.data.reshape(3, -1)
+    assert (exact - before > 0.03).any() and (exact - after.mean(1) > -4 * after.std(1) / 60).all()
+    assert (exact - after.mean(1)).sum() < 0.3 * (exact - before).sum()
 
 
 def test_what_is_sampled(rng):
@@ -298,7 +342,7 @@ def test_actnorms_first_batch(shape, levels, rng, monkeypatch):
     seen = []
     forward = ActNorm.forward
     monkeypatch.setattr(ActNorm, "forward", lambda self, x: seen.append(forward(self, x)[0]) or forward(self, x))
-    flow.encode(flow._dequantized(x, rng))  # other noise: nearly the same
+    flow._transform(*flow._dequantized(x, rng))  # other noise: nearly the same
     assert len(seen) == 2 * len(flow.scales)
     for y in seen:
         np.testing.assert_allclose(y.data.mean((0, 2, 3)), 0, atol=1e-9 if levels is None else 0.1)

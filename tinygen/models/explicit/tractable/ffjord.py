@@ -22,11 +22,11 @@ from tinygen.tensor import Tensor, enable_grad, grad, recording
 class FFJORD(Flow):
     """One continuous layer between z ~ N(0, I) and the images, whose velocity f is a network with tanh.
 
-    ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``hidden``: units of the network's layers; ``steps`` of the
-    fourth-order Runge-Kutta method in training. ``trace``: how training computes it, ``"exact"`` with D = C H W
-    derivatives at each point of the path, or ``"hutchinson"``, an unbiased estimate with one. ``log_prob``, ``score``,
-    ``encode``, ``decode`` and ``sample`` choose their steps so that each has an error of at most ``rtol`` (1 + |z|),
-    and take the exact trace. Raises ValueError for another trace or invalid numbers.
+    ``image_shape`` (C, H, W); ``levels`` and ``dequantization`` as in ``Flow``; ``hidden``: units of the network's
+    layers; ``steps`` of the fourth-order Runge-Kutta method in training. ``trace``: how training computes it,
+    ``"exact"`` with D = C H W derivatives at each point of the path, or ``"hutchinson"``, an unbiased estimate with
+    one. ``log_prob``, ``score``, ``encode``, ``decode`` and ``sample`` choose their steps so that each has an error of
+    at most ``rtol`` (1 + |z|), and take the exact trace. Raises ValueError for another trace or invalid numbers.
 
     Deviation from the paper: training takes a fixed number of steps and differentiates through them, where the paper
     chooses the steps and solves a second equation for the gradient, which is then not exactly that of the loss. With
@@ -44,10 +44,11 @@ class FFJORD(Flow):
         trace="hutchinson",
         smooth=0.01,
         rtol=1e-5,
+        dequantization="uniform",
         *,
         rng: np.random.Generator,
     ):
-        super().__init__(image_shape, levels)
+        super().__init__(image_shape, levels, dequantization=dequantization, rng=rng)
         self.trace = check.choice("trace", trace, "exact", "hutchinson")
         self.steps, size = check.count("steps", steps), math.prod(self.image_shape)
         self.smooth = check.number("smooth", smooth, "[0, inf)")
@@ -65,7 +66,7 @@ class FFJORD(Flow):
         of an image. Source: Grathwohl et al. 2019, equations 6 to 8.
         """
         check.no_labels(labels)
-        x, log_det = self._real(self._dequantized(x, rng))
+        x, log_det = self._dequantized(x, rng)
         (layer,), times = self.scales[0], np.linspace(1, 0, self.steps + 1).tolist()
         probes = layer.units(x)
         if self.trace == "hutchinson":

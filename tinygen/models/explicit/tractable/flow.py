@@ -15,7 +15,7 @@ import numpy as np
 from tinygen import check, ops
 from tinygen.backend import to_device, xp
 from tinygen.models.base import Model
-from tinygen.models.images import check_images, check_shape
+from tinygen.models.images import bits_per_dim, check_images, check_shape
 from tinygen.nn import Buffer, Conv2d, Linear, Module, Parameter
 from tinygen.tensor import Tensor, no_grad
 
@@ -48,9 +48,11 @@ class Flow(Model):
     is about as wide as z. (Dinh et al. 2017, section 4.1, take a logit, after which that noise is 80 times narrower
     than the way from black to white.) None: images are real numbers, which the layers get as they are.
     A vector of D numbers is an image (1, 1, D).
+
+    ``dequantization``: ``"uniform"``, or ``"variational"``, which learns the noise, see ``Noise``.
     """
 
-    def __init__(self, image_shape, levels, scales: int = 0):
+    def __init__(self, image_shape, levels, scales: int = 0, dequantization="uniform", *, rng):
         self.image_shape = check_shape(image_shape)
         self.levels = None if levels is None else check.count("levels", levels, 2, most=1 << 16)
         # How often each level was seen; without any, all widths are equal.
@@ -61,6 +63,10 @@ class Flow(Model):
             c, h, w = 4 * (c // 2 if squeezed else c), h // 2, w // 2
             squeezed.append((c, h, w))
         self.shapes = squeezed or [self.image_shape]
+        check.choice("dequantization", dequantization, "uniform", "variational")
+        if variational := dequantization == "variational":
+            check.room(rng, math.prod(self.image_shape))
+        self.noise = Noise(self.image_shape, rng=rng) if variational and levels is not None else None
 
     def describe(self):
         return f"image_shape={self.image_shape}, levels={self.levels}"
@@ -84,18 +90,24 @@ class Flow(Model):
         their bin, x + 1/2. Raises ValueError for numbers outside.
         """
         check.no_labels(labels)
-        return self._terms(self._checked(x)).total
+        return self._terms(*self._real(self._checked(x))).total
 
     def bound(self, x, rng: np.random.Generator | None = None) -> Terms:
-        """The terms of log p(x + u) for each image, with one draw of u, uniform on [0, 1) for each number.
+        """The terms of log p(x + u) for each image, with one draw of u in [0, 1) for each number; log_det includes
+        -log q(u | x), which is 0 for uniform noise.
 
         The expectation of their sum is a lower bound on log P(x) of the whole numbers x, P(x) = integral over u of
-        p(x + u) (Theis et al. 2016, equation 3). Without ``levels`` it is log p(x), and no noise is drawn.
+        p(x + u) (Theis et al. 2016, equation 3; Ho et al. 2019, equation 6). Without ``levels`` it is log p(x), and no
+        noise is drawn.
         """
-        return self._terms(self._dequantized(x, rng))
+        return self._terms(*self._dequantized(x, rng))
 
-    def _terms(self, x):
-        z, log_det = self._transform(*self._real(x))
+    def bits_per_dim(self, x, rng: np.random.Generator | None = None) -> Tensor:
+        """(N, C, H, W) -> (N,): the score in bits for each of the C H W numbers."""
+        return bits_per_dim(self.score(x, rng), self.image_shape)
+
+    def _terms(self, v, log_det):
+        z, log_det = self._transform(v, log_det)
         return Terms(self.prior.log_prob(z), log_det)
 
     # -- images to noise and back
@@ -158,21 +170,30 @@ class Flow(Model):
         return x.astype(self.dtype)
 
     def _dequantized(self, x, rng):
-        """Whole numbers x -> x + u with u uniform on [0, 1), in the model's dtype; real ones as they are."""
+        """Whole numbers x -> the layers' real numbers, and log |det| of the way there less log q(u | x), (N,)."""
         if self.levels is None:
-            return self._checked(x)
+            return self._checked(x), 0.0
         x = check_images(x, self.image_shape, self.levels).astype(self.dtype)
-        u = check.generator(rng).random(x.shape, np.float64 if self.dtype == np.float64 else np.float32)
-        return x + Tensor(to_device(u.astype(self.dtype), self.device))
+        level = x.data.astype(np.int64)
+        u = check.generator(rng).random(level.shape, np.float64 if self.dtype == np.float64 else np.float32)
+        u, log_det = Tensor(to_device(u.astype(self.dtype), self.device)), 0.0
+        if self.noise is not None:
+            u, log_det = self.noise(self._equalized(level, 0.5)[0], u)
+        v, slope = self._equalized(level, u + (x - level.astype(self.dtype)))  # adds 0, but gradients reach x
+        return v, slope + log_det
 
     def _real(self, x):
         """Numbers from 0 to levels -> the layers' real numbers, and log |det| of the way (N,)."""
         if self.levels is None:
             return x, 0.0
+        level = xp(x.data).clip(x.data.astype(np.int64), 0, self.levels - 1)
+        return self._equalized(level, x - level.astype(self.dtype))
+
+    def _equalized(self, level, u):
+        """The number u of the way from a level's lower to its upper end -> [-1, 1], and log |det| (N,)."""
         left, width = self._bins()
-        i = xp(x.data).clip(x.data.astype(np.int64), 0, self.levels - 1)  # the level of each number
-        # v = left_i + width_i (x - i), so dv/dx = width_i
-        return (x - i.astype(self.dtype)) * width[i] + left[i], Tensor(xp(width).log(width)[i].sum((1, 2, 3)))
+        # v = left_i + width_i u for the level i, so dv/dx = width_i
+        return u * Tensor(width[level]) + left[level], Tensor(xp(width).log(width)[level].sum((1, 2, 3)))
 
     def _bins(self):
         """The left end of each level's bin in [-1, 1], and its width, both (levels,)."""
@@ -266,6 +287,30 @@ class Coupling(Module):
     def inverse(self, y):
         s, t = self.terms(y)  # what they see is the same in y as in x
         return y - t if s is None else (y - t) * ops.exp(-s)
+
+
+class Noise(Module):
+    """Noise q(u | x) in [0, 1) for dequantization: u = sigmoid(a exp(s) + t), where a is the logit of uniform noise,
+    and s and t are functions of the image. At first q is uniform.
+
+    A uniform u makes the flow spread each level evenly over its bin, which is a task that the data do not set.
+    Source: Ho et al. 2019 (arXiv 1902.00275), section 3.1. Deviation: one affine layer, where theirs is a flow.
+    """
+
+    def __init__(self, shape, *, rng):
+        self.network = coupling_network(shape, 16, 1, rng=rng)
+
+    def forward(self, x, u):
+        """x (N, C, H, W), and u of the same shape, uniform -> u ~ q(u | x), and -log q(u | x), (N,)."""
+        u = ops.clip(u, 1e-6, 1 - 1e-6)
+        h, c = self.network(x), x.shape[1]
+        t, s = h[:, :c], FACTOR * ops.tanh(h[:, c:])
+        a = ops.log(u) - ops.log(1.0 - u)
+        b = a * ops.exp(s) + t
+        # With sigmoid' = sigmoid (1 - sigmoid), -log of which is softplus(b) + softplus(-b):
+        # du/du0 = exp(s) sigmoid'(b) / sigmoid'(a), and q(u | x) = 1 / (du/du0)
+        log_det = s + ops.softplus(a) + ops.softplus(-a) - ops.softplus(b) - ops.softplus(-b)
+        return ops.sigmoid(b), log_det.sum((1, 2, 3))
 
 
 # -- networks of couplings

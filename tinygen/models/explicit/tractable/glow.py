@@ -17,15 +17,14 @@ class Glow(Flow):
     """At each scale: squeeze, then ``steps`` of actnorm, invertible 1x1 convolution and affine coupling; then half of
     the channels leaves (figure 2).
 
-    ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``scales``: at most so many, fewer where height or width is
-    odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings' networks. Where height or width
-    is odd at first, and for vectors, all D numbers are channels of one pixel, which takes a D x D matrix a step.
-    Raises ValueError for a number that is too small.
+    ``image_shape`` (C, H, W); ``levels`` and ``dequantization`` as in ``Flow``; ``scales``: at most so many, fewer
+    where height or width is odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings'
+    networks. Where height or width is odd at first, and for vectors, all D numbers are channels of one pixel, which
+    takes a D x D matrix a step. Raises ValueError for a number that is too small.
 
     Deviations from the paper: z is softly uniform, scales are bounded (Dinh et al. 2017), and the networks are those of
-    Real NVP. The last
-    coupling of a scale changes the half that leaves, as a function of the half that stays. This plays the role of the
-    learned conditional density in the authors' code.
+    Real NVP. The last coupling of a scale changes the half that leaves, as a function of the half that stays. This
+    plays the role of the learned conditional density in the authors' code.
     """
 
     def __init__(
@@ -36,10 +35,11 @@ class Glow(Flow):
         steps=6,
         hidden=32,
         blocks=1,
+        dequantization="uniform",
         *,
         rng: np.random.Generator,
     ):
-        super().__init__(image_shape, levels, check.count("scales", scales))
+        super().__init__(image_shape, levels, check.count("scales", scales), dequantization, rng=rng)
         steps = check.count("steps", steps)
         hidden, blocks = check.count("hidden", hidden), check.count("blocks", blocks, 0)
         squeeze = Squeeze()
@@ -57,7 +57,7 @@ class Glow(Flow):
         """Count the levels, and let the actnorms that are not frozen set their scales, one after the other."""
         super().initialize(x, rng, labels)
         if not self.initialized.data.any():
-            self._transform(*self._real(self._dequantized(x, rng)), before=initialize)
+            self._transform(*self._dequantized(x, rng), before=initialize)
             self.initialized.data = self.initialized.data + 1
 
 

@@ -11,9 +11,9 @@ from tinygen.nn import Module, init
 class NICE(Flow):
     """Couplings y = x + m(the other half), in turn for each half, then one scale for each number; z is logistic.
 
-    ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``couplings``: how many, 4 in the paper; ``hidden``: units of
-    each of the ``layers`` hidden layers of m. The halves are those of a checkerboard: every other number.
-    Raises ValueError for a number that is too small.
+    ``image_shape`` (C, H, W); ``levels`` and ``dequantization`` as in ``Flow``; ``couplings``: how many, 4 in the
+    paper; ``hidden``: units of each of the ``layers`` hidden layers of m. The halves are those of a checkerboard: every
+    other number. Raises ValueError for a number that is too small.
 
     Deviation from the paper: m starts at zero, so that the couplings start as the identity.
     """
@@ -25,10 +25,11 @@ class NICE(Flow):
         couplings=4,
         hidden=80,
         layers=3,
+        dequantization="uniform",
         *,
         rng: np.random.Generator,
     ):
-        super().__init__(image_shape, levels)
+        super().__init__(image_shape, levels, dequantization=dequantization, rng=rng)
         hidden, layers = check.count("hidden", hidden), check.count("layers", layers)
         check.room(rng, np.prod(self.image_shape, dtype=object))
         half, shape = np.indices(self.image_shape).sum(0) % 2, self.image_shape

@@ -12,10 +12,10 @@ class RealNVP(Flow):
     """At each scale, ``couplings`` whose masks are checkerboards, and as many whose masks are channels; then half of
     the channels leaves (section 3.6). Successive couplings change the two halves alternately.
 
-    ``image_shape`` (C, H, W); ``levels`` as in ``Flow``; ``scales``: at most so many, fewer where height or width is
-    odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings' networks. Where height or width
-    is odd at first, and for vectors, there is one scale, in which all masks are checkerboards.
-    Raises ValueError for a number that is too small.
+    ``image_shape`` (C, H, W); ``levels`` and ``dequantization`` as in ``Flow``; ``scales``: at most so many, fewer
+    where height or width is odd before; ``hidden``, ``blocks``: channels and residual blocks of the couplings'
+    networks. Where height or width is odd at first, and for vectors, there is one scale, in which all masks are
+    checkerboards. Raises ValueError for a number that is too small.
 
     Deviations from the paper: the squeeze comes first, so a checkerboard is the channels (1, 0, 0, 1) of each square,
     and the networks see a quarter of the positions; z is softly uniform; in place of batch normalization there is one
@@ -30,10 +30,11 @@ class RealNVP(Flow):
         couplings=3,
         hidden=48,
         blocks=1,
+        dequantization="uniform",
         *,
         rng: np.random.Generator,
     ):
-        super().__init__(image_shape, levels, check.count("scales", scales))
+        super().__init__(image_shape, levels, check.count("scales", scales), dequantization, rng=rng)
         couplings, hidden = check.count("couplings", couplings), check.count("hidden", hidden)
         blocks = check.count("blocks", blocks, 0)
         self.scales = []
