@@ -87,9 +87,8 @@ def test_a_row(name, small, monkeypatch, capsys):
     tables = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith(f"| {name} |")]
     assert any(set(cells) <= set(written) for written in tables), cells
     row = models.RECIPES[name]
-    recipe = (
-        [str(row.batch_size), f"{row.lr:g}", f"{row.weight_decay:g}", f"{row.averaging}"] if row.optimizer else ["EM"]
-    )
+    penalty = f"{row.weight_decay:g}" + f" (L1 {row.l1:g})" * bool(row.l1)
+    recipe = [str(row.batch_size), f"{row.lr:g}", penalty, f"{row.averaging}"] if row.optimizer else ["EM"]
     (written,) = [written for written in tables if f"`{row.model.__name__}(" in " ".join(written)]
     assert set(recipe) <= set(written)
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
@@ -126,6 +125,7 @@ def test_the_weights_that_ship_are_of_the_row(name):
     for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging"):
         right = json.loads(json.dumps(getattr(row, key)))
         assert about[key] == right, f"{name}: {key} is {right}, the weights have {about[key]}"
+    assert about.get("l1", 0) == row.l1
     epochs = sum(row.steps) * (row.batch_size / likelihood.LEARNED if row.optimizer else 1)
     assert about["epochs"] == round(epochs, 1) and about["seed"] == likelihood.SEED
     assert (likelihood.LEARNED, likelihood.VALIDATION) == (50_000, 2000)  # as the texts say

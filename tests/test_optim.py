@@ -168,6 +168,21 @@ def test_weight_decay_by_hand(rng):
             np.testing.assert_allclose(q.data, left * q_before + (p.data - p_before), rtol=1e-12)
 
 
+def test_l1_by_hand(rng):
+    """Weights end lr l1 nearer to zero than without it, or at zero; parameters of one dimension do not."""
+    start, gradients = ([rng.standard_normal(shape) for shape in [(4, 5), (6,)]] for _ in range(2))
+    plain, shrunk = ([parameter(values) for values in start] for _ in range(2))
+    for optimizer in Adam(plain, lr=0.1), Adam(shrunk, lr=0.1, l1=3.0):
+        give(optimizer.parameters, gradients)
+        optimizer.step()
+    p, q = plain[0].data, shrunk[0].data
+    np.testing.assert_allclose(q, np.sign(p) * np.maximum(abs(p) - 0.3, 0), atol=1e-15)
+    assert 0 < (q == 0).sum() < 20
+    np.testing.assert_array_equal(shrunk[1].data, plain[1].data)
+    with pytest.raises(ValueError, match=r"l1: got -1, needs a number in \[0, inf\)"):
+        Adam(plain, lr=0.1, l1=-1)
+
+
 @pytest.mark.parametrize(
     "decay, message",
     [
