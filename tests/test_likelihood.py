@@ -24,6 +24,7 @@ SMALL = {  # instead of the rows' own
     "NADE": {"hidden": 2},
     "MADE": {"hidden": (3,)},
     "BernoulliMixture": {"components": 3},
+    "RBM": {"hidden": 13},
     "NICE": {"couplings": 2, "hidden": 2, "layers": 1},
     "RealNVP": {"scales": 1, "couplings": 1, "hidden": 2},
     "Glow": {"scales": 1, "steps": 1, "hidden": 2},

@@ -164,8 +164,8 @@ def test_chains_go_on_from_where_they_were(rng):
 def test_learning_a_tiny_data_set_reaches_its_entropy(rng):
     """Two images, each half of the data, and their log 2 nats. PCD gets near; its estimate and the truth agree."""
     x = np.repeat(STATES[[7, 56]], 50, axis=0).astype(np.uint8)
-    model = RBM(SHAPE, 3, steps=2, chains=100, rng=rng)
-    fit(model, x, steps=200, optimizer=Adam(model.parameters(), 0.05), rng=rng, batch_size=100, progress=False)
+    model = RBM(SHAPE, 3, steps=4, chains=100, rng=rng)
+    fit(model, x, steps=300, optimizer=Adam(model.parameters(), 0.03), rng=rng, batch_size=100, progress=False)
     nats = -model.log_prob(x).data.mean()
     assert np.log(2) < nats < np.log(2) + 0.3
 

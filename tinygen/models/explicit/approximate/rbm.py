@@ -21,7 +21,7 @@ from tinygen.models.images import check_images, check_shape
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Buffer, Parameter, RowBuffer, init
 from tinygen.optim import Adam
-from tinygen.tensor import Tensor, as_array, no_grad
+from tinygen.tensor import Tensor, no_grad
 
 FEW, MOST = 12, 20  # hidden units up to which score enumerates their values, and up to which that is possible
 PART = 4096  # values of the hidden units enumerated at once, to bound the memory
@@ -138,8 +138,9 @@ class RBM(Model):
             return -self.log_prob(x)
         return self.free_energy(x) + self.log_z(rng).value
 
-    def log_prob(self, x) -> Tensor:
+    def log_prob(self, x, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): the exact log p(x) in nats. Raises ValueError for more than 20 hidden units."""
+        check.no_labels(labels)
         return -self.free_energy(x) - self.exact_log_z()
 
     def exact_log_z(self) -> Tensor:
@@ -172,8 +173,9 @@ class RBM(Model):
         Source: Salakhutdinov and Murray 2008, section 3; Burda et al. 2015 (arXiv 1412.8566) for the other end.
         """
         betas = np.linspace(0, 1, check.count("temperatures", temperatures) + 1)
+        chains, rng = check.count("chains", chains, 2), check.generator(rng)
         if samples is None:
-            v = self._independent(check.count("chains", chains, 2), check.generator(rng))
+            v = self._independent(chains, rng)
         else:
             v, betas = self._vectors(samples).data, betas[::-1]
         if len(v) < 2:
@@ -206,7 +208,7 @@ class RBM(Model):
     def complete(self, x, rng: np.random.Generator, mask, rounds: int = 200):
         """(N, C, H, W): the values of x where ``mask`` is True; elsewhere what a chain that keeps these has reached."""
         x = self._vectors(x).reshape(-1, *self.image_shape).data
-        m, mask = xp(x), to_device(as_array(mask, "mask"), self.device)
+        m, mask = xp(x), to_device(check.mask(mask, x.shape), self.device)
         v = self._independent(len(x), check.generator(rng))
         for _ in range(check.count("rounds", rounds)):
             v = m.where(mask, x, v.reshape(x.shape)).reshape(v.shape)
