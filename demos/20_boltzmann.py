@@ -68,11 +68,9 @@ def exact_samples(model, n, rng):
     """(n, C, H, W): v ~ p(v | h) for h drawn from p(h), which is enumerated."""
     units = model.hidden_bias.size
     h = to_device((np.arange(2**units)[:, None] >> np.arange(units) & 1).astype(model.dtype), model.device)
-    logits = model.visible_logits(Tensor(h))
-    # p(h) = exp(c.h) prod_i (1 + exp(b_i + (h W)_i)) / Z
-    p = ops.softmax(Tensor(h) @ model.hidden_bias + ops.softplus(logits).sum(1)).numpy().astype(float)
-    drawn = rng.choice(len(p), n, p=p / p.sum())
-    return Bernoulli(logits[to_device(drawn, model.device)]).sample(rng).reshape(n, *model.image_shape)
+    p = ops.softmax(model.log_p_hidden(Tensor(h)), 0).numpy().astype(float)
+    drawn = to_device(rng.choice(len(p), n, p=p / p.sum()), model.device)
+    return Bernoulli(model.visible_logits(Tensor(h[drawn]))).sample(rng).reshape(n, *model.image_shape)
 
 
 def chains(model, start, rounds, rng):

@@ -6,6 +6,12 @@ Binary pixels v and binary hidden units h have p(v, h) = exp(b.v + c.h + h.W v) 
 
 Z sums over all images, so neither it nor its gradient is computed. Gibbs sampling draws images for the gradient, and
 annealed importance sampling estimates log Z.
+
+Here v and h are centred: v - m and h - 1/2 replace them, with m the pixels' means in the data. The distributions are
+the same, with other values of b and c, but gradients are better conditioned, so that learning is faster (Montavon and
+Müller 2012; Melchior et al. 2016). With a_j = c_j + W_j.(v - m),
+
+    F(v) = -b.(v - m) - sum_j (softplus(a_j) - a_j / 2)
 """
 
 import math
@@ -52,7 +58,7 @@ class RBM(Model):
         # Small weights, as in Hinton's practical guide (2012), section 8
         self.weight = Parameter(0.01 * check.generator(rng).standard_normal((hidden, d), np.float32))  # W
         self.bias, self.hidden_bias = init.zeros(d), init.zeros(hidden)  # b, c
-        self.base = Buffer(np.zeros(d, np.float32))  # the pixels' log-odds in the data, where annealing begins
+        self.base = Buffer(np.zeros(d, np.float32))  # the log-odds of m, where annealing begins
         self.chains = RowBuffer(np.zeros((chains, d), np.float32)) if chains else None
 
     def describe(self):
@@ -77,12 +83,17 @@ class RBM(Model):
     # -- the distributions of one layer given the other; v (N, D) are images as vectors, h (N, H) hidden units
 
     def hidden_logits(self, v) -> Tensor:
-        """p(h_j = 1 | v) = sigmoid(c_j + W_j.v): (N, D) -> (N, H)"""
-        return v @ self.weight.T + self.hidden_bias
+        """a: p(h_j = 1 | v) = sigmoid(c_j + W_j.(v - m)): (N, D) -> (N, H)"""
+        return (v - self.mean) @ self.weight.T + self.hidden_bias
 
     def visible_logits(self, h) -> Tensor:
-        """p(v_i = 1 | h) = sigmoid(b_i + (h W)_i): (N, H) -> (N, D)"""
-        return h @ self.weight + self.bias
+        """p(v_i = 1 | h) = sigmoid(b_i + ((h - 1/2) W)_i): (N, H) -> (N, D)"""
+        return (h - 0.5) @ self.weight + self.bias
+
+    @property
+    def mean(self) -> Tensor:
+        """m (D,): the pixels' means in the first minibatch; 1/2 before it."""
+        return ops.sigmoid(self.base)
 
     @no_grad()
     def gibbs(self, v, rng: np.random.Generator, beta: float = 1.0):
@@ -100,11 +111,14 @@ class RBM(Model):
     # -- learning
 
     def free_energy(self, x) -> Tensor:
-        """(N, C, H, W) -> (N,): F(v) = -b.v - sum_j softplus(c_j + W_j.v) in nats; -log p(v) without log Z."""
-        return self._free_energy(self._vectors(x))
+        """(N, C, H, W) -> (N,): F(v) in nats, which is -log p(v) without log Z."""
+        return -self._log_p(self._vectors(x))
 
-    def _free_energy(self, v):
-        return -(v @ self.bias) - ops.softplus(self.hidden_logits(v)).sum(1)
+    def _log_p(self, v, beta=1.0):
+        """(N,): log p*_beta(v), see ``log_z``; for beta = 1 it is -F(v), b.(v - m) + sum_j (softplus(a_j) - a_j / 2)"""
+        a = beta * self.hidden_logits(v)
+        log_p = beta * ((v - self.mean) @ self.bias) + (ops.softplus(a) - 0.5 * a).sum(1)
+        return log_p if beta == 1 else log_p + (1 - beta) * (v @ self.base)
 
     def loss(self, x, rng: np.random.Generator, labels=None) -> Tensor:
         """The mean F of the images less the mean F of the chains after ``steps`` rounds, held constant.
@@ -122,7 +136,7 @@ class RBM(Model):
         if chains is not None:
             rest = chains.data[len(v) :]
             chains.data = xp(v).concatenate([v.astype(chains.dtype), rest])
-        return self._free_energy(x).mean() - self._free_energy(Tensor(v)).mean()
+        return self._log_p(Tensor(v)).mean() - self._log_p(x).mean()
 
     # -- likelihood
 
@@ -144,7 +158,7 @@ class RBM(Model):
         return -self.free_energy(x) - self.exact_log_z()
 
     def exact_log_z(self) -> Tensor:
-        """log Z = log sum_h exp(c.h + sum_i softplus(b_i + (h W)_i)), over all values of the hidden units.
+        """log sum_h exp(c.(h - 1/2) + sum_i (softplus(l_i) - m_i l_i)), l = b + (h - 1/2) W, over all values of h.
 
         Raises ValueError for more than 20 of them.
         """
@@ -155,8 +169,13 @@ class RBM(Model):
         for start in range(0, 2**units, PART):
             number = np.arange(start, min(start + PART, 2**units))
             h = Tensor(to_device((number[:, None] >> np.arange(units) & 1).astype(self.dtype), self.device))
-            terms.append(ops.logsumexp(h @ self.hidden_bias + ops.softplus(self.visible_logits(h)).sum(1), 0))
+            terms.append(ops.logsumexp(self.log_p_hidden(h), 0))
         return ops.logsumexp(ops.stack(terms), 0)
+
+    def log_p_hidden(self, h) -> Tensor:
+        """(N, H) -> (N,): log p(h) + log Z"""
+        l = self.visible_logits(h)  # (N, D)
+        return (h - 0.5) @ self.hidden_bias + (ops.softplus(l) - self.mean * l).sum(1)
 
     @no_grad()
     def log_z(self, rng: np.random.Generator, temperatures: int = 1000, chains: int = 20, samples=None) -> Estimate:
@@ -164,9 +183,9 @@ class RBM(Model):
 
         ``chains`` go from independent pixels with the data's frequencies, where Z is known, to the model, through
 
-            p_beta(v) ~ exp(((1 - beta) a + beta b).v + sum_j softplus(beta (c_j + W_j.v))),  beta from 0 to 1
+            p_beta(v) ~ exp((1 - beta) base.v + beta b.(v - m) + sum_j (softplus(beta a_j) - beta a_j / 2)),
 
-        with a = ``base``. Z / Z_0 is the mean of weights w = prod p*_next(v) / p*_beta(v), p* unnormalized. The mean is
+        beta from 0 to 1. Z / Z_0 is the mean of weights w = prod p*_next(v) / p*_beta(v), p* unnormalized. The mean is
         right for any number of temperatures, but few chains miss rare large weights: then log Z, and so -log p(x), is
         too low. ``samples`` (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs
         upwards, so the truth lies between both, if the samples are exact.
@@ -182,9 +201,7 @@ class RBM(Model):
             raise ValueError("samples: got 1, needs at least 2 for a standard error")
         m, log_w = xp(v), 0.0
         for beta, after in zip(betas.tolist(), betas[1:].tolist()):
-            a = self.hidden_logits(Tensor(v))  # (N, H)
-            log_w = log_w + (ops.softplus(after * a) - ops.softplus(beta * a)).data.sum(1, dtype=np.float64)
-            log_w = log_w + (after - beta) * (Tensor(v) @ (self.bias - self.base)).data
+            log_w = log_w + (self._log_p(Tensor(v), after) - self._log_p(Tensor(v), beta)).data.astype(np.float64)
             v = self.gibbs(v, rng, after)
         log_z0 = float(ops.softplus(self.base).sum().item()) + self.hidden_bias.size * math.log(2)
         largest = log_w.max()
