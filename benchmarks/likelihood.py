@@ -138,6 +138,7 @@ VALIDATION = 2000  # of the validation images, for the learning curves
 PART = 20  # images evaluated at once
 ROUGH = 20  # importance-weighted samples of a VAE, for all test images
 SAMPLES, SOME = 5000, 100  # importance-weighted samples for some test images, and the number of these images
+ANNEALING = 10_000, 100  # temperatures and chains that estimate log Z of an RBM
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -245,7 +246,7 @@ def by_maximizing(name, model, images, validation, rng):
 
 
 def test(model, images, of_images, samples=0):
-    """(N,): the score of each image (given its label, for a model with classes).
+    """(N,): the score of each image (given its label, for a model with classes), but for log Z of an RBM.
 
     With ``samples``, it is minus the importance-weighted bound, for a model that has no exact likelihood.
     """
@@ -255,6 +256,8 @@ def test(model, images, of_images, samples=0):
         part = images[start : start + PART]
         if samples:
             return -model.log_likelihood(part, np.random.default_rng([SEED, samples, start]), samples)
+        if isinstance(model, models.RBM):
+            return model.free_energy(part).numpy()
         part_labels = () if of_images is None else (of_images[start : start + len(part)],)
         return model.score(part, np.random.default_rng([SEED, start]), *part_labels).numpy()
 
@@ -281,7 +284,11 @@ def evaluate(name, path, count=None):
     count = min(count or (SOME if bounded else len(tested)), len(tested))
     chosen = np.arange(count) * len(tested) // count  # spread evenly: the halves of the test set differ
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES if bounded else 0)
-    means = [figures]
+    means, error = [figures], 0.0
+    if isinstance(model, models.RBM):  # one careful estimate of log Z for all images, from either end
+        rng = np.random.default_rng(SEED)
+        log_z, error = model.log_z(rng, *ANNEALING)
+        means = [figures + log_z]
     if bounded:
         # The gain from more samples varies much less between images than the bound, so few images suffice for its mean
         rough = test(model, tested, None, ROUGH)
@@ -291,13 +298,20 @@ def evaluate(name, path, count=None):
     result = {
         "name": name,
         key_of(model, about["protocol"]): round(sum(part.mean() for part in means), 3),
-        "stderr": round(math.hypot(*(part.std(ddof=1) / math.sqrt(len(part)) for part in means)), 3),
+        "stderr": round(math.hypot(error, *(part.std(ddof=1) / math.sqrt(len(part)) for part in means)), 3),
         "images": len(means[0]),
         "protocol": about["protocol"] + (", given the class" if model.classes else ""),
         "parameters": model.num_parameters(),
     }
     if bounded:
         result["images_with_all_samples"] = count
+    if isinstance(model, models.RBM):
+        other = model.log_z(rng, *ANNEALING, model.sample(ANNEALING[1], rng))
+        result |= {
+            "log_z": round(log_z, 3),
+            "log_z_stderr": round(error, 3),
+            "log_z_from_samples": round(other.value, 3),
+        }
     if "squared_error" in result:
         linear = models.PCA(images, about["settings"]["code"]).reconstruct(tested[chosen])
         result["pca_squared_error"] = round(float(((linear - tested[chosen]) ** 2).sum((1, 2, 3)).mean()), 3)

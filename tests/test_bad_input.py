@@ -21,6 +21,7 @@ from tinygen.models import (
     NADE,
     NICE,
     PCA,
+    RBM,
     VAE,
     Autoencoder,
     GatedPixelCNN,
@@ -312,6 +313,8 @@ CALLS |= {
     "FFJORD": (FFJORD, {k: flow[k] for k in ("image_shape", "levels")}
                | {"hidden": ("channels", (2, 3)), "steps": ("size", 2), "trace": ("choice", "exact"),
                   "smooth": ("positive", 0.1), "rtol": ("fraction", 0.1)} | rng),
+    "RBM": (RBM, {"image_shape": ("image_shape", (1, 4, 4)), "hidden": ("size", 3), "steps": ("size", 2),
+                  "chains": ("count", 4)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
@@ -331,6 +334,7 @@ MODELS = {
     "FVSBN": lambda: FVSBN(SHAPE, rng=new()),
     "NADE": lambda: NADE(SHAPE, hidden=3, rng=new()),
     "MADE": lambda: MADE(SHAPE, hidden=(3,), rng=new()),
+    "RBM": lambda: RBM(SHAPE, hidden=2, rng=new()),
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
@@ -381,11 +385,22 @@ for name, build in MODELS.items():
         )
     else:
         CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("encode", "reconstruct")}
-        CALLS[f"{name}.decode"] = called("decode"), {"z" if "VAE" in name else "code": ("array", CODES)}
+        code = "z" if "VAE" in name else "h" if name == "RBM" else "code"
+        CALLS[f"{name}.decode"] = called("decode"), {code: ("array", CODES)}
     if "VAE" in name:
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "score", "loss")}
         CALLS[f"{name}.sample"] = called("sample"), draws
         CALLS[f"{name}.log_likelihood"] = called("log_likelihood"), batch | rng | {"samples": ("size", 3)}
+    if name == "RBM":
+        CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("free_energy", "log_prob")}
+        CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("score", "loss")}
+        CALLS[f"{name}.sample"] = called("sample"), draws | {"rounds": ("count", 2)}
+        CALLS[f"{name}.complete"] = (
+            called("complete"),
+            batch | rng | {"mask": ("keep", BINARY > 0), "rounds": ("size", 2)},
+        )
+        annealing = {"temperatures": ("size", 3), "chains": ("levels", 3), "samples": ("binary images or None", BINARY)}
+        CALLS[f"{name}.log_z"] = called("log_z"), rng | annealing
     if name == "Autoencoder":
         CALLS[f"{name}.loss"] = called("loss"), batch
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image  # matplotlib needs it
 
 from tinygen import ops
-from tinygen.models import VAE, GatedPixelCNN, PixelCNN, RealNVP
+from tinygen.models import RBM, VAE, GatedPixelCNN, PixelCNN, RealNVP
 from tinygen.weights import FOLDER, load
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +40,7 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
+    "20_boltzmann": ("--steps 10 --runs 2 --rounds 3 --train 1", r"an estimate of \d+\.\d+ nats per test image"),
 }
 
 
@@ -242,6 +243,21 @@ def test_gradient_estimators_are_right_in_the_mean(demo, rng):
     # of two draws each is the other's baseline: 1 - f2 / f1 and 1 - f1 / f2 times the gradients without
     score, baseline, _ = estimates(2).values()
     np.testing.assert_allclose((1 - baseline[0] / score[0]) * (1 - baseline[1] / score[1]), 1)
+
+
+def test_exact_samples_and_chains_of_a_boltzmann_machine(demo, rng):
+    module, model = demo("20_boltzmann"), RBM((1, 1, 3), 4, rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    states = (np.arange(8)[:, None] >> np.arange(3) & 1).reshape(8, 1, 1, 3)
+    drawn = module.exact_samples(model, 20_000, rng).reshape(-1, 3).astype(int) @ (1, 2, 4)
+    p = np.exp(model.log_prob(states).data)
+    assert (np.abs(np.bincount(drawn, minlength=8) / 20_000 - p) < 5 * np.sqrt(p / 20_000)).all()
+    seen = module.chains(model, states.astype(float), [0, 2], np.random.default_rng(5))
+    v, again = states.reshape(8, 3).astype(float), np.random.default_rng(5)
+    for _ in range(2):
+        v = model.gibbs(v, again)
+    np.testing.assert_array_equal(seen, np.stack([states, v.reshape(states.shape)]))
 
 
 def test_nearest_class_share(demo):

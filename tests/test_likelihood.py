@@ -24,6 +24,7 @@ SMALL = {  # instead of the rows' own
     "NADE": {"hidden": 2},
     "MADE": {"hidden": (3,)},
     "BernoulliMixture": {"components": 3},
+    "RBM": {"hidden": 13},
     "NICE": {"couplings": 2, "hidden": 2, "layers": 1},
     "RealNVP": {"scales": 1, "couplings": 1, "hidden": 2},
     "Glow": {"scales": 1, "steps": 1, "hidden": 2},
@@ -54,6 +55,7 @@ def small(monkeypatch, tmp_path):
         "CHECKPOINTS": tmp_path / "out",
         "SAMPLES": 3,
         "SOME": 80,
+        "ANNEALING": (5, 10),
     }.items():
         monkeypatch.setattr(likelihood, name, value)
     monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
@@ -220,6 +222,21 @@ def test_the_figures_of_models_with_a_code(name, small, rng):
         np.testing.assert_allclose(figures.mean(), model.loss(images).item(), rtol=1e-5)
     else:
         assert 0 < figures.mean() < model.loss(images, rng).item()  # the weighted samples' bound is the tighter one
+
+
+def test_an_rbm_has_its_log_z_counted_once_and_its_error(small, monkeypatch, rng):
+    settings, row = {"hidden": 8, "chains": 0}, models.RECIPES["rbm"]
+    model = likelihood.models.RBM(**settings, rng=rng)
+    for p in model.parameters():
+        p.data = 0.1 * rng.standard_normal(p.shape, np.float32)
+    weights.save(small / "a.npz", model, {"settings": settings, "protocol": row.protocol})
+    monkeypatch.setattr(likelihood, "ANNEALING", (200, 100))
+    result, model = likelihood.evaluate("rbm", small / "a.npz"), weights.load(small / "a.npz")[0]
+    nats, exact = -model.log_prob(data.binarized_mnist().test).data.astype(float), model.exact_log_z().item()
+    error = result["log_z_stderr"]
+    assert 0 < error < 0.2 and abs(result["nats"] - nats.mean()) < 4 * error + 1e-3
+    np.testing.assert_allclose(result["stderr"], np.hypot(error, nats.std(ddof=1) / 500**0.5), atol=2e-3)
+    assert abs(result["log_z"] - exact) < 4 * error and abs(result["log_z_from_samples"] - exact) < 0.5
 
 
 def test_few_images_with_many_samples_tell_the_bound_of_all(small, monkeypatch, rng):

@@ -11,6 +11,7 @@ from tinygen.models import (
     MADE,
     NADE,
     NICE,
+    RBM,
     VAE,
     Autoencoder,
     BernoulliMixture,
@@ -39,6 +40,7 @@ BUILD = {
     "made, orders": (2, lambda shape, rng: MADE(shape, hidden=(7,), orders=3, rng=rng)),
     "ffjord": (5, lambda shape, rng: FFJORD(shape, 5, (4,), steps=1, trace="exact", rng=rng)),
     "ffjord, hutchinson": (0, lambda shape, rng: FFJORD(shape, None, (4,), steps=1, rng=rng)),
+    "rbm": (2, lambda shape, rng: RBM(shape, hidden=4, steps=1, chains=0, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
@@ -61,7 +63,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 
 
 @pytest.mark.parametrize(
-    "model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, Autoencoder, NICE, RealNVP, Glow]
+    "model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, RBM, VAE, Autoencoder, NICE, RealNVP, Glow]
 )
 def test_defaults(model, rng):
     model = model(rng=rng)
@@ -124,7 +126,7 @@ def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
     model.loss(x, rng).backward()
     optimizer.step()
     assert +strict.count == (
-        {"h2d": 1} if isinstance(model, VAE | NICE | RealNVP | FFJORD) else {}
+        {"h2d": 1} if isinstance(model, RBM | VAE | NICE | RealNVP | FFJORD) else {}
     )  # the noise, which comes from the host
     assert any((value != before[name]).any() for name, value in model.state_dict().items())
 
@@ -149,7 +151,8 @@ def test_learning_makes_the_loss_smaller(name, rng):
         loss = model.loss(x, rng)
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
+        # The RBM's loss is a difference that only the gradient of means something
+        losses.append((model.score(x, rng).mean() if isinstance(model, RBM) else loss).item())
     assert np.mean(losses[-5:]) < 0.95 * losses[0]
 
 

@@ -8,6 +8,7 @@ import operator
 
 import numpy as np
 
+from tinygen.backend import xp
 from tinygen.tensor import Tensor, as_array, as_tensor
 
 
@@ -98,6 +99,17 @@ def tensor(name: str, x, *shape) -> Tensor:
         needs = ", ".join("..." if size is ... else str(size) for size in shape)
         raise ValueError(f"{name} has shape {x.shape}, needs ({needs}{',' * (len(shape) == 1)})")
     return x
+
+
+def mask(values, shape: tuple[int, ...]):
+    """``values``, booleans, as an array broadcast to ``shape``: True where a value is kept."""
+    mask = as_array(values, "mask")
+    if mask.dtype != bool:
+        raise ValueError(f"mask: has dtype {mask.dtype}, needs booleans")
+    try:
+        return xp(mask).broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
 
 
 def whole(name: str, x, levels: int) -> None:

@@ -18,7 +18,7 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
-    weight_decay = l1 = 0.0  # Adam and Muon set them; step() applies them to parameters of several dimensions
+    weight_decay = l1 = 0.0  # for subclasses; step() applies them to parameters of several dimensions
 
     def __init__(self, parameters, lr: float):
         many = isinstance(parameters, Iterable) and not isinstance(parameters, Tensor)
@@ -29,6 +29,11 @@ class Optimizer:
         self.parameters = list({id(p): p for p in parameters}.values())  # a shared parameter only once
         self.lr, self.steps = check.number("lr", lr, "(0, inf)"), 0
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
+
+    def _decay(self, weight_decay):
+        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
+        # Above 1 the decay would flip the sign of weights
+        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
 
     def step(self) -> None:
         """Update every parameter that requires grad.
@@ -82,13 +87,17 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """v <- momentum v + g;  p <- p - lr v"""
+    """v <- momentum v + g;  p <- p - lr v
+
+    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay.
+    """
 
     slots = ("velocity",)
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.0):
+    def __init__(self, parameters, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
         super().__init__(parameters, lr)
         self.momentum = check.number("momentum", momentum, "[0, 1)")
+        self._decay(weight_decay)
 
     def update(self, g, velocity):
         velocity *= self.momentum
@@ -133,10 +142,8 @@ class Adam(Optimizer):
         l1: float = 0.0,
     ):
         super().__init__(parameters, lr)
+        self._decay(weight_decay)
         self.l1 = check.number("l1", l1, "[0, inf)")
-        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
-        # Above 1 the decay would flip the sign of weights
-        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas: got {betas!r}, needs two numbers in [0, 1)")
         b1, b2 = betas
