@@ -40,6 +40,10 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
+    "21_diffusion": (
+        "--train 1 --steps 3 --frames 4 --images 2",
+        r"prior \d\.\d+ \+ steps \d+\.\d+ \+ decoder \d\.\d+ = \d+\.\d+ bits per dimension",
+    ),
 }
 
 
