@@ -349,6 +349,15 @@ def test_samples_are_the_chains_end_rounded(rng):
     assert not (x == model.sample(3, np.random.default_rng(5))).all()
 
 
+def test_sampling_records_nothing_while_its_caller_may(rng):
+    model, seen = build((1, 2, 2), rng, steps=3), []
+    denoised = model.denoised
+    model.denoised = lambda *a: seen.append(denoised(*a)) or seen[-1]
+    for _ in model.chain(2, rng):
+        assert model.loss(np.zeros((1, 1, 2, 2)), rng).requires_grad
+    assert len(seen) == 3 and not any(x.requires_grad for x in seen)
+
+
 # -- labels and guidance
 
 

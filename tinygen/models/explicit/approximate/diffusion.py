@@ -6,7 +6,7 @@ learns to undo each of them.
     -log p(x) <= KL(q(z_T | x) || p(z_T)) + sum_t KL(q(z_t-1 | z_t, x) || p(z_t-1 | z_t)) - log p(x | z_0)   (5)
 
 Deviation from the paper: z_0 is not the image itself, but has noise of a sixth of a grey level (Kingma et al. 2021,
-arXiv 2107.00630, section 3). So every step has the same form, and the image is what z_0 is rounded to.
+arXiv 2107.00630). So every step has the same form, and the image is what z_0 is rounded to.
 """
 
 import math
@@ -72,8 +72,8 @@ class Diffusion(Model):
     the same variance (beta-tilde of Ho et al. 2020, section 3.2), and their KL is a weighted squared error.
 
     ``image_shape`` (C, H, W), any size; images are whole numbers 0 .. ``levels`` - 1. ``schedule``: ``"cosine"`` and
-    ``"linear"`` are the papers'. With ``"log-snr"`` log abar_t / (1 - abar_t) falls evenly (Kingma et al. 2021,
-    section 6): all steps count the same in the bound, so that the loss is the bound's sum over t but for a constant.
+    ``"linear"`` are the papers'. With ``"log-snr"`` log abar_t / (1 - abar_t) falls evenly (Kingma et al. 2021):
+    all steps count the same in the bound, so that the loss is the bound's sum over t but for a constant.
     The others weight it towards large noise, which matters to the eye more than to the likelihood.
     ``channels``: of the network at each scale. With ``classes`` it is p(x | label), and guidance is possible.
     Raises ValueError for another schedule or invalid numbers.
@@ -127,7 +127,7 @@ class Diffusion(Model):
     def noise(self, z, at: Step, labels=None) -> Tensor:
         """eps_theta(z_t, t): z_t (N, C, H, W) -> (N, C, H, W)."""
         # A network that sees z alone cannot tell grey levels apart. It gets sines of z as well, down to periods of one
-        # level (Kingma et al. 2021, section 4), and, squashed, what eps is if the pixel is black or white.
+        # level (Kingma et al. 2021), and, squashed, what eps is if the pixel is black or white.
         ends = [ops.tanh((z + end * at.signal) / at.noise * 0.3) for end in (self.edge, -self.edge)]
         waves = [f(z * (math.pi * 2**k)) for k in range(1, self.octaves + 1) for f in (ops.sin, ops.cos)]
         # For pixels x ~ N(0, 1) E[eps | z_t] is sqrt(1 - abar_t) z_t; the network learns what is to be added.
@@ -142,7 +142,7 @@ class Diffusion(Model):
         return ops.clip((z - at.noise * eps) / at.signal, -self.edge, self.edge)
 
     def decoder(self, z) -> Categorical:
-        """p(x | z_0), proportional to q(z_0 | x) over the grey levels x of each number (Kingma et al. 2021, section 3).
+        """p(x | z_0), proportional to q(z_0 | x) over the grey levels x of each number (Kingma et al. 2021).
 
         z_0 (N, C, H, W) -> distribution over (N, C, H, W).
         """
@@ -193,7 +193,7 @@ class Diffusion(Model):
             raise ValueError("t: got 0, needs whole numbers from 1")
         x, at, snr = self._scaled(x), self.at(t), np.exp(self.log_snr)
         z, _ = self.noised(x, at, rng)
-        # KL = (SNR_t-1 - SNR_t) |x - x_theta|^2 / 2  with SNR = abar / (1 - abar)     (Kingma et al. 2021, equation 13)
+        # KL = (SNR_t-1 - SNR_t) |x - x_theta|^2 / 2  with SNR = abar / (1 - abar)      (Kingma et al. 2021, section 4)
         weight = Tensor(to_device((0.5 * (snr[t - 1] - snr[t])).astype(self.dtype), self.device))
         return weight * ((x - self.denoised(z, at, labels)) ** 2).sum((1, 2, 3))
 
@@ -210,9 +210,8 @@ class Diffusion(Model):
         x = xp(z).floor((z / math.sqrt(1 / (1 + math.exp(-self.log_snr[0]))) + 1) * (self.levels / 2))
         return xp(x).clip(x, 0, self.levels - 1).astype(np.uint8 if self.levels <= 256 else np.int64)
 
-    @no_grad()
     def chain(self, n: int, rng: np.random.Generator, labels=None, *, steps=None, eta=1.0, guidance=1.0):
-        """Yields z_T, ..., z_0, arrays (n, C, H, W) on the model's device, whose values end within -1 .. 1.
+        """Yields z_T, ..., z_0, arrays (n, C, H, W) on the model's device; z_0 is an image scaled to -edge .. edge.
 
         ``steps``: their number, by default T; fewer skip t evenly. ``eta``: 1 draws from p(z_t-1 | z_t), 0 adds no
         noise after z_T (Song et al. 2021, arXiv 2010.02502, equations 12 and 16). ``guidance``: how much stronger the
@@ -233,7 +232,8 @@ class Diffusion(Model):
         yield z.data
         for t, s in zip(times, times[1:]):
             at, to = self.at(np.full(n, t)), self.at(np.full(n, s))
-            x = self.denoised(z, at, labels, guidance)
+            with no_grad():  # in each step anew, since the caller may record between them
+                x = self.denoised(z, at, labels, guidance)
             eps = (z - at.signal * x) / at.noise
             # z_s = sqrt(abar_s) x + sqrt(1 - abar_s) (sqrt(1 - fresh) eps + sqrt(fresh) new noise)
             fresh = -(eta**2) * math.expm1(self.log_snr[t] - self.log_snr[s])
