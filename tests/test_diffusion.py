@@ -38,7 +38,7 @@ def posterior(abar, s, t, z, x):
 
 def guess(model, monkeypatch, function):
     """Let the network's estimate of the noise be ``function(z, sqrt(1 - abar))``."""
-    monkeypatch.setattr(model, "noise", lambda z, at, labels=None: function(z, at.noise))
+    monkeypatch.setattr(model, "eps", lambda z, at, labels=None: function(z, at.noise))
 
 
 # -- schedules and noise
@@ -109,7 +109,7 @@ def test_the_loss_by_hand(rng):
     eps = seeded.standard_normal(x.shape)
     abar = abar_of(model)[t].reshape(-1, 1, 1, 1)
     z = np.sqrt(abar) * ((x + 0.5) / 128 - 1) + np.sqrt(1 - abar) * eps
-    expected = ((eps - model.noise(Tensor(z), model.at(t)).data) ** 2).sum() / 4
+    expected = ((eps - model.eps(Tensor(z), model.at(t)).data) ** 2).sum() / 4
     np.testing.assert_allclose(model.loss(x, np.random.default_rng(5)).item(), expected, rtol=1e-10)
 
 
@@ -223,7 +223,7 @@ def test_the_bound_is_tight_for_the_right_denoiser(schedule, rng, monkeypatch):
         x = 2 / 3 * np.tanh(2 / 3 * a * z.data / s**2)
         return Tensor((z.data - a * x) / s)
 
-    monkeypatch.setattr(model, "noise", noise)
+    monkeypatch.setattr(model, "eps", noise)
     with no_grad():
         for x in (0, 2):
             score = model.score(np.full((n, 1, 1, 1), x), rng).data
@@ -259,7 +259,7 @@ def test_time_and_label_reach_every_block(classes, rng):
         def out(t, label, known=True):
             at = model.at(np.full(1, t), known)._replace(signal=Tensor(np.full((1, 1, 1, 1), 0.6)))
             at = at._replace(noise=Tensor(np.full((1, 1, 1, 1), 0.8)))
-            return model.noise(z, at, [label] if classes else None).data
+            return model.eps(z, at, [label] if classes else None).data
 
         outs = [out(t, 0) for t in (1, 2, 500, 501, 999, 1000)]
         outs += [out(1, 1), out(1, 2), out(1, 0, known=False)] if classes else []
@@ -273,14 +273,14 @@ def test_every_pixel_sees_every_other_at_the_coarsest_scale(rng):
     model = build((1, 9, 11), rng, channels=(3, 4, 5), levels=4)
     z = Tensor(rng.standard_normal((1, 1, 9, 11)), requires_grad=True)
     for at in ((0, 0), (8, 10), (4, 5)):
-        (g,) = grad(model.noise(z, model.at(np.full(1, 500)))[(0, 0, *at)], z)
+        (g,) = grad(model.eps(z, model.at(np.full(1, 500)))[(0, 0, *at)], z)
         assert (g.data != 0).all()
 
 
 def test_the_network_starts_as_the_guess_of_gaussian_pixels(rng):
     model = Diffusion((3, 5, 7), classes=2, rng=rng)
     z, at = Tensor(rng.standard_normal((4, 3, 5, 7)).astype(np.float32)), model.at(np.array([0, 1, 500, 1000]))
-    np.testing.assert_allclose(model.noise(z, at, [0, 1, 0, 1]).data, at.noise.data * z.data)
+    np.testing.assert_allclose(model.eps(z, at, [0, 1, 0, 1]).data, at.noise.data * z.data)
 
 
 @every_schedule
@@ -364,7 +364,7 @@ def test_sampling_records_nothing_while_its_caller_may(rng):
 def test_guidance(rng):
     model = build((1, 4, 4), rng, classes=3, steps=5)
     z, at, labels = Tensor(rng.standard_normal((3, 1, 4, 4))), model.at(np.array([2, 3, 4])), np.array([0, 1, 2])
-    told, untold = model.noise(z, at, labels), model.noise(z, at._replace(known=Tensor(np.zeros((3, 1)))), labels)
+    told, untold = model.eps(z, at, labels), model.eps(z, at._replace(known=Tensor(np.zeros((3, 1)))), labels)
     assert abs(told.data - untold.data).max() > 1e-3
     for guidance in (0.0, 1.0, 2.5):
         eps = untold.data + guidance * (told.data - untold.data)

@@ -124,7 +124,7 @@ class Diffusion(Model):
         eps = self._normal(x.shape, rng)
         return at.signal * x + at.noise * eps, eps
 
-    def noise(self, z, at: Step, labels=None) -> Tensor:
+    def eps(self, z, at: Step, labels=None) -> Tensor:
         """eps_theta(z_t, t): z_t (N, C, H, W) -> (N, C, H, W)."""
         # A network that sees z alone cannot tell grey levels apart. It gets sines of z as well, down to periods of one
         # level (Kingma et al. 2021), and, squashed, what eps is if the pixel is black or white.
@@ -135,9 +135,9 @@ class Diffusion(Model):
 
     def denoised(self, z, at: Step, labels=None, guidance=1.0) -> Tensor:
         """The image that eps_theta leaves: (z_t - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t), within -edge .. edge."""
-        eps = self.noise(z, at, labels)
+        eps = self.eps(z, at, labels)
         if guidance != 1:
-            without = self.noise(z, at._replace(known=at.known * 0), labels)
+            without = self.eps(z, at._replace(known=at.known * 0), labels)
             eps = without + guidance * (eps - without)
         return ops.clip((z - at.noise * eps) / at.signal, -self.edge, self.edge)
 
@@ -162,7 +162,7 @@ class Diffusion(Model):
         known = check.generator(rng).random(x.shape[0]) >= HIDDEN if self.classes else True
         at = self.at(self._times(x.shape[0], rng), known)
         z, eps = self.noised(self._scaled(x), at, rng)
-        return ((eps - self.noise(z, at, labels)) ** 2).sum((1, 2, 3)).mean()
+        return ((eps - self.eps(z, at, labels)) ** 2).sum((1, 2, 3)).mean()
 
     # -- the bound
 
