@@ -44,7 +44,7 @@ def frames(model, count, rng):
 
 def animate(model, count, rng, path):
     """Write the animation of 16 draws; the last frame stays for a while."""
-    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    figure = Figure(figsize=(8.8, 4.8), layout="constrained")
     axes, writer = figure.subplots(1, 2), PillowWriter(fps=12)
     with writer.saving(figure, path, dpi=75):
         for i, pair in enumerate(frames(model, count, rng)):
