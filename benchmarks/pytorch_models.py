@@ -401,7 +401,7 @@ def diffusion(w, x, t=None, eps=None, scales=3, steps=1000, levels=256):
     signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
     z = signal * ((x + 0.5) * (2 / levels) - 1) + noise * eps
     waves = [f(z * (math.pi * 2**k)) for k in range(1, round(math.log2(levels)) + 1) for f in (torch.sin, torch.cos)]
-    ends = [torch.tanh((z + end * signal) / noise * 0.3) for end in (edge, -edge)]
+    ends = [0.3 * torch.clamp((z - end * signal) / noise, -4, 4) for end in (-edge, edge)]
     angles = t[:, None].to(x.dtype) / steps * torch.logspace(0, math.log10(500), 16, dtype=x.dtype, device=x.device)
     e = F.relu(F.linear(torch.cat([torch.sin(angles), torch.cos(angles)], 1), *time))
     h, kept = F.conv2d(torch.cat([z, *ends, *waves], 1), *first, padding=1), []

@@ -127,8 +127,8 @@ class Diffusion(Model):
     def eps(self, z, at: Step, labels=None) -> Tensor:
         """eps_theta(z_t, t): z_t (N, C, H, W) -> (N, C, H, W)."""
         # A network that sees z alone cannot tell grey levels apart. It gets sines of z as well, down to periods of one
-        # level (Kingma et al. 2021), and, squashed, what eps is if the pixel is black or white.
-        ends = [ops.tanh((z + end * at.signal) / at.noise * 0.3) for end in (self.edge, -self.edge)]
+        # level (Kingma et al. 2021), and what eps is if the pixel is black, or white, of plausible size.
+        ends = [0.3 * ops.clip((z - end * at.signal) / at.noise, -4, 4) for end in (-self.edge, self.edge)]
         waves = [f(z * (math.pi * 2**k)) for k in range(1, self.octaves + 1) for f in (ops.sin, ops.cos)]
         # For pixels x ~ N(0, 1) E[eps | z_t] is sqrt(1 - abar_t) z_t; the network learns what is to be added.
         return at.noise * z + self.network(ops.concatenate([z, *ends, *waves], 1), at, labels)
