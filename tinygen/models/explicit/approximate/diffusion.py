@@ -322,7 +322,7 @@ RECIPES = {
         {},
         protocol="8-bit",
         steps=(30_000,),
-        lr=3e-3,
+        lr=1e-2,
         batch_size=64,
     )
 }
