@@ -26,7 +26,7 @@ from tinygen.plotting import draw_images
 
 CONFIG = {
     "steps": (1000, "of the draws with the most steps, at most those of the model", 1, 1000),
-    "frames": (100, "of the animation, a step of sampling each", 2, 1000),
+    "frames": (40, "of the animation, a step of sampling each", 2, 1000),
     "images": (50, "test digits for the bound", 2, 500),
     **TRAIN,
 }
