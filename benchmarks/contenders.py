@@ -19,6 +19,7 @@ from tinygen.models import (
     NICE,
     VAE,
     Autoencoder,
+    Diffusion,
     GatedPixelCNN,
     Glow,
     PixelCNN,
@@ -49,6 +50,7 @@ NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
 LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "autoencoder": (Autoencoder, pytorch_models.autoencoder),
     "vae": (VAE, pytorch_models.vae),
+    "diffusion": (Diffusion, pytorch_models.diffusion),
     "fvsbn": (FVSBN, pytorch_models.fvsbn),
     "nade": (NADE, pytorch_models.nade),
     "made": (MADE, pytorch_models.made),
@@ -84,6 +86,9 @@ def noise_of(model, n):
     rng, dtype = np.random.default_rng(0), model.dtype
     if isinstance(model, VAE):
         return [rng.standard_normal((n, model.latent), dtype)]
+    if isinstance(model, Diffusion):
+        t = 1 + ((rng.random() + np.arange(n) / n) % 1 * model.steps).astype(int)
+        return [t, rng.standard_normal((n, *model.image_shape), dtype)]
     if isinstance(model, FFJORD):
         return [2 * rng.integers(0, 2, (n, math.prod(model.image_shape))) - 1]
     return [rng.random((n, *model.image_shape), dtype)] if hasattr(model, "scales") else []

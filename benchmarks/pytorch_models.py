@@ -376,3 +376,42 @@ def vae_sampler(weights, n, device="cpu"):
                 torch.sigmoid(decoder(iter(decoding), torch.randn(n, latent, device=device)))
 
     return run
+
+
+def diffusion(w, x, t=None, eps=None, scales=3, steps=1000, levels=256):
+    """``t``: the steps (N,), 1 .. ``steps``, of the schedule whose log-SNR falls evenly."""
+    t = torch.randint(1, steps + 1, (len(x),), device=x.device) if t is None else t
+    eps = torch.randn_like(x) if eps is None else eps
+
+    def pair():
+        return next(w), next(w)
+
+    def block(h, e, layers):
+        first, affine, second = layers
+        scale, shift = F.linear(e, *affine)[..., None, None].chunk(2, 1)
+        y = (1 + scale) * F.conv2d(F.relu(h), *first, padding=1) + shift
+        return h + F.conv2d(F.relu(y), *second, padding=1)
+
+    time, first = pair(), pair()
+    down, up = ([[pair() for _ in range(3)] for _ in range(scales)] for _ in range(2))
+    smaller, larger = ([pair() for _ in range(scales - 1)] for _ in range(2))
+
+    edge, highest = 1 - 1 / levels, math.log((3 * levels) ** 2 - 1)
+    log_snr = highest - (highest + 7) * t.to(x.dtype).reshape(-1, 1, 1, 1) / steps
+    signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+    z = signal * ((x + 0.5) * (2 / levels) - 1) + noise * eps
+    waves = [f(z * (math.pi * 2**k)) for k in range(1, round(math.log2(levels)) + 1) for f in (torch.sin, torch.cos)]
+    ends = [0.3 * torch.clamp((z - end * signal) / noise, -4, 4) for end in (-edge, edge)]
+    angles = t[:, None].to(x.dtype) / steps * torch.logspace(0, math.log10(500), 16, dtype=x.dtype, device=x.device)
+    e = F.relu(F.linear(torch.cat([torch.sin(angles), torch.cos(angles)], 1), *time))
+    h, kept = F.conv2d(torch.cat([z, *ends, *waves], 1), *first, padding=1), []
+    for i in range(scales):
+        h = F.conv2d(h, *smaller[i - 1], stride=2, padding=1) if i else h
+        kept.append(h := block(h, e, down[i]))
+    for i in reversed(range(scales)):
+        h = block(h, e, up[i])
+        if i:
+            extra = [n - (2 * m - 1) for n, m in zip(kept[i - 1].shape[2:], h.shape[2:])]
+            h = kept[i - 1] + F.conv_transpose2d(h, *larger[i - 1], stride=2, padding=1, output_padding=extra)
+    found = noise * z + F.conv2d(F.relu(h), *pair(), padding=1)
+    return ((eps - found) ** 2).sum() / len(x)

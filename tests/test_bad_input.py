@@ -24,6 +24,7 @@ from tinygen.models import (
     RBM,
     VAE,
     Autoencoder,
+    Diffusion,
     GatedPixelCNN,
     Glow,
     PixelCNN,
@@ -120,6 +121,7 @@ WRONG |= {
     "binary images": [*IMAGE, *(np.full((2, 1, 4, 4), v) for v in (2, 0.5, -1)), BINARY * 255],
     "grey images": [*IMAGE, BINARY * 255, (BINARY * 255).astype(int)],
     "keep": [*NO_ARRAY, 5, BINARY, np.ones((3, 3), bool)],
+    "step t": [*NO_ARRAY, 1, [1], [0, 1], [1, 4], [1.0, 2.0]],
 }
 
 
@@ -317,6 +319,9 @@ CALLS |= {
                   "chains": ("count", 4)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
+    "Diffusion": (Diffusion, {"image_shape": common["image_shape"], "levels": ("levels", 4), "steps": ("size", 3)}
+                  | {"schedule": ("choice", "cosine"), "channels": ("channels", (2, 3)), "classes": ("count", 2)}
+                  | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
                                   "channels": ("channels", (2, 3))} | rng),
     "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4),
@@ -338,6 +343,7 @@ MODELS = {
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
+    "Diffusion": lambda: Diffusion(SHAPE, 2, steps=3, channels=(2,), classes=3, rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
     "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
     "FFJORD": lambda: FFJORD(SHAPE, 2, (2,), rng=new()),
@@ -365,6 +371,14 @@ for name, build in MODELS.items():
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}
         CALLS[f"{name}.decode"] = called("decode"), {"z": ("array", np.zeros((2, 16), np.float32))}
         CALLS[f"{name}.sample"] = called("sample"), draws | {"temperature": ("temperature", 0.5)}
+    elif name == "Diffusion":
+        labels = {"labels": ("labels", (2, 0))}
+        CALLS |= {f"{name}.{m}": (called(m), batch | rng | labels) for m in ("bound", "loss", "score")}
+        CALLS[f"{name}.kl"] = called("kl"), batch | {"t": ("step t", (3, 1))} | rng | labels
+        CALLS[f"{name}.sample"] = (
+            called("sample"),
+            draws | labels | {"steps": ("size or None", 2), "eta": ("chance", 0.5), "guidance": ("positive", 0.5)},
+        )
     elif name.startswith(("Pixel", "Gated", "FVSBN", "NADE", "MADE")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels

@@ -41,6 +41,10 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
     "20_boltzmann": ("--steps 10 --runs 2 --rounds 3 --train 1", r"an estimate of \d+\.\d+ nats per test image"),
+    "21_diffusion": (
+        "--train 1 --steps 3 --frames 4 --images 2",
+        r"prior \d\.\d+ \+ steps \d+\.\d+ \+ decoder \d\.\d+ = \d+\.\d+ bits per dimension",
+    ),
 }
 
 

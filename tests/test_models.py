@@ -15,6 +15,7 @@ from tinygen.models import (
     VAE,
     Autoencoder,
     BernoulliMixture,
+    Diffusion,
     GatedPixelCNN,
     Glow,
     PixelCNN,
@@ -43,6 +44,7 @@ BUILD = {
     "rbm": (2, lambda shape, rng: RBM(shape, hidden=4, steps=1, chains=0, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
+    "diffusion": (5, lambda shape, rng: Diffusion(shape, 5, steps=4, channels=(3, 4), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
     "nice": (5, lambda shape, rng: NICE(shape, 5, couplings=2, hidden=4, layers=1, rng=rng)),
     "real nvp": (5, lambda shape, rng: RealNVP(shape, 5, couplings=2, hidden=4, rng=rng)),
@@ -63,7 +65,8 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 
 
 @pytest.mark.parametrize(
-    "model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, RBM, VAE, Autoencoder, NICE, RealNVP, Glow]
+    "model",
+    [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow],
 )
 def test_defaults(model, rng):
     model = model(rng=rng)
@@ -125,9 +128,8 @@ def test_a_training_step_never_waits_for_the_device(name, shape, rng, strict):
     strict.count.clear()
     model.loss(x, rng).backward()
     optimizer.step()
-    assert +strict.count == (
-        {"h2d": 1} if isinstance(model, RBM | VAE | NICE | RealNVP | FFJORD) else {}
-    )  # the noise, which comes from the host
+    noise = 2 if name == "diffusion" else int(isinstance(model, RBM | VAE | NICE | RealNVP | FFJORD))  # and its steps t
+    assert +strict.count == ({"h2d": noise} if noise else {})  # the noise, which comes from the host
     assert any((value != before[name]).any() for name, value in model.state_dict().items())
 
 
@@ -148,7 +150,7 @@ def test_learning_makes_the_loss_smaller(name, rng):
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = model.loss(x, rng)
+        loss = model.loss(x, np.random.default_rng(1))  # the same noise, or it would hide what is learned
         loss.backward()
         optimizer.step()
         # The RBM's loss is a difference that only the gradient of means something

@@ -2,6 +2,7 @@
 
 import sys
 
+from tinygen.models.explicit.approximate.diffusion import Diffusion
 from tinygen.models.explicit.approximate.rbm import RBM
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
@@ -21,19 +22,8 @@ from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
 
 _MODELS = (
-    BernoulliMixture,
-    FVSBN,
-    NADE,
-    MADE,
-    PixelCNN,
-    PixelRNN,
-    GatedPixelCNN,
-    RBM,
-    VAE,
-    NICE,
-    RealNVP,
-    Glow,
-    Autoencoder,
+    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
+    *(NICE, RealNVP, Glow, VAE, Diffusion, RBM, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
@@ -47,6 +37,7 @@ __all__ = [
     "VAE",
     "Autoencoder",
     "BernoulliMixture",
+    "Diffusion",
     "GatedPixelCNN",
     "Glow",
     "KMeans",
