@@ -2,6 +2,8 @@
 
 import sys
 
+from tinygen.models.explicit.approximate.categorical_vae import CategoricalVAE
+from tinygen.models.explicit.approximate.mixture_vae import MixturePosteriorVAE, MixturePriorVAE
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
 from tinygen.models.explicit.tractable.ffjord import FFJORD
@@ -19,7 +21,10 @@ from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
 
-_MODELS = BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, VAE, NICE, RealNVP, Glow, Autoencoder
+_MODELS = (
+    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
+    *(VAE, MixturePriorVAE, CategoricalVAE, NICE, RealNVP, Glow, Autoencoder),
+)
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
     "FFJORD",
@@ -31,9 +36,12 @@ __all__ = [
     "VAE",
     "Autoencoder",
     "BernoulliMixture",
+    "CategoricalVAE",
     "GatedPixelCNN",
     "Glow",
     "KMeans",
+    "MixturePosteriorVAE",
+    "MixturePriorVAE",
     "PixelCNN",
     "PixelRNN",
     "RealNVP",
