@@ -14,8 +14,11 @@ from tinygen.models import (
     VAE,
     Autoencoder,
     BernoulliMixture,
+    CategoricalVAE,
     GatedPixelCNN,
     Glow,
+    MixturePosteriorVAE,
+    MixturePriorVAE,
     PixelCNN,
     PixelRNN,
     RealNVP,
@@ -41,6 +44,14 @@ BUILD = {
     "ffjord, hutchinson": (0, lambda shape, rng: FFJORD(shape, None, (4,), steps=1, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
+    "vae, weighted": (2, lambda shape, rng: VAE(shape, latent=2, channels=(3,), samples=3, rng=rng)),
+    "vae, gaussians": (2, lambda shape, rng: MixturePriorVAE(shape, 2, channels=(3,), components=2, rng=rng)),
+    "vae, vamp": (
+        0,
+        lambda shape, rng: MixturePriorVAE(shape, 2, 1.0, "gaussian", (3,), components=2, kind="vamp", rng=rng),
+    ),
+    "vae, posterior": (2, lambda shape, rng: MixturePosteriorVAE(shape, 2, channels=(3,), components=2, rng=rng)),
+    "vae, categorical": (2, lambda shape, rng: CategoricalVAE(shape, 2, 3, channels=(3,), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
     "nice": (5, lambda shape, rng: NICE(shape, 5, couplings=2, hidden=4, layers=1, rng=rng)),
     "real nvp": (5, lambda shape, rng: RealNVP(shape, 5, couplings=2, hidden=4, rng=rng)),
@@ -61,7 +72,11 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 
 
 @pytest.mark.parametrize(
-    "model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, Autoencoder, NICE, RealNVP, Glow]
+    "model",
+    [
+        *(PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, MixturePriorVAE, MixturePosteriorVAE),
+        *(CategoricalVAE, Autoencoder, NICE, RealNVP, Glow),
+    ],
 )
 def test_defaults(model, rng):
     model = model(rng=rng)

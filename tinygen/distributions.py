@@ -8,7 +8,7 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import to_device, xp
-from tinygen.tensor import Tensor, as_array, as_tensor
+from tinygen.tensor import Tensor, as_array, as_flag, as_tensor
 
 LOG_VAR_LIMIT = 40.0  # log-variances are clipped to +-40: standard deviations from 2e-9 to 5e8
 
@@ -190,7 +190,7 @@ class OneHot:
 
     def log_prob(self, z) -> Tensor:
         """log probability of each vector, (..., K) -> (...), in nats."""
-        return (z * ops.log_softmax(self.logits, -1)).sum(-1)
+        return (ops.log_softmax(self.logits, -1) * z).sum(-1)
 
     def kl(self) -> Tensor:
         """KL from the uniform distribution of each vector, (...): log K - entropy, in nats."""
@@ -213,7 +213,7 @@ class OneHot:
         Source: Jang et al. 2017 (arXiv 1611.01144), equation 2 and section 2.2.
         """
         y = ops.softmax(self._perturbed(rng, ()) * (1 / check.number("temperature", temperature, "[1e-30, 1e30]")), -1)
-        if not straight_through:
+        if not as_flag(straight_through, "straight_through"):
             return y
         return Tensor(self._largest(y.data)) + (y - y.detach())
 

@@ -6,7 +6,6 @@ from tinygen import check
 from tinygen.backend import xp
 from tinygen.distributions import OneHot
 from tinygen.models.explicit.approximate.vae import VAE
-from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear
 from tinygen.tensor import Tensor, as_flag
 

@@ -8,7 +8,6 @@ import numpy as np
 from tinygen import check, ops
 from tinygen.distributions import Gaussian, GaussianMixture
 from tinygen.models.explicit.approximate.vae import VAE, Terms
-from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear, init
 from tinygen.tensor import Tensor
 
@@ -19,8 +18,8 @@ class MixturePriorVAE(VAE):
     ``components``: their number K. ``kind``: ``"gaussians"`` for free w, m and s; ``"vamp"`` for VampPrior,
     p(z) = 1/K sum_k q(z|u_k), where the images u_k in (0, 1), called pseudo-inputs, are learned. The prior is then as
     close to the average posterior as K images allow. Other arguments are as for ``VAE``.
-    Source: Tomczak and Welling 2018 (arXiv 1705.07120), section 2. The paper bounds the pseudo-inputs by clipping, which
-    has no gradient outside; here they are sigmoids.
+    Source: Tomczak and Welling 2018 (arXiv 1705.07120), section 3. Pseudo-inputs are kept in (0, 1) by a sigmoid here;
+    clipping has no gradient outside.
     """
 
     def __init__(self, *args, components=100, kind="gaussians", rng: np.random.Generator, **settings):
@@ -56,7 +55,7 @@ class MixturePosteriorVAE(VAE):
     A draw of k has no gradient in w. But the ELBO is a sum over k of expectations under Gaussians,
     ELBO(x) = sum_k w_k E_{z ~ N(m_k, s_k^2)}[log p(x, z) - log q(z|x)],
     so with one draw of each component, weighted by w, it has the right gradient in all of w, m and s. It takes K passes
-    through the decoder. Source: Roeder et al. 2017 (arXiv 1703.09194), section 5.
+    through the decoder. Source: Morningstar et al. 2021 (arXiv 2003.01687).
     """
 
     def __init__(self, *args, components=4, rng: np.random.Generator, **settings):
