@@ -6,6 +6,7 @@ from tinygen import check
 from tinygen.backend import xp
 from tinygen.distributions import OneHot
 from tinygen.models.explicit.approximate.vae import VAE
+from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear
 from tinygen.tensor import Tensor, as_flag
 
@@ -69,4 +70,14 @@ class CategoricalVAE(VAE):
         return (self.beta * self.kl(q, z) - reconstruction).mean()
 
 
-RECIPES = {}
+RECIPES = {
+    "vae-categorical": Recipe(
+        CategoricalVAE,
+        {"variables": 30, "values": 8, "temperature": 0.5, "channels": (32, 64, 64), "blocks": 1},
+        protocol="published",
+        steps=(40_000,),
+        lr=1.5e-3,
+        batch_size=64,
+        published="101.5",  # Jang et al. 2017, table 2
+    )
+}

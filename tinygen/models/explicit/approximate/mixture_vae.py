@@ -7,7 +7,8 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.distributions import Gaussian, GaussianMixture
-from tinygen.models.explicit.approximate.vae import VAE, Terms
+from tinygen.models.explicit.approximate.vae import VAE, WEIGHTED, Terms
+from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear, init
 from tinygen.tensor import Tensor
 
@@ -86,4 +87,14 @@ class MixturePosteriorVAE(VAE):
         return Tensor(q.sample(rng, draws))
 
 
-RECIPES = {}
+RECIPES = {
+    "vae-mixture": Recipe(
+        MixturePriorVAE,
+        {**WEIGHTED, "components": 500},
+        protocol="published",
+        steps=(24_000,),
+        lr=1.5e-3,
+        batch_size=64,
+        published="85.57",  # Tomczak and Welling 2018, table 1, one layer, VampPrior
+    )
+}
