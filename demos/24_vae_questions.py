@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import VAE, CategoricalVAE, MixturePosteriorVAE, MixturePriorVAE
-from tinygen.optim import Muon, cosine
+from tinygen.optim import Adam, cosine
 from tinygen.plotting import draw_images
 from tinygen.training import fit
 
 CONFIG = {
-    "steps": (400, "of training for each model, with 64 digits each"),
+    "steps": (1000, "of training for each model, with 16 digits each"),
     "components": (10, "of the mixture that is the prior"),
 }
 GRID = np.linspace(-4, 4, 101, dtype=np.float32)
@@ -35,11 +35,13 @@ def train(model, config, anneal=None, labels=None):
         data.digits().train_images,
         labels=labels,
         steps=config.steps,
-        optimizer=Muon(model.parameters(), lr=0.005),
+        batch_size=16,
+        optimizer=Adam(model.parameters(), lr=0.004),
         rng=np.random.default_rng(config.seed),
         prepare=data.binarize_dynamic,
         schedule=cosine,
         anneal=anneal,
+        averaging=0.99,
     )
     return model
 
@@ -64,10 +66,11 @@ def log_density(distribution, device):
 
 
 def most_spread(model, images):
-    """The indices of images, those first whose posteriors' components lie farthest apart."""
+    """The index of the image whose posterior's components lie farthest apart, among those well within the plane."""
     q = model.encode(images)
     w, mean = q.weights.numpy()[:, :, None], q.components.mean.numpy()
-    return np.argsort(-(w * (mean - (w * mean).sum(1, keepdims=True)) ** 2).sum((1, 2)))
+    variance = (w * (mean - (w * mean).sum(1, keepdims=True)) ** 2).sum((1, 2))
+    return np.where(abs(mean).max((1, 2)) < 2.5, variance, 0).argmax()
 
 
 @no_grad()
@@ -91,18 +94,16 @@ def draw(priors, codes, labels, posteriors, shown, discrete, values, conditional
     figure = Figure(figsize=(14.5, 8), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
     axes = top.subplots(1, 4)
-    plane = {"extent": (-4, 4, -4, 4), "origin": "lower", "cmap": "Greys"}
+    plane, n = {"extent": (-4, 4, -4, 4), "origin": "lower", "cmap": "Greys"}, len(GRID)
     for ax, (name, log_p), points in zip(axes, priors.items(), codes):
-        ax.imshow(np.exp(log_p).reshape(len(GRID), -1), **plane)
+        ax.imshow(np.exp(log_p).reshape(n, n), **plane)
         ax.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4)
         ax.set(xlim=(-4, 4), ylim=(-4, 4), title=f"{name} (grey)\nand means of q(z|x), by class")
     for ax, (name, (log_p, log_q)) in zip(axes[2:], posteriors.items()):
-        ax.imshow(np.exp(log_p).reshape(len(GRID), -1), **plane)
+        ax.imshow(np.exp(log_p).reshape(n, n), **plane)
         levels = log_q.max() - np.array([4.5, 2.0, 0.5])
-        ax.contour(
-            GRID, GRID, log_q.reshape(len(GRID), -1), levels=levels, colors="C3", linewidths=0.8, linestyles="solid"
-        )
-        seen = np.argwhere(np.maximum(log_p, log_q - log_q.max()).reshape(len(GRID), -1) > -6)
+        ax.contour(GRID, GRID, log_q.reshape(n, n), levels=levels, colors="C3", linewidths=0.8, linestyles="solid")
+        seen = np.argwhere(np.maximum(log_p, log_q - log_q.max()).reshape(n, n) > -6)
         (low, high), margin = (GRID[seen.min(0)], GRID[seen.max(0)]), 0.2
         ax.set(xlim=(low[1] - margin, high[1] + margin), ylim=(low[0] - margin, high[0] + margin))
         ax.set_title(f"p(z|x) of the digit (grey)\nand {name} (red)")
@@ -160,7 +161,7 @@ def main():
 
     priors = {"N(0, I)": log_density(plain.prior(), config.device)}
     priors[f"mixture of {config.components}"] = log_density(prior.prior(), config.device)
-    chosen = most_spread(posterior, binary)[0]
+    chosen = most_spread(posterior, binary)
     x = binary[chosen : chosen + 1]
     posteriors = {"a Gaussian q(z|x)": log_posterior(plain, x), "a mixture q(z|x)": log_posterior(posterior, x)}
     seven = int(np.flatnonzero(digits.test_labels == 7)[0])
