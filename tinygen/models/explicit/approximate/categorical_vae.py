@@ -61,7 +61,7 @@ class CategoricalVAE(VAE):
     def loss(self, x, rng: np.random.Generator, labels=None) -> Tensor:
         """Mean of beta KL(q(z|x) || p(z)) - log p(x|z) with a relaxed z, in nats per image.
 
-        KL is that of the discrete q and p, as in the paper's section 3.
+        The KL is that of the discrete q and p. The relaxed ones' has no closed form, and is not what is reported.
         """
         x = self._checked(x)
         q = self.encode(x, labels)

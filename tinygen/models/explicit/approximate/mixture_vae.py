@@ -31,9 +31,9 @@ class MixturePriorVAE(VAE):
             seen = (self.encoder.convs[0].weight.shape[1], *self.image_shape[1:])  # with classes also their image
             self.inputs = init.he(rng, (self.components, *seen), fan_in=1, gain=1.0)
         else:
-            self.logits = init.zeros(self.components)
             self.means = init.he(rng, (self.components, self.latent), fan_in=1, gain=1.0)
             self.log_vars = init.zeros((self.components, self.latent))
+            self.logits = init.zeros(self.components)
 
     def prior(self) -> GaussianMixture:
         """p(z)"""

@@ -70,6 +70,7 @@ class VAE(Model):
         self.decoder = Decoder(self.image_shape, given, channels, blocks, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
         if self.classes:
+            check.room(rng, self.classes * (height * width + self.latent))
             self.class_image = init.zeros((self.classes, 1, height, width))
             self.class_vector = init.zeros((self.classes, self.latent))
 
@@ -136,7 +137,7 @@ class VAE(Model):
         return q.kl().sum(1)
 
     def score(self, x, rng: np.random.Generator, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N,): minus the ELBO with one draw of z, in nats."""
+        """(N, C, H, W) -> (N,): minus the ELBO of each image with one draw of z, in nats."""
         return -self.bound(x, rng, labels).total
 
     def loss(self, x, rng: np.random.Generator, labels=None) -> Tensor:
