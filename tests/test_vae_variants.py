@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tinygen import Tensor, grad, gradcheck, ops
+from tinygen import Tensor, grad, gradcheck, ops, weights
 from tinygen.distributions import Gaussian, GaussianMixture, OneHot
 from tinygen.models import VAE, CategoricalVAE, MixturePosteriorVAE, MixturePriorVAE
 from tinygen.optim import Adam
@@ -426,7 +426,28 @@ def test_kl_warm_up(rng):
     assert model.beta == 1
 
 
-# --- devices, arguments
+# --- files, devices, arguments
+
+
+@pytest.mark.parametrize(
+    "model, settings",
+    [
+        (VAE, {"classes": 2}),
+        (MixturePriorVAE, {"components": 2, "latent": 1}),
+        (MixturePriorVAE, {"components": 2, "kind": "vamp", "classes": 2}),
+        (MixturePosteriorVAE, {"components": 2, "latent": 1}),
+        (CategoricalVAE, {"variables": 2, "values": 2, "straight_through": True}),
+    ],
+)
+def test_saved_and_loaded(model, settings, rng, tmp_path):
+    settings = {"image_shape": SHAPE, "channels": (2,), **settings}
+    saved, x = model(**settings, rng=rng), images(2, rng)
+    weights.save(tmp_path / "a.npz", saved, {"settings": settings}, half=False)
+    labels = [0, 1] if saved.classes else None
+    a, b = (
+        m.log_likelihood(x, np.random.default_rng(1), 3, labels) for m in (saved, weights.load(tmp_path / "a.npz")[0])
+    )
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("name", BUILD)

@@ -7,7 +7,6 @@ from tinygen.backend import xp
 from tinygen.distributions import OneHot
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.recipe import Recipe
-from tinygen.nn import Linear
 from tinygen.tensor import Tensor, as_flag
 
 
@@ -39,7 +38,11 @@ class CategoricalVAE(VAE):
         super().__init__(image_shape, self.variables * self.values, rng=rng, **settings)
         if self.samples > 1:
             raise ValueError(f"samples: got {self.samples}, needs 1: a relaxed z has no probability")
-        self.encoder.out = Linear(self.encoder.out.weight.shape[1], self.latent, rng=rng)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the encoder says of an image: the logits of each variable."""
+        return self.latent
 
     def encode(self, x, labels=None) -> OneHot:
         """q(z|x): (N, C, H, W) -> one-hot vectors (N, variables, values)."""

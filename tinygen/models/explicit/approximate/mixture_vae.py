@@ -9,7 +9,7 @@ from tinygen import check, ops
 from tinygen.distributions import Gaussian, GaussianMixture
 from tinygen.models.explicit.approximate.vae import VAE, WEIGHTED, Terms
 from tinygen.models.recipe import Recipe
-from tinygen.nn import Linear, init
+from tinygen.nn import init
 from tinygen.tensor import Tensor
 
 
@@ -60,12 +60,15 @@ class MixturePosteriorVAE(VAE):
     """
 
     def __init__(self, *args, components=4, rng: np.random.Generator, **settings):
-        super().__init__(*args, rng=rng, **settings)
         self.components = check.count("components", components)
+        super().__init__(*args, rng=rng, **settings)
         if self.samples > 1:
             raise ValueError(f"samples: got {self.samples}, needs 1: a draw from a mixture has no gradient in w")
-        features = self.encoder.out.weight.shape[1]
-        self.encoder.out = Linear(features, self.components * (1 + 2 * self.latent), rng=rng)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the encoder says of an image: each component's logit, mean and log-variance."""
+        return self.components * (1 + 2 * self.latent)
 
     def encode(self, x, labels=None) -> GaussianMixture:
         """q(z|x): (N, C, H, W) -> mixture over (N, latent)."""

@@ -66,7 +66,7 @@ class VAE(Model):
         self.classes, (colours, height, width) = check.count("classes", classes, 0), self.image_shape
         # With classes the encoder sees a learned image of the class as a further colour, the decoder a learned vector
         seen, given = (colours + 1, 2 * self.latent) if self.classes else (colours, self.latent)
-        self.encoder = Encoder((seen, height, width), 2 * self.latent, channels, blocks, rng=rng)
+        self.encoder = Encoder((seen, height, width), self.outputs, channels, blocks, rng=rng)
         self.decoder = Decoder(self.image_shape, given, channels, blocks, rng=rng)
         self.log_var = init.zeros(1) if likelihood == "gaussian" else None
         if self.classes:
@@ -74,16 +74,21 @@ class VAE(Model):
             self.class_image = init.zeros((self.classes, 1, height, width))
             self.class_vector = init.zeros((self.classes, self.latent))
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers the encoder says of an image: mean and log-variance of each dimension of z."""
+        return 2 * self.latent
+
     def describe(self):
         return f"image_shape={self.image_shape}, latent={self.latent}, beta={self.beta}"
 
     def encode(self, x, labels=None) -> Gaussian:
         """q(z|x): (N, C, H, W) -> Gaussian over (N, latent)."""
-        y = self.encoded(x, labels)  # (N, 2 latent): mean and log-variance
+        y = self.encoded(x, labels)  # (N, 2 latent)
         return Gaussian(y[:, : self.latent], y[:, self.latent :])
 
     def encoded(self, x, labels=None) -> Tensor:
-        """The encoder's output, from which ``encode`` makes a distribution."""
+        """The encoder's output, (N, outputs), from which ``encode`` makes a distribution."""
         x = self._checked(x)
         if (labels := check.classes(labels, self.classes, x.shape[0])) is not None:
             x = ops.concatenate([x, self.class_image[labels]], 1)
