@@ -254,11 +254,11 @@ def test(model, images, of_images, samples=0):
     @no_grad()
     def figures(start):
         part = images[start : start + PART]
-        if samples:
-            return -model.log_likelihood(part, np.random.default_rng([SEED, samples, start]), samples)
         if isinstance(model, models.RBM):
             return model.free_energy(part).numpy()
         part_labels = () if of_images is None else (of_images[start : start + len(part)],)
+        if samples:
+            return -model.log_likelihood(part, np.random.default_rng([SEED, samples, start]), samples, *part_labels)
         return model.score(part, np.random.default_rng([SEED, start]), *part_labels).numpy()
 
     keep_memory()
@@ -291,7 +291,7 @@ def evaluate(name, path, count=None):
         means = [figures + log_z]
     if bounded:
         # The gain from more samples varies much less between images than the bound, so few images suffice for its mean
-        rough = test(model, tested, None, ROUGH)
+        rough = test(model, tested, of_tested, ROUGH)
         means = [rough, figures - rough[chosen]]
     if about["protocol"] == "8-bit":
         means = [models.bits_per_dim(part, model.image_shape) for part in means]

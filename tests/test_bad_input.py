@@ -6,14 +6,14 @@ refused in one sentence of our own, ``SAME`` other ways of writing the right val
 
 import functools
 import re
-from dataclasses import astuple, is_dataclass
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
 
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.densities import DENSITIES
-from tinygen.distributions import Bernoulli, Categorical, Gaussian
+from tinygen.distributions import Bernoulli, Categorical, Gaussian, GaussianMixture, OneHot
 from tinygen.models import (
     FFJORD,
     FVSBN,
@@ -24,9 +24,12 @@ from tinygen.models import (
     RBM,
     VAE,
     Autoencoder,
+    CategoricalVAE,
     Diffusion,
     GatedPixelCNN,
     Glow,
+    MixturePosteriorVAE,
+    MixturePriorVAE,
     PixelCNN,
     PixelRNN,
     RealNVP,
@@ -286,6 +289,17 @@ CALLS = {
     "Categorical.log_prob": (lambda x: Categorical(Tensor(X)).log_prob(x), {"x": ("labels", (0, 2))}),
     "Categorical.sample": (lambda rng: Categorical(X).sample(rng), rng),
     "Categorical.at": (lambda u: Categorical(X).at(u), {"u": ("array", X[:, 0])}),
+    "OneHot": (lambda logits: OneHot(logits).kl(), {"logits": ("array", X)}),
+    "OneHot.log_prob": (lambda z: OneHot(X).log_prob(z), {"z": ("array", X)}),
+    "OneHot.sample": (lambda rng: OneHot(X).sample(rng), rng),
+    "OneHot.rsample": (OneHot(X).rsample, {"temperature": ("temperature", 0.5), "straight_through": ("flag", True)}
+                       | rng),
+    "GaussianMixture": (lambda logits: GaussianMixture(logits, Gaussian(X, X)).weights, {"logits": ("array", X[:, 0])}),
+    "GaussianMixture, components": (lambda components: GaussianMixture(X[:, 0], components),
+                                    {"components": ("distribution or None", Gaussian(X, X))}),
+    "GaussianMixture.log_prob": (lambda z: GaussianMixture(X[:, 0], Gaussian(X, X)).log_prob(z),
+                                 {"z": ("array", X[0])}),
+    "GaussianMixture.sample": (lambda rng: GaussianMixture(X[:, 0], Gaussian(X, X)).sample(rng), rng),
 
     "binarize_static": (data.binarize_static, {"images": ("grey", BINARY), "seed": ("count", 3)}),
     "binarize_dynamic": (data.binarize_dynamic, {"images": ("grey", BINARY)} | rng),
@@ -318,7 +332,13 @@ CALLS |= {
     "RBM": (RBM, {"image_shape": ("image_shape", (1, 4, 4)), "hidden": ("size", 3), "steps": ("size", 2),
                   "chains": ("count", 4)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
-            | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
+            | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)}
+            | {"samples": ("size", 2), "classes": ("count", 2)} | rng),
+    "MixturePriorVAE": (MixturePriorVAE, {"latent": (None, 2), "components": ("size", 3), "kind": ("choice", "vamp")}
+                        | rng),
+    "MixturePosteriorVAE": (MixturePosteriorVAE, {"latent": (None, 2), "components": ("size", 3)} | rng),
+    "CategoricalVAE": (CategoricalVAE, {"variables": ("size", 2), "values": ("levels", 3), "straight_through":
+                                        ("flag", True), "temperature": ("temperature", 0.5)} | rng),
     "Diffusion": (Diffusion, {"image_shape": common["image_shape"], "levels": ("levels", 4), "steps": ("size", 3)}
                   | {"schedule": ("choice", "cosine"), "channels": ("channels", (2, 3)), "classes": ("count", 2)}
                   | rng),
@@ -342,6 +362,10 @@ MODELS = {
     "RBM": lambda: RBM(SHAPE, hidden=2, rng=new()),
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
+    "VAE, prior": lambda: MixturePriorVAE(SHAPE, latent=2, channels=(2,), rng=new()),
+    "VAE, posterior": lambda: MixturePosteriorVAE(SHAPE, latent=2, channels=(2,), rng=new()),
+    "VAE, categorical": lambda: CategoricalVAE(SHAPE, variables=1, values=2, channels=(2,), rng=new()),
+    "VAE, classes": lambda: VAE(SHAPE, latent=2, channels=(2,), classes=3, rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
     "Diffusion": lambda: Diffusion(SHAPE, 2, steps=3, channels=(2,), classes=3, rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
@@ -398,9 +422,11 @@ for name, build in MODELS.items():
             },
         )
     else:
+        labels = {"labels": ("labels", (2, 0))} if "classes" in name else {}
+        batch, draws = batch | labels, draws | labels
         CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("encode", "reconstruct")}
         code = "z" if "VAE" in name else "h" if name == "RBM" else "code"
-        CALLS[f"{name}.decode"] = called("decode"), {code: ("array", CODES)}
+        CALLS[f"{name}.decode"] = called("decode"), {code: ("array", CODES)} | labels
     if "VAE" in name:
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "score", "loss")}
         CALLS[f"{name}.sample"] = called("sample"), draws
@@ -442,7 +468,7 @@ def values(result):
     if isinstance(result, PCA):
         return [result.mean, result.directions]
     if is_dataclass(result):
-        result = astuple(result) if not isinstance(result, Gaussian) else (result.mean, result.log_var)
+        result = tuple(vars(result).values())
     if isinstance(result, tuple | list):
         return [array for part in result for array in values(part)]
     return [] if result is None else [np.asarray(result)]

@@ -18,6 +18,8 @@ SMALL = {  # instead of the rows' own
     "Autoencoder": {"code": 3, "channels": (2, 2)},
     "VAE": {"latent": 2, "channels": (2, 2)},
     "Diffusion": {"steps": 3, "channels": (2, 2)},
+    "MixturePriorVAE": {"latent": 2, "channels": (2, 2), "components": 2},
+    "CategoricalVAE": {"variables": 2, "values": 2, "channels": (2, 2)},
     "PixelCNN": {"channels": 2, "blocks": 1},
     "PixelRNN": {"channels": 2, "layers": 1},
     "GatedPixelCNN": {"channels": 2, "layers": 1},

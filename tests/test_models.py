@@ -15,9 +15,12 @@ from tinygen.models import (
     VAE,
     Autoencoder,
     BernoulliMixture,
+    CategoricalVAE,
     Diffusion,
     GatedPixelCNN,
     Glow,
+    MixturePosteriorVAE,
+    MixturePriorVAE,
     PixelCNN,
     PixelRNN,
     RealNVP,
@@ -44,6 +47,14 @@ BUILD = {
     "rbm": (2, lambda shape, rng: RBM(shape, hidden=4, steps=1, chains=0, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
+    "vae, weighted": (2, lambda shape, rng: VAE(shape, latent=2, channels=(3,), samples=3, rng=rng)),
+    "vae, gaussians": (2, lambda shape, rng: MixturePriorVAE(shape, 2, channels=(3,), components=2, rng=rng)),
+    "vae, vamp": (
+        0,
+        lambda shape, rng: MixturePriorVAE(shape, 2, 1.0, "gaussian", (3,), components=2, kind="vamp", rng=rng),
+    ),
+    "vae, posterior": (2, lambda shape, rng: MixturePosteriorVAE(shape, 2, channels=(3,), components=2, rng=rng)),
+    "vae, categorical": (2, lambda shape, rng: CategoricalVAE(shape, 2, 3, channels=(3,), rng=rng)),
     "diffusion": (5, lambda shape, rng: Diffusion(shape, 5, steps=4, channels=(3, 4), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
     "nice": (5, lambda shape, rng: NICE(shape, 5, couplings=2, hidden=4, layers=1, rng=rng)),
@@ -66,7 +77,10 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 
 @pytest.mark.parametrize(
     "model",
-    [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow],
+    [
+        *(PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, MixturePriorVAE, MixturePosteriorVAE),
+        *(CategoricalVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow),
+    ],
 )
 def test_defaults(model, rng):
     model = model(rng=rng)

@@ -2,7 +2,9 @@
 
 import sys
 
+from tinygen.models.explicit.approximate.categorical_vae import CategoricalVAE
 from tinygen.models.explicit.approximate.diffusion import Diffusion
+from tinygen.models.explicit.approximate.mixture_vae import MixturePosteriorVAE, MixturePriorVAE
 from tinygen.models.explicit.approximate.rbm import RBM
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
@@ -23,7 +25,7 @@ from tinygen.models.images import bits_per_dim
 
 _MODELS = (
     *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
-    *(NICE, RealNVP, Glow, VAE, Diffusion, RBM, Autoencoder),
+    *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, Diffusion, RBM, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
@@ -37,10 +39,13 @@ __all__ = [
     "VAE",
     "Autoencoder",
     "BernoulliMixture",
+    "CategoricalVAE",
     "Diffusion",
     "GatedPixelCNN",
     "Glow",
     "KMeans",
+    "MixturePosteriorVAE",
+    "MixturePriorVAE",
     "PixelCNN",
     "PixelRNN",
     "RealNVP",
