@@ -2,6 +2,7 @@
 
 import sys
 
+from tinygen.models.explicit.approximate.tcvae import TCVAE
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
 from tinygen.models.explicit.tractable.ffjord import FFJORD
@@ -19,7 +20,10 @@ from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
 
-_MODELS = BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, VAE, NICE, RealNVP, Glow, Autoencoder
+_MODELS = (
+    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
+    *(VAE, TCVAE, NICE, RealNVP, Glow, Autoencoder),
+)
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
     "FFJORD",
@@ -28,6 +32,7 @@ __all__ = [
     "NADE",
     "NICE",
     "PCA",
+    "TCVAE",
     "VAE",
     "Autoencoder",
     "BernoulliMixture",
