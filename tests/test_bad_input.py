@@ -14,6 +14,7 @@ import pytest
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.densities import DENSITIES
 from tinygen.distributions import Bernoulli, Categorical, Gaussian
+from tinygen.factors import mutual_information
 from tinygen.models import (
     FFJORD,
     FVSBN,
@@ -21,6 +22,7 @@ from tinygen.models import (
     NADE,
     NICE,
     PCA,
+    TCVAE,
     VAE,
     Autoencoder,
     GatedPixelCNN,
@@ -314,6 +316,8 @@ CALLS |= {
                   "smooth": ("positive", 0.1), "rtol": ("fraction", 0.1)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
             | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
+    "TCVAE": (TCVAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
+              | {"images": ("levels", 50), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
                                   "channels": ("channels", (2, 3))} | rng),
     "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4)} | rng),
@@ -321,6 +325,8 @@ CALLS |= {
     "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
                     "orders": ("size", 2)} | rng),
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
+    "mutual_information": (mutual_information,
+                           {"codes": ("input", X), "factors": ("input", [[0], [1]]), "bins": ("levels", 2)}),
 }  # fmt: skip
 SHAPE = (1, 4, 4)
 MODELS = {
@@ -332,6 +338,7 @@ MODELS = {
     "MADE": lambda: MADE(SHAPE, hidden=(3,), rng=new()),
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
+    "TCVAE": lambda: TCVAE(SHAPE, latent=2, images=50, channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
     "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
@@ -385,6 +392,8 @@ for name, build in MODELS.items():
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "score", "loss")}
         CALLS[f"{name}.sample"] = called("sample"), draws
         CALLS[f"{name}.log_likelihood"] = called("log_likelihood"), batch | rng | {"samples": ("size", 3)}
+    if name == "TCVAE":
+        CALLS[f"{name}.parts"] = called("parts"), batch | rng
     if name == "Autoencoder":
         CALLS[f"{name}.loss"] = called("loss"), batch
 

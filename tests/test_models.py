@@ -11,6 +11,7 @@ from tinygen.models import (
     MADE,
     NADE,
     NICE,
+    TCVAE,
     VAE,
     Autoencoder,
     BernoulliMixture,
@@ -41,6 +42,7 @@ BUILD = {
     "ffjord, hutchinson": (0, lambda shape, rng: FFJORD(shape, None, (4,), steps=1, rng=rng)),
     "vae": (2, lambda shape, rng: VAE(shape, latent=2, beta=0.5, channels=(6, 4, 4), rng=rng)),
     "vae, gaussian": (0, lambda shape, rng: VAE(shape, latent=2, likelihood="gaussian", channels=(2, 3), rng=rng)),
+    "tcvae": (2, lambda shape, rng: TCVAE(shape, latent=2, beta=3.0, images=50, channels=(3, 2), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
     "nice": (5, lambda shape, rng: NICE(shape, 5, couplings=2, hidden=4, layers=1, rng=rng)),
     "real nvp": (5, lambda shape, rng: RealNVP(shape, 5, couplings=2, hidden=4, rng=rng)),
@@ -61,7 +63,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 
 
 @pytest.mark.parametrize(
-    "model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, Autoencoder, NICE, RealNVP, Glow]
+    "model", [PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, TCVAE, Autoencoder, NICE, RealNVP, Glow]
 )
 def test_defaults(model, rng):
     model = model(rng=rng)

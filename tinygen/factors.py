@@ -1,7 +1,7 @@
 """Images made from five known factors, and the mutual information gap: how well a code keeps known factors apart.
 
-The images follow dSprites (Matthey et al. 2017, github.com/google-deepmind/dsprites-dataset) at half its width, with half
-as many orientations and positions and 4 of its 6 scales: one shape, in every combination of the factors.
+The images follow dSprites (Matthey et al. 2017, github.com/google-deepmind/dsprites-dataset): one shape, in every
+combination of the factors. Here width, orientations and positions are half as many, and the scales 4 instead of 6.
 """
 
 from itertools import product
@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygen import check
 from tinygen.backend import to_host
-from tinygen.tensor import Tensor, as_array
+from tinygen.tensor import as_array
 
 SIZE, FINE = 32, 4  # pixels of a side; points of a pixel's side at which the shape is looked up
 FACTORS = {"shape": 3, "scale": 4, "orientation": 20, "x": 16, "y": 16}  # the number of values of each

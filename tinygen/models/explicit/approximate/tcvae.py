@@ -24,7 +24,7 @@ from tinygen.tensor import Tensor
 
 
 class Parts(NamedTuple):
-    """The reconstruction, and the KL term of each image in three parts; each (M,) in nats, from one z for each image."""
+    """The reconstruction, and the KL term in three parts, each (M,) in nats, estimated with one z for each image."""
 
     reconstruction: Tensor  # log p(x|z)
     information: Tensor  # E_q[log q(z|x) - log q(z)]
@@ -72,7 +72,7 @@ class TCVAE(VAE):
         the paper's minibatch-stratified sampling (appendix C.2), averaged over the order of the images: it is unbiased
         for q(z), and exact if the minibatch has all N images. The paper trains with minibatch-weighted sampling
         (equation S6), where every q(z_i|x_m) has the weight 1/(N M). If M is as small as a shard's, that counts x_i
-        itself far too often; and if it is N, log q(z) is log N too low, and the total correlation (D - 1) log N too high.
+        itself far too often; if it is N, log q(z) is log N too low and the total correlation (D - 1) log N too high.
         """
         m, n, array = len(z.data), self.images, xp(z.data)
         own, other = -math.log(n), math.log((n - 1) / n / max(m - 1, 1))
