@@ -39,6 +39,7 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "14_vae": ("--steps 20", r"at the end: ELBO -[1-4]\d\d\.\d = .* nats per image"),
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
+    "25_factors": ("--images 300 --train 2", r"x +2\.\d+ .*\n.*\nMIG 0\.\d+; .* rotated at random, 0\.\d+"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
 }
 

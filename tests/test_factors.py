@@ -1,17 +1,26 @@
 """Known factors: the sprites, the mutual information gap against entropies by hand, the TCVAE against enumeration."""
 
+import re
+import sys
+from dataclasses import replace
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinygen import Tensor, factors, grad
+from tinygen import Tensor, grad
 from tinygen.backend import to_device
 from tinygen.distributions import Gaussian
-from tinygen.factors import FACTORS, entropies, mutual_information, mutual_information_gap
+from tinygen.factors import FACTORS, Sprites, entropies, mutual_information, mutual_information_gap
+from tinygen.factors import sprites as make_sprites
 from tinygen.models import TCVAE, VAE
 from tinygen.optim import Adam
 from tinygen.training import _batch, fit
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import factors as benchmark
+import likelihood
 
 SHAPE = (1, 4, 3)
 
@@ -21,7 +30,7 @@ SHAPE = (1, 4, 3)
 
 @pytest.fixture(scope="module")
 def sprites():
-    return factors.sprites()
+    return make_sprites()
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +338,58 @@ def test_training_takes_the_correlation_out(rng):
 def test_number_of_images_is_checked(images, rng):
     with pytest.raises(ValueError, match="images: got"):
         TCVAE(SHAPE, images=images, rng=rng)
+
+
+# -- the benchmark
+
+
+@pytest.fixture
+def small(sprites, monkeypatch, tmp_path):
+    """The benchmark with few sprites and a tiny network."""
+    chosen = np.random.default_rng(4).permutation(len(sprites.images))[:600]
+    few = Sprites(sprites.images[chosen], sprites.factors[chosen])
+    for module in (benchmark, likelihood):
+        monkeypatch.setattr(module, "sprites", lambda: few)
+    monkeypatch.setattr(likelihood, "LEARNED", 400)
+    monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(benchmark, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(benchmark, "RECIPE", replace(benchmark.RECIPE, steps=(2,)))
+    monkeypatch.setattr(benchmark, "SHARED", {**benchmark.SHARED, "latent": 3, "channels": (2, 2)})
+    return tmp_path
+
+
+def test_benchmark_writes_means_and_spreads_over_seeds(small, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["factors.py", "--seeds", "2"])
+    benchmark.main()
+    written = (small / "RESULTS.md").read_text()
+    rows = re.findall(r"^\| ([a-z-]+) \| ([\d.]+) \| 2 \| ([\d.]+) ± ([\d.]+) \|.*\| 0.0 \|$", written, re.MULTILINE)
+    assert [row[:2] for row in rows] == [("vae", "1"), ("beta-vae", "4"), ("beta-tcvae", "6")]
+    printed = re.findall(r"^([a-z-]+), seed (\d): MIG ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
+    for name, _, mean, spread in rows:
+        migs = [float(mig) for found, _, mig in printed if found == name]
+        assert len(migs) == 2 and migs[0] != migs[1]
+        np.testing.assert_allclose([float(mean), float(spread)], [np.mean(migs), np.std(migs, ddof=1)], atol=0.0015)
+    assert written.startswith("# Results") and "## Disentangling" in written and f"{400:,}" not in written
+
+
+def test_contenders_differ_in_their_loss_alone(small, rng):
+    built = {name: benchmark.build(name, 3) for name in benchmark.CONTENDERS}
+    states = [model.state_dict() for model in built.values()]
+    for state in states[1:]:
+        assert all((state[name] == value).all() for name, value in states[0].items())
+    x = likelihood.sets("sprites")[0][:16]
+    losses = {name: model.loss(x, np.random.default_rng(0)).item() for name, model in built.items()}
+    assert len(set(losses.values())) == 3
+    found = benchmark.figures(built["vae"], x)
+    assert found.shape == (8,) and found[0] == found[1:6].mean()
+    terms = built["vae"].bound(x, np.random.default_rng(1))
+    np.testing.assert_allclose(found[6:], [-terms.reconstruction.data.mean(), terms.kl.data.mean()], rtol=0.1)
+
+
+def test_codes_are_draws_of_the_posterior(small, rng):
+    model, x = benchmark.build("vae", 0), likelihood.sets("sprites")[0][:300]
+    for p in model.parameters():
+        p.data = 0.3 * rng.standard_normal(p.shape, np.float32)
+    q, drawn = model.encode(x), likelihood.codes(model, x, rng)
+    eps = (drawn - q.mean.data) / np.exp(q.log_var.data / 2)
+    assert drawn.shape == (300, 3) and abs(eps.mean()) < 0.15 and abs(eps.std() - 1) < 0.1
