@@ -1,9 +1,9 @@
 """Known factors: what each dimension of a code says about shape, scale, orientation, x and y. Ten seconds.
 
 The sprites are made from five independent factors, and a beta-TCVAE (Chen et al. 2018) has seen the images alone. Its
-loss asks for independent dimensions of z, and many of them come to hold one factor each. The traversals show it: a row
-moves one dimension of z from -2 to 2, the others stay. The matrix measures it: the share of a factor's entropy that a
-dimension tells. The mutual information gap (MIG) is the difference between the two largest shares of a row, averaged
+loss asks for independent dimensions of z, in the hope that each then holds one factor. The traversals show whether it
+does: a row moves one dimension of z from -2 to 2, the others stay. The matrix measures it: the share of a factor's
+entropy that a dimension tells. The mutual information gap (MIG) is the difference between the two largest shares of a row, averaged
 over the factors. Beside it stands the MIG of the same codes after a random rotation: they tell as much together, but
 every dimension mixes all factors. A square looks the same after a quarter of a turn, and an ellipse after half of one,
 so no code can tell all of the orientation.
@@ -18,7 +18,7 @@ from tinygen.backend import to_device
 from tinygen.factors import FACTORS, entropies, mutual_information, mutual_information_gap, sprites
 from tinygen.plotting import draw_images
 
-CONFIG = {"images": (8000, "sprites that are encoded", 100, 61440), **TRAIN}
+CONFIG = {"images": (20000, "sprites that are encoded", 100, 61440), **TRAIN}
 STEPS, SEEN = 10, (2, 2, 3, 7, 7)  # images of a row; the sprite whose factors are moved, a heart
 
 
@@ -53,11 +53,11 @@ def turned(z, rng):
 
 
 def draw(varied, decoded, shares, order, gaps):
-    """Sprites and traversals, rows of STEPS images; (5, latent) shares of entropy, columns in this order."""
-    figure = Figure(figsize=(15, 6), layout="constrained")
+    """Sprites and traversals, rows of STEPS images, white on black; (5, latent) shares of entropy, columns in order."""
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
-    draw_images(left, varied, STEPS, "sprites: one factor moved, the others not", list(FACTORS))
-    draw_images(middle, decoded, STEPS, "decoded: one z moved from -2 to 2", [f"z[{j}]" for j in order])
+    draw_images(left, 1 - varied, STEPS, "sprites: one factor moved, the others not", list(FACTORS))
+    draw_images(middle, 1 - decoded, STEPS, "decoded: one z moved from -2 to 2", [f"z[{j}]" for j in order])
     right.imshow(shares[:, order], cmap="Blues", vmin=0, vmax=1)
     for (k, j), share in np.ndenumerate(shares[:, order]):
         right.text(
