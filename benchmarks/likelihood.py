@@ -60,6 +60,7 @@ Departures from the papers:
 - first filters of 15 x 15 instead of 7 x 7, and of 5 x 5 instead of 3 x 3 in PixelCNN's blocks; 24 units instead of 16
   in the Row LSTM;
 - dropout in PixelCNN and the Row LSTM;
+- for the beta-TCVAE stratified sampling of the minibatch instead of weighted sampling, over a shard at a time;
 - residual branches and logits that start at zero in the autoregressive models; Gated PixelCNN gets each pixel's
   coordinates;
 - for the VAE convolutions with residual blocks instead of fully connected layers, so that its figure beside the

@@ -3,10 +3,10 @@
 The sprites are made from five independent factors, and a beta-TCVAE (Chen et al. 2018) has seen the images alone. Its
 loss asks for independent dimensions of z, in the hope that each then holds one factor. The traversals show whether it
 does: a row moves one dimension of z from -2 to 2, the others stay. The matrix measures it: the share of a factor's
-entropy that a dimension tells. The mutual information gap (MIG) is the difference between the two largest shares of a row, averaged
-over the factors. Beside it stands the MIG of the same codes after a random rotation: they tell as much together, but
-every dimension mixes all factors. A square looks the same after a quarter of a turn, and an ellipse after half of one,
-so no code can tell all of the orientation.
+entropy that a dimension tells. The mutual information gap (MIG) is the difference between the two largest shares of a
+row, averaged over the factors. Beside it stands the MIG of the same codes after a random rotation: they tell as much
+together, but every dimension mixes all factors. A square looks the same after a quarter of a turn, and an ellipse after
+half of one, so no code can tell all of the orientation.
 """
 
 import numpy as np
