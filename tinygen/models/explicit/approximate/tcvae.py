@@ -40,6 +40,8 @@ class TCVAE(VAE):
     q(z) is estimated from the M images that ``loss`` is called with. ``fit`` calls it with a shard of the minibatch: of
     16 to 128 images, depending on the network, or on a device all of them. So on the host the M of the estimate is a
     shard's size, however large the minibatch is, and a larger minibatch only averages over more such estimates.
+    Few images give a total correlation that is too low, even below zero: of one model of the sprites, trained for 800
+    steps, it was -2.6 nats from 32 images, -0.9 from 256, 0.1 from 1,000 and 0.4 from 8,000.
     """
 
     def __init__(self, image_shape=(1, 28, 28), latent=10, beta=6.0, images=50_000, **settings):
