@@ -50,8 +50,7 @@ def _patch(inside, scale, angle):
     line = (np.arange(17 * FINE) + 0.5) / FINE - 8.5
     y, x = np.meshgrid(line, line, indexing="ij")
     cos, sin = np.cos(angle), np.sin(angle)
-    # Rounded, since the sides of a square turned by 90 degrees must fall between the same points
-    u, v = np.round((cos * x + sin * y) / scale, 9), np.round((cos * y - sin * x) / scale, 9)
+    u, v = (cos * x + sin * y) / scale, (cos * y - sin * x) / scale
     return inside(u, v).reshape(17, FINE, 17, FINE).mean((1, 3)) >= 0.5
 
 
