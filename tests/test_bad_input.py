@@ -14,6 +14,7 @@ import pytest
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.densities import DENSITIES
 from tinygen.distributions import Bernoulli, Categorical, Gaussian, GaussianMixture, OneHot
+from tinygen.factors import mutual_information
 from tinygen.models import (
     FFJORD,
     FVSBN,
@@ -22,6 +23,7 @@ from tinygen.models import (
     NICE,
     PCA,
     RBM,
+    TCVAE,
     VAE,
     Autoencoder,
     CategoricalVAE,
@@ -342,6 +344,8 @@ CALLS |= {
     "Diffusion": (Diffusion, {"image_shape": common["image_shape"], "levels": ("levels", 4), "steps": ("size", 3)}
                   | {"schedule": ("choice", "cosine"), "channels": ("channels", (2, 3)), "classes": ("count", 2)}
                   | rng),
+    "TCVAE": (TCVAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
+              | {"images": ("levels", 50), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
                                   "channels": ("channels", (2, 3))} | rng),
     "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4),
@@ -350,6 +354,8 @@ CALLS |= {
     "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
                     "orders": ("size", 2)} | rng),
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
+    "mutual_information": (mutual_information,
+                           {"codes": ("input", X), "factors": ("input", [[0], [1]]), "bins": ("levels", 2)}),
 }  # fmt: skip
 SHAPE = (1, 4, 4)
 MODELS = {
@@ -366,6 +372,7 @@ MODELS = {
     "VAE, posterior": lambda: MixturePosteriorVAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, categorical": lambda: CategoricalVAE(SHAPE, variables=1, values=2, channels=(2,), rng=new()),
     "VAE, classes": lambda: VAE(SHAPE, latent=2, channels=(2,), classes=3, rng=new()),
+    "TCVAE": lambda: TCVAE(SHAPE, latent=2, images=50, channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
     "Diffusion": lambda: Diffusion(SHAPE, 2, steps=3, channels=(2,), classes=3, rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
@@ -441,6 +448,8 @@ for name, build in MODELS.items():
         )
         annealing = {"temperatures": ("size", 3), "chains": ("levels", 3), "samples": ("binary images or None", BINARY)}
         CALLS[f"{name}.log_z"] = called("log_z"), rng | annealing
+    if name == "TCVAE":
+        CALLS[f"{name}.parts"] = called("parts"), batch | rng
     if name == "Autoencoder":
         CALLS[f"{name}.loss"] = called("loss"), batch
 

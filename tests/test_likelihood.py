@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tinygen import data, models, weights
+from tinygen.factors import Sprites
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import likelihood
@@ -20,6 +21,7 @@ SMALL = {  # instead of the rows' own
     "Diffusion": {"steps": 3, "channels": (2, 2)},
     "MixturePriorVAE": {"latent": 2, "channels": (2, 2), "components": 2},
     "CategoricalVAE": {"variables": 2, "values": 2, "channels": (2, 2)},
+    "TCVAE": {"latent": 2, "channels": (2, 2)},
     "PixelCNN": {"channels": 2, "blocks": 1},
     "PixelRNN": {"channels": 2, "layers": 1},
     "GatedPixelCNN": {"channels": 2, "layers": 1},
@@ -43,6 +45,8 @@ def small(monkeypatch, tmp_path):
     drawn = data.binarize_static(data.digits().test_images, seed=5)
     monkeypatch.setattr(data, "binarized_mnist", lambda: data.BinarizedMNIST(drawn[:300], drawn[300:], drawn))
     monkeypatch.setattr(likelihood, "LEARNED", 4400)
+    made = np.random.default_rng(6).integers(0, 2, (5400, 1, 32, 32), np.uint8)
+    monkeypatch.setattr(likelihood, "sprites", lambda: Sprites(made, made[:, 0, 0, :5]))
     for name, row in list(models.RECIPES.items()):
         settings = {**row.settings, **SMALL[row.model.__name__]}
         if row.start:
@@ -76,7 +80,7 @@ def test_a_row(name, small, monkeypatch, capsys):
     trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
     assert trained["name"] == name and trained["images"] == 500
-    assert trained.get("images_with_all_samples") == (80 if name.startswith("vae") else None)
+    assert trained.get("images_with_all_samples") == (80 if "vae" in name else None)
     assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
     assert about["result"] == trained and model.num_parameters() == trained["parameters"]
@@ -293,6 +297,13 @@ def test_sets(small):
     np.testing.assert_array_equal(likelihood.sets("static")[2], data.binarized_mnist().test)
     with_labels = data.binarize_static(digits.test_images, 1)
     np.testing.assert_array_equal(likelihood.sets("static", classes=10)[2], with_labels)
+    parts = likelihood.sets("sprites")
+    assert [len(part) for part in parts] == [4400, 500, 500]
+    together, made = (
+        np.sort(images.reshape(5400, -1).view("V1024")[:, 0].tolist())
+        for images in (np.concatenate(parts), likelihood.sprites().images)
+    )
+    assert (together == made).all() and (parts[0] != likelihood.sprites().images[:4400]).any()
     for protocol in ("static", "dynamic", "grey"):
         learned, validation, tested = likelihood.sets(protocol)
         assert len(learned) == 4400 and len(validation) == 100 and len(tested) == 500

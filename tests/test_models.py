@@ -12,6 +12,7 @@ from tinygen.models import (
     NADE,
     NICE,
     RBM,
+    TCVAE,
     VAE,
     Autoencoder,
     BernoulliMixture,
@@ -56,6 +57,7 @@ BUILD = {
     "vae, posterior": (2, lambda shape, rng: MixturePosteriorVAE(shape, 2, channels=(3,), components=2, rng=rng)),
     "vae, categorical": (2, lambda shape, rng: CategoricalVAE(shape, 2, 3, channels=(3,), rng=rng)),
     "diffusion": (5, lambda shape, rng: Diffusion(shape, 5, steps=4, channels=(3, 4), rng=rng)),
+    "tcvae": (2, lambda shape, rng: TCVAE(shape, latent=2, beta=3.0, images=50, channels=(3, 2), rng=rng)),
     "autoencoder": (0, lambda shape, rng: Autoencoder(shape, code=2, channels=[3], rng=rng)),
     "nice": (5, lambda shape, rng: NICE(shape, 5, couplings=2, hidden=4, layers=1, rng=rng)),
     "real nvp": (5, lambda shape, rng: RealNVP(shape, 5, couplings=2, hidden=4, rng=rng)),
@@ -79,7 +81,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
     "model",
     [
         *(PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, MixturePriorVAE, MixturePosteriorVAE),
-        *(CategoricalVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow),
+        *(CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow),
     ],
 )
 def test_defaults(model, rng):

@@ -336,7 +336,8 @@ def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
 
 
 def shard_size(model, learned, data, prepare) -> int:
-    """The number of images in a shard: more for a small network, in which the overhead of NumPy's calls dominates.
+    """The number of images in a shard: more for a small network, in which the overhead of NumPy's calls dominates, and
+    at least as many as the model needs ``together``.
 
     It depends on the network and the images, not on the number of workers. The loss and its gradient are computed
     once, so that their errors are found before training begins.
@@ -357,7 +358,7 @@ def shard_size(model, learned, data, prepare) -> int:
     size, numbers = SHARD, sum(sizes.values()) / len(part[0])
     while size < LARGEST and 2 * size * numbers <= max(ACTIVATIONS, ARRAY * len(sizes)):
         size *= 2
-    return size
+    return max(size, getattr(model, "together", 1))
 
 
 @contextlib.contextmanager

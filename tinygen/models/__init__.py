@@ -6,6 +6,7 @@ from tinygen.models.explicit.approximate.categorical_vae import CategoricalVAE
 from tinygen.models.explicit.approximate.diffusion import Diffusion
 from tinygen.models.explicit.approximate.mixture_vae import MixturePosteriorVAE, MixturePriorVAE
 from tinygen.models.explicit.approximate.rbm import RBM
+from tinygen.models.explicit.approximate.tcvae import TCVAE
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.explicit.tractable.bernoulli_mixture import BernoulliMixture
 from tinygen.models.explicit.tractable.ffjord import FFJORD
@@ -25,7 +26,7 @@ from tinygen.models.images import bits_per_dim
 
 _MODELS = (
     *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
-    *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, Diffusion, RBM, Autoencoder),
+    *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "NICE",
     "PCA",
     "RBM",
+    "TCVAE",
     "VAE",
     "Autoencoder",
     "BernoulliMixture",

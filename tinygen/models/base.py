@@ -32,6 +32,7 @@ class Model(Module):
     image_shape: tuple[int, int, int]
     unit = "nats per image"  # of loss and score
     classes = 0  # the number of classes; 0 for a model without labels
+    together = 1  # images that ``loss`` needs at once, since it compares them with each other; otherwise 1
 
     def loss(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
         """The mean score; a model that trains with dropout, or with other weights of its terms, overrides it."""
