@@ -4,8 +4,8 @@
 - Posterior: p(z|x) of an image may have several modes. A Gaussian q covers one or all; a mixture can follow them.
 - Discrete codes: z of one-hot vectors, learned with the Gumbel-softmax relaxation. Each has a few values to look at.
 - Classes: p(x|z, class). Decoded with each class, one z keeps what is left to say of a digit: slant, width, stroke.
-- KL warm-up: beta rises from 0 to 1 while training begins, so that dimensions of z come into use before the KL term
-  switches them off. One is active if the variance of q's mean over the digits is above 0.01 (Burda et al. 2016).
+- KL warm-up: beta rises from 0 to 1 in the first half of training, so that dimensions of z come into use before the KL
+  term switches them off. One is active here if q tells more than 0.1 nats in it: its KL, averaged over digits.
 The first two have a z of two dimensions, which can be drawn. All learn from 4,500 digits.
 """
 
@@ -24,7 +24,8 @@ CONFIG = {
     "steps": (1000, "of training for each model, with 16 digits each"),
     "components": (10, "of the mixture that is the prior"),
 }
-GRID = np.linspace(-4, 4, 101, dtype=np.float32)
+ACTIVE = 0.1  # nats
+GRID = np.linspace(-5, 5, 101, dtype=np.float32)
 PLANE = np.stack(np.meshgrid(GRID, GRID), -1).reshape(-1, 2)  # z[0] to the right, z[1] upwards
 
 
@@ -88,17 +89,17 @@ def bound(model, images, config, *labels):
         return model.bound(images, np.random.default_rng(config.seed), *labels).total.numpy().mean()
 
 
-def draw(priors, codes, labels, posteriors, shown, discrete, values, conditional, variances):
+def draw(priors, codes, labels, posteriors, shown, discrete, values, conditional, rates):
     """Densities on the plane: two priors and {name: (log p(z|x), log q(z|x))}; codes (N, 2) of both priors with their
-    labels; the digits of the posteriors; codes' changes; samples of each class; {name: variance of each dimension}."""
+    labels; the digits of the posteriors; codes' changes; samples of each class; {name: KL of each dimension}."""
     figure = Figure(figsize=(14.5, 8), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
     axes = top.subplots(1, 4)
-    plane, n = {"extent": (-4, 4, -4, 4), "origin": "lower", "cmap": "Greys"}, len(GRID)
+    plane, n = {"extent": (-5, 5, -5, 5), "origin": "lower", "cmap": "Greys"}, len(GRID)
     for ax, (name, log_p), points in zip(axes, priors.items(), codes):
         ax.imshow(np.exp(log_p).reshape(n, n), **plane)
         ax.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=4)
-        ax.set(xlim=(-4, 4), ylim=(-4, 4), title=f"{name} (grey)\nand means of q(z|x), by class")
+        ax.set(xlim=(-5, 5), ylim=(-5, 5), title=f"{name} (grey)\nand means of q(z|x), by class")
     for ax, (name, (log_p, log_q)) in zip(axes[2:], posteriors.items()):
         ax.imshow(np.exp(log_p).reshape(n, n), **plane)
         levels = log_q.max() - np.array([4.5, 2.0, 0.5])
@@ -117,10 +118,10 @@ def draw(priors, codes, labels, posteriors, shown, discrete, values, conditional
     draw_images(left, discrete, values, "a seven: each row changes one discrete variable", names, range(values))
     rows = [f"z{i}" for i in range(1, len(conditional) // 10 + 1)]
     draw_images(middle, conditional, 10, "each row one z, decoded with each class", rows, range(10))
-    for i, (name, variance) in enumerate(variances.items()):
-        right.bar(np.arange(len(variance)) + 0.4 * i - 0.2, np.sort(variance)[::-1], 0.4, label=name)
-    right.axhline(0.01, color="k", linewidth=0.8, linestyle=":", label="active above")
-    right.set(yscale="log", xlabel="dimension of z, most varied first", ylabel="variance of q's mean over digits")
+    for i, (name, rate) in enumerate(rates.items()):
+        right.bar(np.arange(len(rate)) + 0.4 * i - 0.2, np.sort(rate)[::-1], 0.4, label=name)
+    right.axhline(ACTIVE, color="k", linewidth=0.8, linestyle=":", label="active above")
+    right.set(xlabel="dimension of z, in descending order", ylabel="KL, nats per image")
     right.set_title("dimensions in use", fontsize=9)
     right.legend(fontsize=8)
     return figure
@@ -153,10 +154,11 @@ def main():
         print(f"{name:>46} {bound(model, binary, config):8.1f}")
     given = bound(conditional, binary, config, digits.test_labels)
     print(f"{'8-d z, given the class':>46} {given:8.1f}")
-    variances = {}
+    rates = {}
     for name, model in {"without warm-up": cold, "with warm-up": warm}.items():
-        variances[name] = model.encode(binary).mean.numpy().var(0)
-        active = int((variances[name] > 0.01).sum())
+        with no_grad():
+            rates[name] = model.encode(binary).kl().numpy().mean(0)
+        active = int((rates[name] > ACTIVE).sum())
         print(f"{f'32-d z, {name}':>46} {bound(model, binary, config):8.1f}, {active} active dimensions")
 
     priors = {"N(0, I)": log_density(plain.prior(), config.device)}
@@ -179,7 +181,7 @@ def main():
         changed(categorical, binary[seven : seven + 1]),
         categorical.values,
         conditional,
-        variances,
+        rates,
     )
     save(figure, config.out, "24_vae_questions")
 
