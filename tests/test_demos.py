@@ -40,13 +40,8 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "24_vae_questions": ("--steps 2", r"nats per image(.*\n)+ +32-d z, with warm-up +-\d+\.\d, \d+ active dimensions"),
-    "25_factors": ("--images 300 --train 2", r"x +2\.\d+ .*\n.*\nMIG 0\.\d+; .* rotated at random, 0\.\d+"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
     "20_boltzmann": ("--steps 10 --runs 2 --rounds 3 --train 1", r"an estimate of \d+\.\d+ nats per test image"),
-    "21_diffusion": (
-        "--train 1 --steps 3 --frames 4 --images 2",
-        r"prior \d\.\d+ \+ steps \d+\.\d+ \+ decoder \d\.\d+ = \d+\.\d+ bits per dimension",
-    ),
 }
 
 

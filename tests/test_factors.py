@@ -3,7 +3,6 @@
 import re
 import sys
 from dataclasses import replace
-from importlib import import_module
 from itertools import combinations, product
 from pathlib import Path
 
@@ -394,41 +393,3 @@ def test_codes_are_draws_of_the_posterior(small, rng):
     q, drawn = model.encode(x), likelihood.codes(model, x, rng)
     eps = (drawn - q.mean.data) / np.exp(q.log_var.data / 2)
     assert drawn.shape == (300, 3) and abs(eps.mean()) < 0.15 and abs(eps.std() - 1) < 0.1
-
-
-# -- the demo
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "demos")
-    return import_module("25_factors")
-
-
-def test_demo_moves_one_factor_in_a_row(demo, sprites, grid):
-    rows = demo.moved(sprites.images).reshape(5, 10, 32, 32)
-    for k, values in enumerate(FACTORS.values()):
-        shown = [grid[(*demo.SEEN[:k], v, *demo.SEEN[k + 1 :])] for v in range(values)]
-        assert len({image.tobytes() for image in rows[k]}) == min(10, values)
-        assert {image.tobytes() for image in rows[k]} <= {image.tobytes() for image in shown}
-
-
-def test_demo_moves_one_dimension_in_a_row(demo, rng):
-    model, x = TCVAE(SHAPE, latent=3, channels=(2,), rng=rng), np.ones(SHAPE, np.float32)
-    for p in model.parameters():
-        p.data = rng.standard_normal(p.shape, np.float32)
-    decoded = demo.traversals(model, x, np.array([2, 0]))
-    z = model.encode(x[None]).mean.numpy()[0]
-    for row, (j, value) in {0: (2, -2), 9: (2, 2), 10: (0, -2)}.items():
-        moved = z.copy()
-        moved[j] = value
-        np.testing.assert_allclose(decoded[row], model.decode(moved[None]).numpy()[0], rtol=1e-4)
-    assert decoded.shape == (20, *SHAPE)
-
-
-def test_demo_turns_codes_without_changing_their_distances(demo, rng):
-    z = rng.standard_normal((50, 4))
-    z /= z.std(0)
-    turned = demo.turned(z, rng)
-    np.testing.assert_allclose((turned**2).sum(1), (z**2).sum(1))
-    assert abs(turned - z).max() > 0.1
