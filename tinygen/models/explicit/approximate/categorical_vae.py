@@ -78,7 +78,7 @@ RECIPES = {
         CategoricalVAE,
         {"variables": 30, "values": 8, "temperature": 0.5, "channels": (32, 64, 64), "blocks": 1},
         protocol="published",
-        steps=(12_000,),
+        steps=(8000,),
         lr=1.5e-3,
         batch_size=64,
         published="101.5",  # Jang et al. 2017, table 2
