@@ -17,6 +17,8 @@ from tinygen.distributions import Bernoulli, Categorical, Gaussian
 from tinygen.models import (
     FFJORD,
     FVSBN,
+    GAN,
+    GSN,
     MADE,
     NADE,
     NICE,
@@ -31,6 +33,7 @@ from tinygen.models import (
     bits_per_dim,
 )
 from tinygen.ode import dopri5
+from tinygen.samples import frechet_distance, nearest_distances, parzen
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -321,6 +324,13 @@ CALLS |= {
     "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
                     "orders": ("size", 2)} | rng),
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
+    "GAN": (GAN, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "channels": ("channels", (2, 3)),
+                  "form": ("choice", "wasserstein")} | rng),
+    "GSN": (GSN, {"image_shape": ("image_shape", (1, 4, 4)), "hidden": ("channels", (2, 3)), "noise": ("fraction", 0.5),
+                  "walkback": ("size", 2)} | rng),
+    "parzen": (parzen, {"samples": ("array", X), "points": ("array", X), "sigma": ("tolerance", 0.5)}),
+    "frechet_distance": (frechet_distance, {"features_a": ("array", X), "features_b": ("array", X)}),
+    "nearest_distances": (nearest_distances, {"samples": ("array", X), "images": ("array", X)}),
 }  # fmt: skip
 SHAPE = (1, 4, 4)
 MODELS = {
@@ -336,6 +346,8 @@ MODELS = {
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
     "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
     "FFJORD": lambda: FFJORD(SHAPE, 2, (2,), rng=new()),
+    "GAN": lambda: GAN(SHAPE, 2, "wasserstein", channels=(2,), rng=new()),
+    "GSN": lambda: GSN(SHAPE, (2,), rng=new()),
 }
 CODES = np.array([[0.5, -0.5], [1.0, 2.0]], np.float32)
 
@@ -354,12 +366,32 @@ def method(build, name):
 
 for name, build in MODELS.items():
     called = functools.partial(method, build)
-    kind = "grey images" if name in ("VAE, gaussian", "Autoencoder") else "images" if name == "PCA" else "binary images"
+    kind = (
+        "grey images"
+        if name in ("VAE, gaussian", "Autoencoder", "GAN", "GSN")
+        else "images"
+        if name == "PCA"
+        else "binary images"
+    )
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
     if name in ("RealNVP", "FFJORD"):
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}
         CALLS[f"{name}.decode"] = called("decode"), {"z": ("array", np.zeros((2, 16), np.float32))}
         CALLS[f"{name}.sample"] = called("sample"), draws | {"temperature": ("temperature", 0.5)}
+    elif name in ("GAN", "GSN"):
+        CALLS[f"{name}.loss"] = called("loss"), batch | rng | {"labels": ("forbidden", None)}
+        CALLS[f"{name}.sample"] = called("sample"), draws | {"labels": ("forbidden", None)}
+        if name == "GAN":
+            CALLS["GAN.decode"] = called("decode"), {"z": ("array", CODES)}
+        else:
+            keep = {"mask": ("keep", BINARY > 0), "steps": ("size", 2)}
+            CALLS["GSN.complete"] = called("complete"), batch | rng | keep
+            CALLS["GSN.chain"] = (
+                lambda **given: list(GSN(SHAPE, (2,), rng=new()).chain(**given)),
+                batch | rng | keep | {"mask": ("keep or None", BINARY > 0)},
+            )
+            CALLS["GSN.sample_means"] = called("sample_means"), draws | {"steps": ("size", 2)}
+            CALLS |= {f"GSN.{m}": (called(m), batch | rng) for m in ("score", "corrupt")}
     elif name.startswith(("Pixel", "Gated", "FVSBN", "NADE", "MADE")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels

@@ -14,7 +14,7 @@ from tinygen import check
 from tinygen.models.features.kmeans import squared_distances
 from tinygen.tensor import as_array
 
-CHUNK = 500  # rows of a table of distances that are computed at once, to bound memory
+CHUNK = 200  # rows of a table of distances that are computed at once, to bound memory
 
 
 class LogLikelihood(NamedTuple):

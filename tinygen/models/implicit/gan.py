@@ -17,9 +17,7 @@ from tinygen import check, ops
 from tinygen.backend import to_device
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.networks import sizes
-from tinygen.models.recipe import Recipe
 from tinygen.nn import BatchNorm, Conv2d, GroupNorm, Linear, Module, UpConv2d
-from tinygen.optim import Adam
 from tinygen.tensor import Tensor, enable_grad, grad, no_grad, recording
 
 PENALTY = 10.0  # weight of the gradient penalty, as published
@@ -37,7 +35,7 @@ class GAN(Module):
     game, which rises when either player falls behind. ``tinygen.samples`` judges samples instead.
     """
 
-    unit = "cost of both players"
+    unit = "cost per image"
     classes = 0
 
     def __init__(

@@ -19,7 +19,7 @@ from tinygen.models.images import check_images, check_shape
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear
 from tinygen.optim import Muon
-from tinygen.tensor import Tensor, as_array, no_grad
+from tinygen.tensor import Tensor, no_grad
 
 STEPS = 100  # of the chains that sample and complete
 
@@ -39,7 +39,7 @@ class GSN(Model):
 
     def __init__(self, image_shape=(1, 28, 28), hidden=(480, 480), noise=0.4, walkback=4, *, rng: np.random.Generator):
         self.image_shape, pixels = check_shape(image_shape), math.prod(image_shape)
-        self.noise, self.walkback = check.number("noise", noise, "(0, 1]"), check.count("walkback", walkback)
+        self.noise, self.walkback = check.number("noise", noise, "(0, 1)"), check.count("walkback", walkback)
         hidden = check.counts("hidden", hidden)
         self.layers = [Linear(n, m, rng=rng, gain=2.0) for n, m in zip((pixels, *hidden), hidden)]
         self.out = Linear(hidden[-1], pixels, rng=rng, gain=0.0)
@@ -88,12 +88,12 @@ class GSN(Model):
         Source: Bengio et al. 2014, section 2.
         """
         x = given = self._checked(x).data
-        mask = to_device(as_array(False if mask is None else mask, "mask"), self.device)
+        keep = check.mask(False if mask is None else mask, x.shape, self.device)
         for _ in range(check.count("steps", steps)):
             with no_grad():
                 corrupted = self.corrupt(x, rng)
                 p = self.posterior(corrupted)
-                x, mean = (xp(given).where(mask, given, a) for a in (p.sample(rng), p.mean.data))
+                x, mean = (xp(given).where(keep, given, a) for a in (p.sample(rng), p.mean.data))
             yield corrupted.data, x, mean
 
     def sample(self, n: int, rng: np.random.Generator, labels=None, steps: int = STEPS):
@@ -109,8 +109,8 @@ class GSN(Model):
         """(N, C, H, W): the values of x where ``mask`` is True, elsewhere means of P(x|x~) after ``steps`` steps of a
         chain in which these values are kept. Source: Bengio et al. 2014, section 3.4.
         """
-        given, mask = self._checked(x).data, to_device(as_array(mask, "mask"), self.device)
-        start = xp(given).where(mask, given, self._noise(len(given), rng))
+        given = self._checked(x).data
+        start = xp(given).where(check.mask(mask, given.shape, self.device), given, self._noise(len(given), rng))
         return self._end(start, rng, steps, mask)[2]
 
     def _end(self, start, rng, steps, mask=None):
