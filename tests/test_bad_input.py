@@ -366,13 +366,8 @@ def method(build, name):
 
 for name, build in MODELS.items():
     called = functools.partial(method, build)
-    kind = (
-        "grey images"
-        if name in ("VAE, gaussian", "Autoencoder", "GAN", "GSN")
-        else "images"
-        if name == "PCA"
-        else "binary images"
-    )
+    grey = "VAE, gaussian", "Autoencoder", "GAN", "GSN"
+    kind = "grey images" if name in grey else "images" if name == "PCA" else "binary images"
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
     if name in ("RealNVP", "FFJORD"):
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}

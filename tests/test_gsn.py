@@ -1,4 +1,4 @@
-"""The GSN: the chain leaves a known distribution invariant, walkback by hand, and what the network learns of one pixel."""
+"""The GSN: its chain leaves a known distribution invariant; walkback by hand; what it learns of one pixel."""
 
 import itertools
 

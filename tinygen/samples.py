@@ -45,7 +45,8 @@ def frechet_distance(features_a, features_b) -> float:
     distance between Gaussians with their means m and covariances S.
 
     It is biased upwards, less so for more rows: compare only distances from equally many.
-    Raises ValueError for fewer than two rows or other shapes. Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
+    Raises ValueError for fewer than two rows or other shapes.
+    Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
     """
     a, b = _rows("features_a", features_a, 2), _rows("features_b", features_b, 2)
     if a.shape[1] != b.shape[1]:

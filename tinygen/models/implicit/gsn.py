@@ -7,6 +7,7 @@ autoencoder, which learns nothing but P(x|x~), is a model that can be sampled.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -64,11 +65,11 @@ class GSN(Model):
         return Bernoulli(self.out(h).reshape(-1, *self.image_shape))
 
     def score(self, x, rng: np.random.Generator, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N,): the mean of -log P(x|x~) over ``walkback`` steps of the chain that begins at x, in nats.
+        """(N, C, H, W) -> (N,): the mean of -log P(x|x~) in nats, over the first ``walkback`` steps of a chain from x.
 
-        At each step the network learns to return to x, from where the chain has gone by then. So P falls where the
-        chain would stray from the images (walkback, Bengio et al. 2013, arXiv 1305.6663, section 3.2). The draws on the
-        way are constants. It is no bound on -log p(x).
+        Wherever the chain has gone by then, the network learns to lead it back to x, and so P gets low where the chain
+        would stray from the images. The draws on the way are constants. It is no bound on -log p(x).
+        Source: Bengio et al. 2013 (arXiv 1305.6663), section 3.2, algorithm 1.
         """
         check.no_labels(labels)
         x = state = self._checked(x)
@@ -115,9 +116,8 @@ class GSN(Model):
 
     def _end(self, start, rng, steps, mask=None):
         """The last of what ``chain`` yields."""
-        for state in self.chain(start, rng, steps, mask):
-            pass
-        return state
+        (last,) = deque(self.chain(start, rng, steps, mask), maxlen=1)  # the others are not kept
+        return last
 
     def _noise(self, n, rng):
         """n images of independent pixels, 0 or 1 with equal probability."""
