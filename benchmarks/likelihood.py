@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from tinygen import data, models, no_grad, plotting
 from tinygen.parallel import keep_memory
+from tinygen.samples import best_sigma, parzen
 from tinygen.training import evaluate as mean_score
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load, save
@@ -45,6 +46,10 @@ Figures are minus log p(x), lower is better, and exact where nothing else is sai
 them, spread evenly. After ± stands the standard error of the mean over images, for the VAE of both parts. Minutes are
 those of the code as it was when the row was trained; diagonal-bilstm, nade, fvsbn, made and realnvp ran beside other
 programs. In the pictures of the VAEs completions are where 200 rounds of z given x, and x given z, have come.
+""".strip()
+PARZEN = """
+Rows marked *Parzen*, higher is better, have no likelihood: the figure is that of Gaussians around 10,000 samples. The
+section Samples says what it is worth.
 """.strip()
 DEPARTURES = """
 Departures from the papers:
@@ -133,6 +138,7 @@ LEARNED = 50_000  # images of the training set; the others are for validation
 VALIDATION = 2000  # of the validation images, for the learning curves
 PART = 20  # images evaluated at once
 ROUGH = 20  # importance-weighted samples of a VAE, for all test images
+DRAWN, TUNED = 10_000, 1000  # samples of a Parzen window, and validation images that choose its sigma
 SAMPLES, SOME = 5000, 100  # importance-weighted samples for some test images, and the number of these images
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
 PICTURES = Path(__file__).parent / "pictures"
@@ -204,7 +210,11 @@ def train(name):
     epochs = sum(row.steps) * (row.batch_size / len(images) if row.optimizer else 1)
     about = {key: getattr(row, key) for key in RECIPE}
     about |= {"optimizer": row.optimizer and row.optimizer.__name__, "seed": SEED, "epochs": round(epochs, 1)}
-    about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
+    about |= {
+        "betas": row.betas,
+        "minutes": [round(r["seconds"] / 60, 2) for r in record],
+        "machine": description("numpy"),
+    }
     about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
     path = CHECKPOINTS / f"{name}.weights.npz"
     save(path, model, about)
@@ -217,7 +227,7 @@ def by_gradients(name, model, images, validation, rng):
         model,
         images,
         steps=sum(row.steps),
-        optimizer=row.optimizer(model.parameters(), row.lr, weight_decay=row.weight_decay),
+        optimizer=row.optimizer(model.parameters(), row.lr, betas=row.betas, weight_decay=row.weight_decay),
         rng=rng,
         labels=of_images,
         batch_size=row.batch_size,
@@ -258,6 +268,22 @@ def test(model, images, of_images, samples=0):
         return np.concatenate(list(threads.map(figures, range(0, len(images), PART)))).astype(float)
 
 
+def drawn(model, n, rng):
+    """(n, C, H, W): samples, or their means where a model has such, some at a time to bound memory."""
+    draw = getattr(model, "sample_means", model.sample)
+    return np.concatenate([draw(min(500, n - i), rng) for i in range(0, n, 500)])
+
+
+def parzen_windows(model, validation, tested):
+    """The Parzen-window estimate of log p(x) on the test images, in nats, as papers report it for models without a
+    likelihood: with DRAWN samples, and the sigma that is best for TUNED validation images."""
+    keep_memory()
+    samples = drawn(model, DRAWN, np.random.default_rng(SEED))
+    sigma = best_sigma(samples, validation[:TUNED])
+    found = parzen(samples, tested, sigma)
+    return {"parzen": round(found.mean, 3), "stderr": round(found.stderr, 3), "sigma": round(sigma, 3)}
+
+
 def key_of(model, protocol):
     """The name under which a row's result is saved."""
     names = {"nats per image": "nats", "squared error per image": "squared_error"}
@@ -270,11 +296,14 @@ def evaluate(name, path, count=None):
     By default all test images are used; for the SAMPLES of a bound, SOME of them.
     """
     model, about = load(path)
-    images, _, tested = sets(about["protocol"], model.classes)
+    images, validation, tested = sets(about["protocol"], model.classes)
     of_tested = labels(model)[2]
     bounded = hasattr(model, "log_likelihood")  # by importance-weighted samples
     count = min(count or (SOME if bounded else len(tested)), len(tested))
     chosen = np.arange(count) * len(tested) // count  # spread evenly: the halves of the test set differ
+    about_it = {"images": count, "protocol": about["protocol"], "parameters": model.num_parameters()}
+    if isinstance(model, models.GAN | models.GSN):
+        return {"name": name, **parzen_windows(model, validation, tested[chosen]), **about_it}
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES if bounded else 0)
     means = [figures]
     if bounded:
@@ -355,6 +384,8 @@ def write_tables():
             result, minutes = about["result"], about["minutes"]
             if "squared_error" in result:
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
+            elif "parzen" in result:
+                on_test, published = f"Parzen {result['parzen']:.2f}", row.published
             else:
                 key = key_of(model, about["protocol"])
                 on_test = f"{result[key]:.3f} bits/dim" if key == "bits_per_dim" else f"{result[key]:.2f}"
@@ -378,6 +409,8 @@ def write_tables():
             if row.optimizer is None:  # expectation-maximization has none of these
                 cells = ["-"] * 4
             optimizer = about.get("optimizer", "Muon") or "EM"
+            if "betas" in about and tuple(about["betas"]) != models.recipe.Recipe.betas:
+                optimizer += f", betas {about['betas'][0]} and {about['betas'][1]}"
             cells = [name, f"`{about['model']}({settings})`{start}", optimizer, *cells, steps, about["seed"]]
             recipes.append(f"| {' | '.join(map(str, cells))} | {about['machine']} |")
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
@@ -390,6 +423,8 @@ def write_tables():
         "Nats per image, unless the cell says bits per dimension; for the autoencoder squared error per image, with 32 "
         "numbers in a code, beside our own PCA's."
     )
+    if any("Parzen" in line for line in lines):
+        units += f"\n\n{PARZEN}"
     write_section("Likelihood", "\n\n".join([PROTOCOL, units, "\n".join(lines), "\n".join(recipes), DEPARTURES, TRIED]))
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-KERNEL = 5  # of a GAN's convolutions
-
 
 def tensor(array, layout=torch.contiguous_format, device="cpu"):
     """A leaf with a copy of the array; ``layout``: the memory format of images and filters."""
@@ -374,7 +372,7 @@ def made_images(w, z, sizes):
     for (weight, bias), before, size in zip(norms, sizes, sizes[1:]):
         h = F.relu(F.batch_norm(h, None, None, weight, bias, training=True))
         extra = [n - (2 * m - 1) for n, m in zip(size, before)]
-        h = F.conv_transpose2d(h, next(w), next(w), 2, KERNEL // 2, extra)
+        h = F.conv_transpose2d(h, next(w), next(w), 2, 1, extra)
     return torch.sigmoid(h)
 
 
@@ -382,7 +380,7 @@ def judged(w, x, layers):
     """A GAN's discriminator: images -> (N,)."""
     convs = [(next(w), next(w)) for _ in range(layers)]
     for i, (weight, bias) in enumerate(convs):
-        x = F.conv2d(x, weight, bias, 2, KERNEL // 2)
+        x = F.conv2d(x, weight, bias, 2, 1)
         x = F.leaky_relu(F.group_norm(x, 1, next(w), next(w)) if i else x, 0.2)
     return F.linear(x.flatten(1), next(w), next(w))[:, 0]
 

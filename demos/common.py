@@ -86,13 +86,13 @@ def trained(name: str, config: argparse.Namespace) -> Module:
     model = recipe.model(**recipe.settings, rng=rng).to(config.device)
     fit(
         model,
-        digits.train_images,
+        digits.train_images / np.float32(255) if recipe.protocol == "grey" else digits.train_images,
         steps=config.train,
-        optimizer=recipe.optimizer(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
+        optimizer=recipe.optimizer(model.parameters(), recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay),
         rng=rng,
         labels=digits.train_labels if getattr(model, "classes", 0) else None,
         batch_size=recipe.batch_size,
-        prepare=None if recipe.protocol == "8-bit" else data.binarize_dynamic,
+        prepare=None if recipe.protocol in ("8-bit", "grey") else data.binarize_dynamic,
         schedule=cosine,
         averaging=0.99,
     )

@@ -27,6 +27,8 @@ SMALL = {  # instead of the rows' own
     "NICE": {"couplings": 2, "hidden": 2, "layers": 1},
     "RealNVP": {"scales": 1, "couplings": 1, "hidden": 2},
     "Glow": {"scales": 1, "steps": 1, "hidden": 2},
+    "GAN": {"latent": 2, "channels": (2, 2)},
+    "GSN": {"hidden": (3,)},
 }
 
 SHIPPED = [path.stem for path in weights.FOLDER.glob("*.npz")]
@@ -54,6 +56,8 @@ def small(monkeypatch, tmp_path):
         "CHECKPOINTS": tmp_path / "out",
         "SAMPLES": 3,
         "SOME": 80,
+        "DRAWN": 50,
+        "TUNED": 10,
     }.items():
         monkeypatch.setattr(likelihood, name, value)
     monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
@@ -77,6 +81,8 @@ def test_a_row(name, small, monkeypatch, capsys):
     assert about["result"] == trained and model.num_parameters() == trained["parameters"]
     if "bits_per_dim" in trained:
         figure = f"{trained['bits_per_dim']:.3f} bits/dim ± {trained['stderr']:.3f}"
+    elif "parzen" in trained:
+        figure = f"Parzen {trained['parzen']:.2f} ± {trained['stderr']:.2f}"
     else:
         figure = f"{trained['squared_error' if name == 'autoencoder' else 'nats']:.2f} ± {trained['stderr']:.2f}"
     cells = [figure, models.RECIPES[name].published, f"{trained['images']:,}"]
@@ -144,7 +150,7 @@ def test_the_tables_are_of_the_weights_that_ship(monkeypatch, tmp_path):
     assert {name for name, *_ in rows} == set(abouts)
     for name, figure, before, own in rows:
         result = abouts[name]["result"]
-        found = next(result[key] for key in ("nats", "bits_per_dim", "squared_error") if key in result)
+        found = next(result[key] for key in ("nats", "bits_per_dim", "squared_error", "parzen") if key in result)
         assert figure in (f"{found:.3f}", f"{found:.2f}", f"{found:.1f}"), name
         assert (before, own) == (minutes.get(models.RECIPES[name].start, ""), minutes[name]), name
 
@@ -220,6 +226,32 @@ def test_the_figures_of_models_with_a_code(name, small, rng):
         np.testing.assert_allclose(figures.mean(), model.loss(images).item(), rtol=1e-5)
     else:
         assert 0 < figures.mean() < model.loss(images, rng).item()  # the weighted samples' bound is the tighter one
+
+
+def test_parzen_windows_by_hand(monkeypatch):
+    """With the sigma that is best on the validation images, and the samples' means where a model has them."""
+
+    class Sampler:
+        def sample_means(self, n, rng):
+            return np.arange(n).reshape(n, 1, 1, 1) / 10
+
+        def sample(self, n, rng):
+            raise AssertionError("draws in place of means")
+
+    monkeypatch.setattr(likelihood, "DRAWN", 2)  # 0 and 0.1
+    validation, tested = np.full((1000, 1, 1, 1), 0.1 + 0.3), np.array([0.0, 0.1, 0.3]).reshape(3, 1, 1, 1)
+    found = likelihood.parzen_windows(Sampler(), validation, tested)
+    density = {
+        s: np.exp(-(np.subtract.outer([0.4, 0.0, 0.1, 0.3], [0, 0.1]) ** 2) / (2 * s * s)).mean(1)
+        / (2 * np.pi) ** 0.5
+        / s
+        for s in np.geomspace(0.1, 1, 10)
+    }
+    best = max(density, key=lambda s: density[s][0])
+    log_p = np.log(density[best][1:])
+    assert 0.1 < best < 1 and found["sigma"] == round(best, 3)
+    assert found["parzen"] == pytest.approx(log_p.mean(), abs=1e-3)
+    assert found["stderr"] == pytest.approx(log_p.std(ddof=1) / 3**0.5, abs=1e-3)
 
 
 def test_few_images_with_many_samples_tell_the_bound_of_all(small, monkeypatch, rng):

@@ -1,11 +1,16 @@
 """Judging samples: Parzen windows by hand, the Frechet distance in closed form, nearest images."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinygen.samples import frechet_distance, nearest_distances, parzen
+from tinygen import data, models, weights
+from tinygen.samples import best_sigma, frechet_distance, nearest_distances, parzen
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 
 def test_one_sample_is_a_gaussian(rng):
@@ -68,6 +73,60 @@ def test_nearest_distances(rng):
     found = nearest_distances(samples, images)
     np.testing.assert_allclose(found, expected, atol=1e-7)
     assert found[5] < 1e-7
+
+
+def test_the_best_sigma_is_the_deviation(rng):
+    samples, validation = 0.278 * rng.standard_normal((1, 500)), 0.278 * rng.standard_normal((40, 500))
+    assert best_sigma(0 * samples, validation) == pytest.approx(0.278, abs=1e-3)
+
+
+# -- the table
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """benchmarks/samples.py with the digits that ship in place of MNIST, and folders of its own."""
+    import likelihood
+    import samples
+
+    digits = data.digits()
+    monkeypatch.setattr(data, "mnist", lambda: digits)
+    monkeypatch.setattr(likelihood, "LEARNED", 4000)
+    monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
+    for name, value in {"FOLDER": tmp_path, "COPIES": 100, "TUNED": 50}.items():
+        monkeypatch.setattr(samples, name, value)
+    return samples
+
+
+def test_the_table_of_samples(table, tmp_path, monkeypatch, rng, capsys):
+    for name, model, protocol in (
+        ("gsn", models.GSN(hidden=(3,), rng=rng), "grey"),
+        ("bernoulli", models.BernoulliMixture(components=1, rng=rng), "published"),
+        ("gated-pixelcnn-classes", models.GatedPixelCNN(channels=2, layers=1, classes=10, rng=rng), "static"),
+    ):
+        settings = {"gsn": {"hidden": (3,)}, "bernoulli": {"components": 1}}.get(name)
+        settings = settings or {"channels": 2, "layers": 1, "classes": 10}
+        weights.save(tmp_path / f"{name}.npz", model, {"settings": settings, "protocol": protocol})
+    monkeypatch.setattr(table, "SAMPLES", 60)
+    monkeypatch.setattr(sys, "argv", ["samples.py", "--samples", "60"])
+    table.main()
+    text = (tmp_path / "RESULTS.md").read_text()
+    found = {tuple(c[:2]): c[2:] for line in text.splitlines() if (c := [x.strip() for x in line.split("|")][1:-1])}
+    new, old = found["validation digits", "grey"], found["training digits", "grey"]
+    assert float(new[1].split()[0]) > 90  # the classifier is sure of digits, grey and binary
+    assert float(found["validation digits", "binary"][1].split()[0]) > 90
+    assert float(new[3].split()[0]) < 5 and old[3] == "100.0 %"
+    nets = {name: found[name, "binary" if name != "gsn" else "grey"] for name in ("gsn", "bernoulli")}
+    assert all(float(cells[0]) > 3 * float(new[0]) for cells in nets.values())  # untrained
+    assert float(found["centres of k-means", "grey"][4].split()[0]) > float(old[4].split()[0])
+    assert ("gated-pixelcnn-classes", "binary") in found and "±" in nets["gsn"][4] and nets["bernoulli"][4] == ""
+
+
+def test_centres_are_means_of_what_is_nearest(table, rng):
+    images = np.concatenate([rng.normal(0, 0.1, (30, 1, 2, 2)), rng.normal(5, 0.1, (20, 1, 2, 2))])
+    found = table.centres(images, 2, 5, np.random.default_rng(1))
+    found = found[np.argsort(found[:, 0, 0, 0])]
+    np.testing.assert_allclose(found, np.stack([images[:30].mean(0), images[30:].mean(0)]))
 
 
 X = np.zeros((3, 2))

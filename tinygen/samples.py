@@ -14,6 +14,7 @@ from tinygen import check
 from tinygen.models.features.kmeans import squared_distances
 from tinygen.tensor import as_array
 
+SIGMAS = np.geomspace(0.1, 1, 10)  # among which the papers chose, for values in [0, 1]
 CHUNK = 200  # rows of a table of distances that are computed at once, to bound memory
 
 
@@ -38,6 +39,11 @@ def parzen(samples, points, sigma: float) -> LogLikelihood:
     exponents = (-distances / (2 * variance) for distances in _distances(points, samples))  # each (CHUNK, n)
     log_p = np.concatenate([np.logaddexp.reduce(e, axis=1) for e in exponents]) - constant  # (N,)
     return LogLikelihood(float(log_p.mean()), float(log_p.std(ddof=1) / math.sqrt(len(log_p))))
+
+
+def best_sigma(samples, validation) -> float:
+    """Which of ``SIGMAS`` gives the ``validation`` points the highest likelihood."""
+    return float(max(SIGMAS, key=lambda sigma: parzen(samples, validation, sigma).mean))
 
 
 def frechet_distance(features_a, features_b) -> float:

@@ -15,6 +15,7 @@ class Recipe:
     steps: tuple[int, ...]  # of each part of the schedule; in each the learning rate falls to zero
     optimizer: type | None = Muon  # it takes weight_decay; None: the model's ``maximize`` is called with the steps
     lr: float = 5e-3
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam's averages
     weight_decay: float = 0.1
     averaging: float = 0.999  # decay of the moving average of the weights
     batch_size: int = 32

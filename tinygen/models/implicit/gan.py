@@ -17,7 +17,9 @@ from tinygen import check, ops
 from tinygen.backend import to_device
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.networks import sizes
+from tinygen.models.recipe import Recipe
 from tinygen.nn import BatchNorm, Conv2d, GroupNorm, Linear, Module, UpConv2d
+from tinygen.optim import Adam
 from tinygen.tensor import Tensor, enable_grad, grad, no_grad, recording
 
 PENALTY = 10.0  # weight of the gradient penalty, as published
@@ -121,7 +123,7 @@ class Generator(Module):
         self.into = Linear(latent, math.prod(self.smallest), rng=rng)
         self.norms = [BatchNorm(n) for n in channels[::-1]]
         steps = zip(channels[::-1], (*channels[-2::-1], image_shape[0]))
-        self.ups = [UpConv2d(a, b, KERNEL, stride=2, padding=KERNEL // 2, rng=rng, gain=2.0) for a, b in steps]
+        self.ups = [UpConv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in steps]
 
     def forward(self, z, training=False):
         h = self.into(z).reshape(z.shape[0], *self.smallest)
@@ -136,7 +138,7 @@ class Discriminator(Module):
 
     def __init__(self, image_shape, channels, *, rng):
         steps = zip((image_shape[0], *channels), channels)
-        self.convs = [Conv2d(a, b, KERNEL, stride=2, padding=KERNEL // 2, rng=rng, gain=2.0) for a, b in steps]
+        self.convs = [Conv2d(a, b, 3, stride=2, padding=1, rng=rng, gain=2.0) for a, b in steps]
         self.norms = [GroupNorm(1, n) for n in channels[1:]]
         self.out = Linear(channels[-1] * math.prod(sizes(image_shape, len(channels))[-1]), 1, rng=rng)
 
@@ -152,5 +154,28 @@ def with_constants(module: Module) -> Module:
     return copy.deepcopy(module, {id(p): p.detach() for p in module.parameters()})
 
 
-KERNEL = 5
-RECIPES = {}
+RECIPES = {
+    "gan": Recipe(
+        GAN,
+        {"latent": 64, "channels": (32, 64, 128)},
+        protocol="grey",
+        steps=(40_000,),
+        optimizer=Adam,
+        lr=5e-4,
+        betas=(0.5, 0.99),
+        weight_decay=0.0,
+        batch_size=64,
+        published="Parzen 225",  # Goodfellow et al. 2014, table 1
+    ),
+    "gan-wasserstein": Recipe(
+        GAN,
+        {"latent": 64, "form": "wasserstein", "channels": (32, 64, 128)},
+        protocol="grey",
+        steps=(30_000,),
+        optimizer=Adam,
+        lr=1e-3,
+        betas=(0.5, 0.99),
+        weight_decay=0.0,
+        batch_size=64,
+    ),
+}
