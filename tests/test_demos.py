@@ -12,7 +12,7 @@ import pytest
 from PIL import Image  # matplotlib needs it
 
 from tinygen import ops
-from tinygen.models import VAE, GatedPixelCNN, PixelCNN, RealNVP
+from tinygen.models import GSN, VAE, GatedPixelCNN, PixelCNN, RealNVP
 from tinygen.weights import FOLDER, load
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +40,8 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
+    "22_gan": ("--steps 3 --points 2", r"wasserstein: \d of 8 heaps, \d+ % of the points"),
+    "23_gsn": ("--steps 2 --hidden 9 --chain 3", r"nats per image.*\n.*(\n.*walkback.* +\d+\.\d +\d+\.\d){2}"),
 }
 
 
@@ -247,6 +249,30 @@ def test_gradient_estimators_are_right_in_the_mean(demo, rng):
 def test_nearest_class_share(demo):
     z = np.array([[0.0], [1.0], [10.0], [12.0], [13.0]])
     assert demo("15_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
+
+
+def test_heaps_that_are_hit(demo, rng):
+    module = demo("22_gan")
+    points, centres = module.heaps(4000, rng)
+    found, share = module.hit(points, centres)
+    assert found == 8 and share > 0.99
+    assert module.hit(np.repeat(centres[:3], 50, axis=0), centres) == (3, 1)
+    assert module.hit(np.concatenate([centres[:1], centres[:1] + 0.1]), centres) == (1, 0.5)
+
+
+def test_errors_at_two_steps_of_the_chain(demo, rng):
+    """Those at the last step are the sum over all steps less that over all but the last."""
+    module, x = demo("23_gsn"), rng.random((3, 1, 4, 4))
+    model = GSN((1, 4, 4), (5,), rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    first, last = module.errors(model, x, 7, 3)
+    noise, state, found = np.random.default_rng(7), x, []
+    for _ in range(3):
+        p = model.posterior(model.corrupt(state, noise))
+        found.append(ops.bce_with_logits(p.logits, x).data.sum((1, 2, 3)).mean())
+        state = p.sample(noise)
+    np.testing.assert_allclose([first, last], [found[0], found[2]])
 
 
 def test_derivatives(demo):
