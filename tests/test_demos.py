@@ -40,7 +40,7 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
-    "22_gan": ("--steps 3 --points 2", r"wasserstein: \d of 8 heaps, \d+ % of the points"),
+    "22_gan": ("--steps 3 --alone 2", r"2 steps alone +mean distance between two images +\d+\.\d"),
     "23_gsn": ("--steps 2 --hidden 9 --chain 3", r"nats per image.*\n.*(\n.*walkback.* +\d+\.\d +\d+\.\d){2}"),
 }
 
@@ -251,13 +251,9 @@ def test_nearest_class_share(demo):
     assert demo("15_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
 
 
-def test_heaps_that_are_hit(demo, rng):
-    module = demo("22_gan")
-    points, centres = module.heaps(4000, rng)
-    found, share = module.hit(points, centres)
-    assert found == 8 and share > 0.99
-    assert module.hit(np.repeat(centres[:3], 50, axis=0), centres) == (3, 1)
-    assert module.hit(np.concatenate([centres[:1], centres[:1] + 0.1]), centres) == (1, 0.5)
+def test_the_spread_of_images(demo):
+    images = np.array([0.0, 3.0, 4.0]).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(demo("22_gan").spread(images), (3 + 4 + 1) / 3)
 
 
 def test_errors_at_two_steps_of_the_chain(demo, rng):

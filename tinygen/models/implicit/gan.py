@@ -33,8 +33,13 @@ class GAN(Module):
     discriminator's convolutions, each of which halves the image; the generator has them in reverse.
     Raises ValueError for another form or invalid numbers.
 
-    It has no ``score``: no number that one image gets says how good the generator is, and the loss is a state of the
-    game, which rises when either player falls behind. ``tinygen.samples`` judges samples instead.
+    It has no ``score``: no number that one image gets says how good the generator is, and the loss tells the state of
+    the game, not its level. ``tinygen.samples`` judges samples instead.
+
+    Deviations from the papers: both players move at once and equally often, so that one loss trains them, where the
+    Wasserstein form gave its critic five steps for each of the generator's. The discriminator normalizes each image
+    by itself in both forms, where the DCGAN normalized by batches: those are shards here. Convolutions are 3 x 3, and
+    a sigmoid makes pixels, which are in [0, 1].
     """
 
     unit = "cost per image"
