@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, grad, gradcheck, no_grad, ops
+from tinygen.backend import to_host
 from tinygen.models import GAN
 from tinygen.models.implicit.gan import with_constants
 from tinygen.nn import Linear, Module
@@ -173,6 +174,13 @@ def test_a_sample_depends_on_its_own_noise_alone(rng):
     made = model.sample(4, np.random.default_rng(5))
     np.testing.assert_allclose(model.decode(z[:1]).data, made[:1], rtol=1e-12)
     np.testing.assert_allclose(model.decode(z).data, made, rtol=1e-12)
+
+
+def test_samples_are_the_same_on_every_device(rng, device):
+    model, _ = build("non-saturating", rng)
+    here = model.sample(3, np.random.default_rng(1))
+    there = model.to(device).sample(3, np.random.default_rng(1))
+    np.testing.assert_allclose(to_host(there), here, rtol=1e-9)
 
 
 @both

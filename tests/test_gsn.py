@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinygen import Tensor, no_grad
+from tinygen.backend import to_device, to_host
 from tinygen.models import GSN
 from tinygen.optim import Adam
 from tinygen.training import fit
@@ -111,7 +112,7 @@ def test_walkback_by_hand(walkback, rng):
 @pytest.mark.parametrize("walkback", [1, 3])
 def test_of_one_pixel_it_learns_the_distribution(walkback, rng):
     """Without walkback the network becomes the exact posterior; with it the chain has the same stationary distribution
-    (Bengio et al. 2013, proposition 1)."""
+    (Bengio et al. 2013)."""
     p, noise = 0.3, 0.4
     images = np.repeat([1.0, 0.0], [30, 70]).reshape(-1, 1, 1, 1).astype(np.float32)
     model = GSN((1, 1, 1), (4,), noise, walkback, rng=np.random.default_rng(0))
@@ -152,6 +153,21 @@ def test_chains_samples_and_completions(rng):
     assert (completed[..., :2] == x[..., :2]).all() and (completed[..., 2] != x[..., 2]).all()
     model.sample(1, rng, steps=1), next(iter(model.chain(x, rng)))
     assert model.loss(x, rng).requires_grad  # recording is on again, in the midst of a chain too
+
+
+def test_chains_are_the_same_on_every_device(rng, device):
+    model, x = GSN((1, 3, 2), (7,), rng=rng), rng.random((4, 1, 3, 2))
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    mask = rng.random((3, 2)) < 0.5
+    results = []
+    for where in ("cpu", device):
+        model.to(where)
+        given, noise = to_device(x, where), np.random.default_rng(1)
+        drawn = model.sample(3, noise, steps=2), model.complete(given, noise, mask, 2), *model.chain(given, noise, 2)
+        results.append([to_host(a) for part in drawn for a in (part if isinstance(part, tuple) else [part])])
+    for here, there in zip(*results, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-9)
 
 
 def test_training_has_the_same_bits_for_any_workers_and_after_a_resume(rng, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ class LogLikelihood(NamedTuple):
 def parzen(samples, points, sigma: float) -> LogLikelihood:
     """Mean of log 1/n sum_i N(x; s_i, sigma^2 I) over the ``points`` x, for n ``samples`` s_i: arrays (n, ...).
 
-    Papers chose ``sigma`` on validation images, and took 10,000 samples (Breuleux et al. 2011, section 5).
+    Papers chose ``sigma`` on validation images, and took 10,000 samples (after Breuleux et al. 2011).
     Raises ValueError for no samples, fewer than two points, other shapes, or a sigma that is not positive.
     """
     samples, points = _rows("samples", samples, 1), _rows("points", points, 2)

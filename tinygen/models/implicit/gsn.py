@@ -69,7 +69,7 @@ class GSN(Model):
 
         Wherever the chain has gone by then, the network learns to lead it back to x, and so P gets low where the chain
         would stray from the images. The draws on the way are constants. It is no bound on -log p(x).
-        Source: Bengio et al. 2013 (arXiv 1305.6663), section 3.2, algorithm 1.
+        Source: Bengio et al. 2013 (arXiv 1305.6663), the walkback algorithm.
         """
         check.no_labels(labels)
         x = state = self._checked(x)
@@ -86,7 +86,7 @@ class GSN(Model):
         """Yield x~, x' ~ P(x|x~) and the mean of P(x|x~) after each of ``steps`` steps from x, arrays (N, C, H, W).
 
         With ``mask``, booleans that broadcast to x, the values of x where it holds return after each step.
-        Source: Bengio et al. 2014, section 2.
+        Source: Bengio et al. 2014, figure 1.
         """
         x = given = self._checked(x).data
         keep = check.mask(False if mask is None else mask, x.shape, self.device)
@@ -108,7 +108,7 @@ class GSN(Model):
 
     def complete(self, x, rng: np.random.Generator, mask, steps: int = STEPS):
         """(N, C, H, W): the values of x where ``mask`` is True, elsewhere means of P(x|x~) after ``steps`` steps of a
-        chain in which these values are kept. Source: Bengio et al. 2014, section 3.4.
+        chain in which these values are kept. Source: Bengio et al. 2014, on missing inputs.
         """
         given = self._checked(x).data
         start = xp(given).where(check.mask(mask, given.shape, self.device), given, self._noise(len(given), rng))
@@ -141,6 +141,6 @@ RECIPES = {
         optimizer=Muon,
         lr=5e-3,
         batch_size=64,
-        published="Parzen 214",  # Bengio et al. 2014, section 3.4
+        published="Parzen 214",  # Bengio et al. 2014, on means of P(x|x~)
     )
 }
