@@ -14,6 +14,8 @@ import torch
 from tinygen.models import (
     FFJORD,
     FVSBN,
+    GAN,
+    GSN,
     MADE,
     NADE,
     NICE,
@@ -58,6 +60,9 @@ LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "realnvp": (RealNVP, pytorch_models.realnvp),
     "glow": (Glow, pytorch_models.glow),
     "ffjord": (FFJORD, pytorch_models.ffjord),
+    "gan": (GAN, pytorch_models.gan),
+    "wgan": (functools.partial(GAN, form="wasserstein"), pytorch_models.wgan),
+    "gsn": (GSN, pytorch_models.gsn),
     **{
         name: (constructor, functools.partial(pytorch_models.nats, network))
         for name, (constructor, network) in NETWORKS.items()
@@ -91,6 +96,10 @@ def noise_of(model, n):
         return [t, rng.standard_normal((n, *model.image_shape), dtype)]
     if isinstance(model, FFJORD):
         return [2 * rng.integers(0, 2, (n, math.prod(model.image_shape))) - 1]
+    if isinstance(model, GAN):
+        return [rng.standard_normal((n, model.latent), dtype), rng.random((n, 1, 1, 1))][: 1 + (model.form[0] == "w")]
+    if isinstance(model, GSN):
+        return [rng.random((n, *model.image_shape)) for _ in range(2 * model.walkback - 1)]
     return [rng.random((n, *model.image_shape), dtype)] if hasattr(model, "scales") else []
 
 

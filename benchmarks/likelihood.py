@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from tinygen import data, models, no_grad, plotting
 from tinygen.factors import mutual_information_gap, sprites
 from tinygen.parallel import keep_memory
+from tinygen.samples import best_sigma, parzen
 from tinygen.training import evaluate as mean_score
 from tinygen.training import fit
 from tinygen.weights import FOLDER, load, save
@@ -43,11 +44,16 @@ validation images. The 10,000 test images served the table and the pictures only
 
 Figures are minus log p(x), lower is better, and exact where nothing else is said. The VAE's is an upper bound with
 5,000 importance-weighted samples: the mean bound with 20 over all test images, less what 5,000 gain over 20 on 100 of
-them, spread evenly. The RBM's is an estimate, neither exact nor a bound: log Z is from annealed importance sampling with
-10,000 temperatures and 100 chains, which errs towards too few nats; annealing from samples of the model errs the other
-way, and `--evaluate --json` prints both. After ± stands the standard error of the mean over images, for the VAE of both
-parts, for the RBM with that of log Z. Minutes are those of the code as it was when the row was trained;
-diagonal-bilstm, nade, fvsbn, made, realnvp and rbm ran beside other programs, rbm on one core. In the pictures of the VAEs completions are where 200 rounds of z given x, and x given z, have come.
+them, spread evenly. The RBM's is an estimate, neither exact nor a bound: log Z is from annealed importance sampling
+with 10,000 temperatures and 100 chains, which errs towards too few nats; annealing from samples of the model errs the
+other way, and `--evaluate --json` prints both. After ± stands the standard error of the mean over images, for the VAE
+of both parts, for the RBM with that of log Z. Minutes are those of the code as it was when the row was trained;
+diagonal-bilstm, nade, fvsbn, made, realnvp and rbm ran beside other programs, rbm on one core. In the pictures of the
+VAEs completions are where 200 rounds of z given x, and x given z, have come.
+""".strip()
+PARZEN = """
+Rows marked *Parzen*, higher is better, have no likelihood: the figure is that of Gaussians around 10,000 samples. The
+section Samples says what it is worth.
 """.strip()
 DEPARTURES = """
 Departures from the papers:
@@ -144,6 +150,7 @@ VALIDATION = 2000  # of the validation images, for the learning curves
 PART = 20  # images evaluated at once
 CODED = 128  # images encoded at once
 ROUGH = 20  # importance-weighted samples of a VAE, for all test images
+DRAWN, TUNED = 10_000, 1000  # samples of a Parzen window, and validation images that choose its sigma
 SAMPLES, SOME = 5000, 100  # importance-weighted samples for some test images, and the number of these images
 ANNEALING = 10_000, 100  # temperatures and chains that estimate log Z of an RBM
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "likelihood"
@@ -217,9 +224,10 @@ def train(name):
     learn = by_gradients if row.optimizer else by_maximizing
     record = learn(name, model, images, validation[:VALIDATION], rng)
     epochs = sum(row.steps) * (row.batch_size / len(images) if row.optimizer else 1)
-    about = {key: getattr(row, key) for key in RECIPE} | ({"l1": row.l1} if row.l1 else {})
+    about = {key: getattr(row, key) for key in RECIPE}
     about |= {"optimizer": row.optimizer and row.optimizer.__name__, "seed": SEED, "epochs": round(epochs, 1)}
     about |= {"minutes": [round(r["seconds"] / 60, 2) for r in record], "machine": description("numpy")}
+    about |= {"options": row.options} if row.options else {}
     about |= {key: [round(r[key], 3) for r in record] for key in ("train", "validation")}
     path = CHECKPOINTS / f"{name}.weights.npz"
     save(path, model, about)
@@ -228,12 +236,11 @@ def train(name):
 
 def by_gradients(name, model, images, validation, rng):
     row, (of_images, of_validation, _) = models.RECIPES[name], labels(model)
-    penalties = {"weight_decay": row.weight_decay} | ({"l1": row.l1} if row.l1 else {})
     return fit(
         model,
         images,
         steps=sum(row.steps),
-        optimizer=row.optimizer(model.parameters(), row.lr, **penalties),
+        optimizer=row.optimizer(model.parameters(), row.lr, weight_decay=row.weight_decay, **row.options),
         rng=rng,
         labels=of_images,
         batch_size=row.batch_size,
@@ -283,6 +290,22 @@ def codes(model, images, rng):
     return np.concatenate([q.sample(rng) for q in parts])
 
 
+def drawn(model, n, rng):
+    """(n, C, H, W): samples, or their means where a model has such, some at a time to bound memory."""
+    draw = getattr(model, "sample_means", model.sample)
+    return np.concatenate([draw(min(500, n - i), rng) for i in range(0, n, 500)])
+
+
+def parzen_windows(model, validation, tested):
+    """The Parzen-window estimate of log p(x) on the test images, in nats, as papers report it for models without a
+    likelihood: with DRAWN samples, and the sigma that is best for TUNED validation images."""
+    keep_memory()
+    samples = drawn(model, DRAWN, np.random.default_rng(SEED))
+    sigma = best_sigma(samples, validation[:TUNED])
+    found = parzen(samples, tested, sigma)
+    return {"parzen": round(found.mean, 3), "stderr": round(found.stderr, 3), "sigma": round(sigma, 3)}
+
+
 def key_of(model, protocol):
     """The name under which a row's result is saved."""
     names = {"nats per image": "nats", "squared error per image": "squared_error"}
@@ -295,11 +318,14 @@ def evaluate(name, path, count=None):
     By default all test images are used; for the SAMPLES of a bound, SOME of them.
     """
     model, about = load(path)
-    images, _, tested = sets(about["protocol"], model.classes)
+    images, validation, tested = sets(about["protocol"], model.classes)
     of_tested = labels(model)[2]
     bounded = hasattr(model, "log_likelihood")  # by importance-weighted samples
     count = min(count or (SOME if bounded else len(tested)), len(tested))
     chosen = np.arange(count) * len(tested) // count  # spread evenly: the halves of the test set differ
+    about_it = {"images": count, "protocol": about["protocol"], "parameters": model.num_parameters()}
+    if isinstance(model, models.GAN | models.GSN):
+        return {"name": name, **parzen_windows(model, validation, tested[chosen]), **about_it}
     figures = test(model, tested[chosen], None if of_tested is None else of_tested[chosen], SAMPLES if bounded else 0)
     means, error = [figures], 0.0
     if isinstance(model, models.RBM):  # one careful estimate of log Z for all images, from either end
@@ -397,6 +423,8 @@ def write_tables():
             result, minutes = about["result"], about["minutes"]
             if "squared_error" in result:
                 on_test, published = f"{result['squared_error']:.2f}", f"PCA: {result['pca_squared_error']:.2f}"
+            elif "parzen" in result:
+                on_test, published = f"Parzen {result['parzen']:.2f}", row.published
             else:
                 key = key_of(model, about["protocol"])
                 on_test = f"{result[key]:.3f} bits/dim" if key == "bits_per_dim" else f"{result[key]:.2f}"
@@ -418,10 +446,11 @@ def write_tables():
                 f"| {result['protocol']} | {model.num_parameters():,} | {about['epochs']:.1f} | {minutes[-1]:.0f} |"
             )
             cells = [f"{about[key]:g}" for key in ("batch_size", "lr", "weight_decay", "averaging")]
-            cells[2] += f" (L1 {about['l1']:g})" if "l1" in about else ""
             if row.optimizer is None:  # expectation-maximization has none of these
                 cells = ["-"] * 4
             optimizer = about.get("optimizer", "Muon") or "EM"
+            if options := ", ".join(f"{key}={value}" for key, value in about.get("options", {}).items()):
+                optimizer += f" ({options})"
             cells = [name, f"`{about['model']}({settings})`{start}", optimizer, *cells, steps, about["seed"]]
             recipes.append(f"| {' | '.join(map(str, cells))} | {about['machine']} |")
     ax.set(xlabel="minutes of training on two cores", ylabel=f"nats per image on {VALIDATION:,} validation images")
@@ -434,6 +463,8 @@ def write_tables():
         "Nats per image, unless the cell says bits per dimension; for the autoencoder squared error per image, with 32 "
         "numbers in a code, beside our own PCA's."
     )
+    if any("Parzen" in line for line in lines):
+        units += f"\n\n{PARZEN}"
     write_section("Likelihood", "\n\n".join([PROTOCOL, units, "\n".join(lines), "\n".join(recipes), DEPARTURES, TRIED]))
 
 

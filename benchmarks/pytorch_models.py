@@ -365,6 +365,61 @@ def vae(w, x, eps=None):
     return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl) / len(x)
 
 
+def made_images(w, z, sizes):
+    """A GAN's generator: z -> images, through feature maps of ``sizes``, the smallest first."""
+    h = F.linear(z, next(w), next(w)).reshape(len(z), -1, *sizes[0])
+    norms = [(next(w), next(w)) for _ in sizes[1:]]
+    for (weight, bias), before, size in zip(norms, sizes, sizes[1:]):
+        h = F.relu(F.batch_norm(h, None, None, weight, bias, training=True))
+        extra = [n - (2 * m - 1) for n, m in zip(size, before)]
+        h = F.conv_transpose2d(h, next(w), next(w), 2, 1, extra)
+    return torch.sigmoid(h)
+
+
+def judged(w, x, layers):
+    """A GAN's discriminator: images -> (N,)."""
+    convs = [(next(w), next(w)) for _ in range(layers)]
+    for i, (weight, bias) in enumerate(convs):
+        x = F.conv2d(x, weight, bias, 2, 1)
+        x = F.leaky_relu(F.group_norm(x, 1, next(w), next(w)) if i else x, 0.2)
+    return F.linear(x.flatten(1), next(w), next(w))[:, 0]
+
+
+def gan(w, x, z=None, u=None, form="non-saturating", layers=3):
+    w, sizes = list(w), [x.shape[2:]]
+    for _ in range(layers):
+        sizes.insert(0, [(n + 1) // 2 for n in sizes[0]])
+    theirs = w[2 + 4 * layers :]  # the discriminator's weights
+    z = torch.randn(len(x), w[0].shape[1], device=x.device) if z is None else z
+    made = made_images(iter(w), z, sizes)
+    real, fake = (judged(iter(theirs), images, layers) for images in (x, made.detach()))
+    fooled = judged(iter([p.detach() for p in theirs]), made, layers)
+    if form == "non-saturating":
+        return (F.softplus(-real) + F.softplus(fake) + F.softplus(-fooled)).mean()
+    u = torch.rand(len(x), 1, 1, 1, device=x.device) if u is None else u.to(x.dtype)
+    between = (u * x + (1 - u) * made.detach()).requires_grad_()
+    (slope,) = torch.autograd.grad(judged(iter(theirs), between, layers).sum(), between, create_graph=True)
+    penalty = (((slope**2).sum((1, 2, 3)) + 1e-12).sqrt() - 1) ** 2
+    return (fake - real - fooled + 10 * penalty).mean()
+
+
+wgan = functools.partial(gan, form="wasserstein")
+
+
+def gsn(w, x, *draws, noise=0.4, walkback=4):
+    w, state, total = list(w), x, 0.0
+    for step in range(walkback):
+        u, v = (draws[2 * step : 2 * step + 2] + (None,))[:2] if draws else (torch.rand_like(x), torch.rand_like(x))
+        h = torch.where(u < noise, (u >= noise / 2).to(x.dtype), state).flatten(1) * 2 - 1
+        for i in range(0, len(w) - 2, 2):
+            h = F.relu(F.linear(h, w[i], w[i + 1]))
+        logits = F.linear(h, w[-2], w[-1]).reshape(x.shape)
+        total = total + F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        if step + 1 < walkback:
+            state = (v < torch.sigmoid(logits.detach())).to(x.dtype)
+    return total / walkback / len(x)
+
+
 def vae_sampler(weights, n, device="cpu"):
     """``run(times)``: decode n draws from the prior, this many times."""
     decoding = [torch.tensor(w, device=device) for w in weights[10:]]  # the encoder has five layers

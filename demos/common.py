@@ -86,17 +86,18 @@ def trained(name: str, config: argparse.Namespace) -> Module:
     recipe, rng, digits = RECIPES[name], np.random.default_rng(config.seed), data.digits()
     of_sprites = recipe.protocol == "sprites"
     images, what = (sprites().images, "sprites") if of_sprites else (digits.train_images, "digits")
+    images = images / np.float32(255) if recipe.protocol == "grey" else images
     print(f"training {name} anew: {config.train} steps on {len(images):,} {what}", flush=True)
     model = recipe.model(**recipe.settings, rng=rng).to(config.device)
     fit(
         model,
         images,
         steps=config.train,
-        optimizer=recipe.optimizer(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
+        optimizer=recipe.optimizer(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, **recipe.options),
         rng=rng,
         labels=digits.train_labels if getattr(model, "classes", 0) else None,
         batch_size=recipe.batch_size,
-        prepare=None if recipe.protocol in ("8-bit", "sprites") else data.binarize_dynamic,
+        prepare=None if recipe.protocol in ("8-bit", "grey", "sprites") else data.binarize_dynamic,
         schedule=cosine,
         averaging=0.99,
     )

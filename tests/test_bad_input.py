@@ -18,6 +18,8 @@ from tinygen.factors import mutual_information
 from tinygen.models import (
     FFJORD,
     FVSBN,
+    GAN,
+    GSN,
     MADE,
     NADE,
     NICE,
@@ -38,6 +40,7 @@ from tinygen.models import (
     bits_per_dim,
 )
 from tinygen.ode import dopri5
+from tinygen.samples import frechet_distance, nearest_distances, parzen
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -356,6 +359,13 @@ CALLS |= {
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
     "mutual_information": (mutual_information,
                            {"codes": ("input", X), "factors": ("input", [[0], [1]]), "bins": ("levels", 2)}),
+    "GAN": (GAN, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "channels": ("channels", (2, 3)),
+                  "form": ("choice", "wasserstein")} | rng),
+    "GSN": (GSN, {"image_shape": ("image_shape", (1, 4, 4)), "hidden": ("channels", (2, 3)), "noise": ("fraction", 0.5),
+                  "walkback": ("size", 2)} | rng),
+    "parzen": (parzen, {"samples": ("array", X), "points": ("array", X), "sigma": ("tolerance", 0.5)}),
+    "frechet_distance": (frechet_distance, {"features_a": ("array", X), "features_b": ("array", X)}),
+    "nearest_distances": (nearest_distances, {"samples": ("array", X), "images": ("array", X)}),
 }  # fmt: skip
 SHAPE = (1, 4, 4)
 MODELS = {
@@ -378,6 +388,8 @@ MODELS = {
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
     "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
     "FFJORD": lambda: FFJORD(SHAPE, 2, (2,), rng=new()),
+    "GAN": lambda: GAN(SHAPE, 2, "wasserstein", channels=(2,), rng=new()),
+    "GSN": lambda: GSN(SHAPE, (2,), rng=new()),
 }
 CODES = np.array([[0.5, -0.5], [1.0, 2.0]], np.float32)
 
@@ -396,7 +408,8 @@ def method(build, name):
 
 for name, build in MODELS.items():
     called = functools.partial(method, build)
-    kind = "grey images" if name in ("VAE, gaussian", "Autoencoder") else "images" if name == "PCA" else "binary images"
+    grey = "VAE, gaussian", "Autoencoder", "GAN", "GSN"
+    kind = "grey images" if name in grey else "images" if name == "PCA" else "binary images"
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
     if name in ("RealNVP", "FFJORD"):
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}
@@ -410,6 +423,20 @@ for name, build in MODELS.items():
             called("sample"),
             draws | labels | {"steps": ("size or None", 2), "eta": ("chance", 0.5), "guidance": ("positive", 0.5)},
         )
+    elif name in ("GAN", "GSN"):
+        CALLS[f"{name}.loss"] = called("loss"), batch | rng | {"labels": ("forbidden", None)}
+        CALLS[f"{name}.sample"] = called("sample"), draws | {"labels": ("forbidden", None)}
+        if name == "GAN":
+            CALLS["GAN.decode"] = called("decode"), {"z": ("array", CODES)}
+        else:
+            keep = {"mask": ("keep", BINARY > 0), "steps": ("size", 2)}
+            CALLS["GSN.complete"] = called("complete"), batch | rng | keep
+            CALLS["GSN.chain"] = (
+                lambda **given: list(GSN(SHAPE, (2,), rng=new()).chain(**given)),
+                batch | rng | keep | {"mask": ("keep or None", BINARY > 0)},
+            )
+            CALLS["GSN.sample_means"] = called("sample_means"), draws | {"steps": ("size", 2)}
+            CALLS |= {f"GSN.{m}": (called(m), batch | rng) for m in ("score", "corrupt")}
     elif name.startswith(("Pixel", "Gated", "FVSBN", "NADE", "MADE")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels

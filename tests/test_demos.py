@@ -12,7 +12,7 @@ import pytest
 from PIL import Image  # matplotlib needs it
 
 from tinygen import ops
-from tinygen.models import RBM, VAE, GatedPixelCNN, PixelCNN, RealNVP
+from tinygen.models import GSN, RBM, VAE, GatedPixelCNN, PixelCNN, RealNVP
 from tinygen.weights import FOLDER, load
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +42,8 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "24_vae_questions": ("--steps 2", r"nats per image(.*\n)+ +32-d z, with warm-up +-\d+\.\d, \d+ active dimensions"),
     "17_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
     "20_boltzmann": ("--steps 10 --runs 2 --rounds 3 --train 1", r"an estimate of \d+\.\d+ nats per test image"),
+    "22_gan": ("--steps 3 --alone 2", r"2 steps alone +mean distance between two images +\d+\.\d"),
+    "23_gsn": ("--steps 2 --hidden 9 --chain 3", r"nats per image.*\n.*(\n.*walkback.* +\d+\.\d +\d+\.\d){2}"),
 }
 
 
@@ -264,6 +266,26 @@ def test_exact_samples_and_chains_of_a_boltzmann_machine(demo, rng):
 def test_nearest_class_share(demo):
     z = np.array([[0.0], [1.0], [10.0], [12.0], [13.0]])
     assert demo("15_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
+
+
+def test_the_spread_of_images(demo):
+    images = np.array([0.0, 3.0, 4.0]).reshape(3, 1, 1, 1)
+    np.testing.assert_allclose(demo("22_gan").spread(images), (3 + 4 + 1) / 3)
+
+
+def test_errors_at_two_steps_of_the_chain(demo, rng):
+    """Those at the last step are the sum over all steps less that over all but the last."""
+    module, x = demo("23_gsn"), rng.random((3, 1, 4, 4))
+    model = GSN((1, 4, 4), (5,), rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    first, last = module.errors(model, x, 7, 3)
+    noise, state, found = np.random.default_rng(7), x, []
+    for _ in range(3):
+        p = model.posterior(model.corrupt(state, noise))
+        found.append(ops.bce_with_logits(p.logits, x).data.sum((1, 2, 3)).mean())
+        state = p.sample(noise)
+    np.testing.assert_allclose([first, last], [found[0], found[2]])
 
 
 def test_derivatives(demo):

@@ -33,6 +33,8 @@ SMALL = {  # instead of the rows' own
     "NICE": {"couplings": 2, "hidden": 2, "layers": 1},
     "RealNVP": {"scales": 1, "couplings": 1, "hidden": 2},
     "Glow": {"scales": 1, "steps": 1, "hidden": 2},
+    "GAN": {"latent": 2, "channels": (2, 2)},
+    "GSN": {"hidden": (3,)},
 }
 
 SHIPPED = [path.stem for path in weights.FOLDER.glob("*.npz")]
@@ -63,6 +65,8 @@ def small(monkeypatch, tmp_path):
         "SAMPLES": 3,
         "SOME": 80,
         "ANNEALING": (5, 10),
+        "DRAWN": 50,
+        "TUNED": 10,
     }.items():
         monkeypatch.setattr(likelihood, name, value)
     monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
@@ -86,6 +90,8 @@ def test_a_row(name, small, monkeypatch, capsys):
     assert about["result"] == trained and model.num_parameters() == trained["parameters"]
     if "bits_per_dim" in trained:
         figure = f"{trained['bits_per_dim']:.3f} bits/dim ± {trained['stderr']:.3f}"
+    elif "parzen" in trained:
+        figure = f"Parzen {trained['parzen']:.2f} ± {trained['stderr']:.2f}"
     else:
         figure = f"{trained['squared_error' if name == 'autoencoder' else 'nats']:.2f} ± {trained['stderr']:.2f}"
     cells = [figure, models.RECIPES[name].published, f"{trained['images']:,}"]
@@ -96,8 +102,11 @@ def test_a_row(name, small, monkeypatch, capsys):
     tables = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith(f"| {name} |")]
     assert any(set(cells) <= set(written) for written in tables), cells
     row = models.RECIPES[name]
-    penalty = f"{row.weight_decay:g}" + f" (L1 {row.l1:g})" * bool(row.l1)
-    recipe = [str(row.batch_size), f"{row.lr:g}", penalty, f"{row.averaging}"] if row.optimizer else ["EM"]
+    options = ", ".join(f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in row.options.items())
+    recipe = ["EM"]
+    if row.optimizer:
+        optimizer = row.optimizer.__name__ + (f" ({options})" if options else "")
+        recipe = [optimizer, str(row.batch_size), f"{row.lr:g}", f"{row.weight_decay:g}", f"{row.averaging}"]
     (written,) = [written for written in tables if f"`{row.model.__name__}(" in " ".join(written)]
     assert set(recipe) <= set(written)
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
@@ -134,7 +143,7 @@ def test_the_weights_that_ship_are_of_the_row(name):
     for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging"):
         right = json.loads(json.dumps(getattr(row, key)))
         assert about[key] == right, f"{name}: {key} is {right}, the weights have {about[key]}"
-    assert about.get("l1", 0) == row.l1
+    assert about.get("options", {}) == json.loads(json.dumps(row.options))
     epochs = sum(row.steps) * (row.batch_size / likelihood.LEARNED if row.optimizer else 1)
     assert about["epochs"] == round(epochs, 1) and about["seed"] == likelihood.SEED
     assert (likelihood.LEARNED, likelihood.VALIDATION) == (50_000, 2000)  # as the texts say
@@ -153,7 +162,7 @@ def test_the_tables_are_of_the_weights_that_ship(monkeypatch, tmp_path):
     assert {name for name, *_ in rows} == set(abouts)
     for name, figure, before, own in rows:
         result = abouts[name]["result"]
-        found = next(result[key] for key in ("nats", "bits_per_dim", "squared_error") if key in result)
+        found = next(result[key] for key in ("nats", "bits_per_dim", "squared_error", "parzen") if key in result)
         assert figure in (f"{found:.3f}", f"{found:.2f}", f"{found:.1f}"), name
         assert (before, own) == (minutes.get(models.RECIPES[name].start, ""), minutes[name]), name
 
@@ -244,6 +253,32 @@ def test_an_rbm_has_its_log_z_counted_once_and_its_error(small, monkeypatch, rng
     assert 0 < error < 0.2 and abs(result["nats"] - nats.mean()) < 4 * error + 1e-3
     np.testing.assert_allclose(result["stderr"], np.hypot(error, nats.std(ddof=1) / 500**0.5), atol=2e-3)
     assert abs(result["log_z"] - exact) < 4 * error and abs(result["log_z_from_samples"] - exact) < 0.5
+
+
+def test_parzen_windows_by_hand(monkeypatch):
+    """With the sigma that is best on the validation images, and the samples' means where a model has them."""
+
+    class Sampler:
+        def sample_means(self, n, rng):
+            return np.arange(n).reshape(n, 1, 1, 1) / 10
+
+        def sample(self, n, rng):
+            raise AssertionError("draws in place of means")
+
+    monkeypatch.setattr(likelihood, "DRAWN", 2)  # 0 and 0.1
+    validation, tested = np.full((1000, 1, 1, 1), 0.1 + 0.3), np.array([0.0, 0.1, 0.3]).reshape(3, 1, 1, 1)
+    found = likelihood.parzen_windows(Sampler(), validation, tested)
+    density = {
+        s: np.exp(-(np.subtract.outer([0.4, 0.0, 0.1, 0.3], [0, 0.1]) ** 2) / (2 * s * s)).mean(1)
+        / (2 * np.pi) ** 0.5
+        / s
+        for s in np.geomspace(0.1, 1, 10)
+    }
+    best = max(density, key=lambda s: density[s][0])
+    log_p = np.log(density[best][1:])
+    assert 0.1 < best < 1 and found["sigma"] == round(best, 3)
+    assert found["parzen"] == pytest.approx(log_p.mean(), abs=1e-3)
+    assert found["stderr"] == pytest.approx(log_p.std(ddof=1) / 3**0.5, abs=1e-3)
 
 
 def test_few_images_with_many_samples_tell_the_bound_of_all(small, monkeypatch, rng):

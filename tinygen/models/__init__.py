@@ -23,15 +23,19 @@ from tinygen.models.features.autoencoder import Autoencoder
 from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
 from tinygen.models.images import bits_per_dim
+from tinygen.models.implicit.gan import GAN
+from tinygen.models.implicit.gsn import GSN
 
 _MODELS = (
     *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
-    *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder),
+    *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, GAN, GSN, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
 __all__ = [
     "FFJORD",
     "FVSBN",
+    "GAN",
+    "GSN",
     "MADE",
     "NADE",
     "NICE",

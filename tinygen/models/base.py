@@ -13,7 +13,8 @@
     initialize(x, rng, labels)  sets what depends on the first minibatch, such as scales
     maximize(images, rounds)  trains without gradients
 
-A model has the first two, and of the others what it can do. x is a batch of images (N, C, H, W), an array or a Tensor.
+A model has the first two, and of the others what it can do. A GAN has no ``score``: no number that an image gets says
+how good its generator is. x is a batch of images (N, C, H, W), an array or a Tensor.
 ``labels`` (N,) are for models with ``classes``; other models take none. Training and evaluation differ in the function
 that is called, not in a mode of the model.
 """

@@ -1,6 +1,6 @@
 """How the models of the table in benchmarks/RESULTS.md are trained: each model's file ends with its recipes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinygen.optim import Muon
 
@@ -16,7 +16,7 @@ class Recipe:
     optimizer: type | None = Muon  # None: the model's ``maximize`` is called with the steps
     lr: float = 5e-3
     weight_decay: float = 0.1
-    l1: float = 0.0  # for Adam
+    options: dict = field(default_factory=dict)  # further arguments of the optimizer
     averaging: float = 0.999  # decay of the moving average of the weights
     batch_size: int = 32
     published: str = "-"  # the paper's result

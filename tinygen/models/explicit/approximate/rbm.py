@@ -226,7 +226,7 @@ class RBM(Model):
     def complete(self, x, rng: np.random.Generator, mask, rounds: int = 200):
         """(N, C, H, W): the values of x where ``mask`` is True; elsewhere what a chain that keeps these has reached."""
         x = self._vectors(x).reshape(-1, *self.image_shape).data
-        m, mask = xp(x), to_device(check.mask(mask, x.shape), self.device)
+        m, mask = xp(x), check.mask(mask, x.shape, self.device)
         v = self._independent(len(x), check.generator(rng))
         for _ in range(check.count("rounds", rounds)):
             v = m.where(mask, x, v.reshape(x.shape)).reshape(v.shape)

@@ -158,6 +158,6 @@ class Autoregressive(Model):
             given = check_images(given, self.image_shape, self.levels).data
             if given.shape != shape:
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
-            keep = to_device(check.mask(mask, shape), device)
+            keep = check.mask(mask, shape, device)
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
         return x, u, keep, self._labels(labels, n), temperature

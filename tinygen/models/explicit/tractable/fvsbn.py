@@ -63,7 +63,7 @@ RECIPES = {
         optimizer=Adam,
         lr=2e-2,
         weight_decay=0.0,
-        l1=0.05,
+        options={"l1": 0.05},
         batch_size=256,
         published="97.45",  # quoted in the literature on belief networks; its source was not found
     )
