@@ -145,7 +145,7 @@ def main():
     filters = large.weight.numpy()[strongest].reshape(-1, *large.image_shape)
     gaps = {name: np.array(found) for name, found in gaps.items()}
     figure = draw(filters, chains(large, start, rounds, rng), rounds, curves, gaps)
-    save(figure, config.out, "20_boltzmann")
+    save(figure, config.out, "18_boltzmann")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def main():
         conditional,
         rates,
     )
-    save(figure, config.out, "24_vae_questions")
+    save(figure, config.out, "17_vae_questions")
 
 
 if __name__ == "__main__":
