@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tinygen import Tensor, data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import VAE, CategoricalVAE, MixturePosteriorVAE, MixturePriorVAE
-from tinygen.optim import Adam, cosine
+from tinygen.optim import Muon, cosine
 from tinygen.plotting import draw_images
 from tinygen.training import fit
 
@@ -37,7 +37,7 @@ def train(model, config, anneal=None, labels=None):
         labels=labels,
         steps=config.steps,
         batch_size=16,
-        optimizer=Adam(model.parameters(), lr=0.004),
+        optimizer=Muon(model.parameters(), lr=0.004),
         rng=np.random.default_rng(config.seed),
         prepare=data.binarize_dynamic,
         schedule=cosine,
