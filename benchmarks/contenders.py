@@ -14,11 +14,14 @@ import torch
 from tinygen.models import (
     FFJORD,
     FVSBN,
+    GAN,
+    GSN,
     MADE,
     NADE,
     NICE,
     VAE,
     Autoencoder,
+    Diffusion,
     GatedPixelCNN,
     Glow,
     PixelCNN,
@@ -49,6 +52,7 @@ NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
 LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "autoencoder": (Autoencoder, pytorch_models.autoencoder),
     "vae": (VAE, pytorch_models.vae),
+    "diffusion": (Diffusion, pytorch_models.diffusion),
     "fvsbn": (FVSBN, pytorch_models.fvsbn),
     "nade": (NADE, pytorch_models.nade),
     "made": (MADE, pytorch_models.made),
@@ -56,6 +60,9 @@ LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "realnvp": (RealNVP, pytorch_models.realnvp),
     "glow": (Glow, pytorch_models.glow),
     "ffjord": (FFJORD, pytorch_models.ffjord),
+    "gan": (GAN, pytorch_models.gan),
+    "wgan": (functools.partial(GAN, form="wasserstein"), pytorch_models.wgan),
+    "gsn": (GSN, pytorch_models.gsn),
     **{
         name: (constructor, functools.partial(pytorch_models.nats, network))
         for name, (constructor, network) in NETWORKS.items()
@@ -84,8 +91,15 @@ def noise_of(model, n):
     rng, dtype = np.random.default_rng(0), model.dtype
     if isinstance(model, VAE):
         return [rng.standard_normal((n, model.latent), dtype)]
+    if isinstance(model, Diffusion):
+        t = 1 + ((rng.random() + np.arange(n) / n) % 1 * model.steps).astype(int)
+        return [t, rng.standard_normal((n, *model.image_shape), dtype)]
     if isinstance(model, FFJORD):
         return [2 * rng.integers(0, 2, (n, math.prod(model.image_shape))) - 1]
+    if isinstance(model, GAN):
+        return [rng.standard_normal((n, model.latent), dtype), rng.random((n, 1, 1, 1))][: 1 + (model.form[0] == "w")]
+    if isinstance(model, GSN):
+        return [rng.random((n, *model.image_shape)) for _ in range(2 * model.walkback - 1)]
     return [rng.random((n, *model.image_shape), dtype)] if hasattr(model, "scales") else []
 
 

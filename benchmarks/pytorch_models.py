@@ -366,6 +366,61 @@ def vae(w, x, eps=None):
     return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl) / len(x)
 
 
+def made_images(w, z, sizes):
+    """A GAN's generator: z -> images, through feature maps of ``sizes``, the smallest first."""
+    h = F.linear(z, next(w), next(w)).reshape(len(z), -1, *sizes[0])
+    norms = [(next(w), next(w)) for _ in sizes[1:]]
+    for (weight, bias), before, size in zip(norms, sizes, sizes[1:]):
+        h = F.relu(F.batch_norm(h, None, None, weight, bias, training=True))
+        extra = [n - (2 * m - 1) for n, m in zip(size, before)]
+        h = F.conv_transpose2d(h, next(w), next(w), 2, 1, extra)
+    return torch.sigmoid(h)
+
+
+def judged(w, x, layers):
+    """A GAN's discriminator: images -> (N,)."""
+    convs = [(next(w), next(w)) for _ in range(layers)]
+    for i, (weight, bias) in enumerate(convs):
+        x = F.conv2d(x, weight, bias, 2, 1)
+        x = F.leaky_relu(F.group_norm(x, 1, next(w), next(w)) if i else x, 0.2)
+    return F.linear(x.flatten(1), next(w), next(w))[:, 0]
+
+
+def gan(w, x, z=None, u=None, form="non-saturating", layers=3):
+    w, sizes = list(w), [x.shape[2:]]
+    for _ in range(layers):
+        sizes.insert(0, [(n + 1) // 2 for n in sizes[0]])
+    theirs = w[2 + 4 * layers :]  # the discriminator's weights
+    z = torch.randn(len(x), w[0].shape[1], device=x.device) if z is None else z
+    made = made_images(iter(w), z, sizes)
+    real, fake = (judged(iter(theirs), images, layers) for images in (x, made.detach()))
+    fooled = judged(iter([p.detach() for p in theirs]), made, layers)
+    if form == "non-saturating":
+        return (F.softplus(-real) + F.softplus(fake) + F.softplus(-fooled)).mean()
+    u = torch.rand(len(x), 1, 1, 1, device=x.device) if u is None else u.to(x.dtype)
+    between = (u * x + (1 - u) * made.detach()).requires_grad_()
+    (slope,) = torch.autograd.grad(judged(iter(theirs), between, layers).sum(), between, create_graph=True)
+    penalty = (((slope**2).sum((1, 2, 3)) + 1e-12).sqrt() - 1) ** 2
+    return (fake - real - fooled + 10 * penalty).mean()
+
+
+wgan = functools.partial(gan, form="wasserstein")
+
+
+def gsn(w, x, *draws, noise=0.4, walkback=4):
+    w, state, total = list(w), x, 0.0
+    for step in range(walkback):
+        u, v = (draws[2 * step : 2 * step + 2] + (None,))[:2] if draws else (torch.rand_like(x), torch.rand_like(x))
+        h = torch.where(u < noise, (u >= noise / 2).to(x.dtype), state).flatten(1) * 2 - 1
+        for i in range(0, len(w) - 2, 2):
+            h = F.relu(F.linear(h, w[i], w[i + 1]))
+        logits = F.linear(h, w[-2], w[-1]).reshape(x.shape)
+        total = total + F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        if step + 1 < walkback:
+            state = (v < torch.sigmoid(logits.detach())).to(x.dtype)
+    return total / walkback / len(x)
+
+
 def vae_sampler(weights, n, device="cpu"):
     """``run(times)``: decode n draws from the prior, this many times."""
     decoding = [torch.tensor(w, device=device) for w in weights[10:]]  # the encoder has five layers
@@ -377,3 +432,42 @@ def vae_sampler(weights, n, device="cpu"):
                 torch.sigmoid(decoder(iter(decoding), torch.randn(n, latent, device=device)))
 
     return run
+
+
+def diffusion(w, x, t=None, eps=None, scales=3, steps=1000, levels=256):
+    """``t``: the steps (N,), 1 .. ``steps``, of the schedule whose log-SNR falls evenly."""
+    t = torch.randint(1, steps + 1, (len(x),), device=x.device) if t is None else t
+    eps = torch.randn_like(x) if eps is None else eps
+
+    def pair():
+        return next(w), next(w)
+
+    def block(h, e, layers):
+        first, affine, second = layers
+        scale, shift = F.linear(e, *affine)[..., None, None].chunk(2, 1)
+        y = (1 + scale) * F.conv2d(F.relu(h), *first, padding=1) + shift
+        return h + F.conv2d(F.relu(y), *second, padding=1)
+
+    time, first = pair(), pair()
+    down, up = ([[pair() for _ in range(3)] for _ in range(scales)] for _ in range(2))
+    smaller, larger = ([pair() for _ in range(scales - 1)] for _ in range(2))
+
+    edge, highest = 1 - 1 / levels, math.log((3 * levels) ** 2 - 1)
+    log_snr = highest - (highest + 7) * t.to(x.dtype).reshape(-1, 1, 1, 1) / steps
+    signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+    z = signal * ((x + 0.5) * (2 / levels) - 1) + noise * eps
+    waves = [f(z * (math.pi * 2**k)) for k in range(1, round(math.log2(levels)) + 1) for f in (torch.sin, torch.cos)]
+    ends = [0.3 * torch.clamp((z - end * signal) / noise, -4, 4) for end in (-edge, edge)]
+    angles = t[:, None].to(x.dtype) / steps * torch.logspace(0, math.log10(500), 16, dtype=x.dtype, device=x.device)
+    e = F.relu(F.linear(torch.cat([torch.sin(angles), torch.cos(angles)], 1), *time))
+    h, kept = F.conv2d(torch.cat([z, *ends, *waves], 1), *first, padding=1), []
+    for i in range(scales):
+        h = F.conv2d(h, *smaller[i - 1], stride=2, padding=1) if i else h
+        kept.append(h := block(h, e, down[i]))
+    for i in reversed(range(scales)):
+        h = block(h, e, up[i])
+        if i:
+            extra = [n - (2 * m - 1) for n, m in zip(kept[i - 1].shape[2:], h.shape[2:])]
+            h = kept[i - 1] + F.conv_transpose2d(h, *larger[i - 1], stride=2, padding=1, output_padding=extra)
+    found = noise * z + F.conv2d(F.relu(h), *pair(), padding=1)
+    return ((eps - found) ** 2).sum() / len(x)

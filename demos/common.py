@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from tinygen import data
 from tinygen.backend import to_device
+from tinygen.factors import sprites
 from tinygen.models import RECIPES
 from tinygen.nn import Module
 from tinygen.optim import cosine
@@ -72,7 +73,8 @@ def options(doc: str, config: dict) -> argparse.Namespace:
 
 
 def trained(name: str, config: argparse.Namespace) -> Module:
-    """The model that ships under this name; with ``--train``, one of its recipe, trained now on 4,500 digits.
+    """The model that ships under this name; with ``--train``, one of its recipe, trained now on 4,500 digits, or on the
+    sprites where the recipe says so.
 
     Exits with one sentence if its weights are missing.
     """
@@ -82,17 +84,20 @@ def trained(name: str, config: argparse.Namespace) -> Module:
             raise SystemExit(f"{path} is missing; --train 2000 trains such a model instead, for 2000 steps")
         return load(path)[0].to(config.device)
     recipe, rng, digits = RECIPES[name], np.random.default_rng(config.seed), data.digits()
-    print(f"training {name} anew: {config.train} steps on {len(digits.train_images):,} digits", flush=True)
+    of_sprites = recipe.protocol == "sprites"
+    images, what = (sprites().images, "sprites") if of_sprites else (digits.train_images, "digits")
+    images = images / np.float32(255) if recipe.protocol == "grey" else images
+    print(f"training {name} anew: {config.train} steps on {len(images):,} {what}", flush=True)
     model = recipe.model(**recipe.settings, rng=rng).to(config.device)
     fit(
         model,
-        digits.train_images,
+        images,
         steps=config.train,
-        optimizer=recipe.optimizer(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay),
+        optimizer=recipe.optimizer(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, **recipe.options),
         rng=rng,
         labels=digits.train_labels if getattr(model, "classes", 0) else None,
         batch_size=recipe.batch_size,
-        prepare=None if recipe.protocol == "8-bit" else data.binarize_dynamic,
+        prepare=None if recipe.protocol in ("8-bit", "grey", "sprites") else data.binarize_dynamic,
         schedule=cosine,
         averaging=0.99,
     )

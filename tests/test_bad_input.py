@@ -6,31 +6,41 @@ refused in one sentence of our own, ``SAME`` other ways of writing the right val
 
 import functools
 import re
-from dataclasses import astuple, is_dataclass
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
 
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.densities import DENSITIES
-from tinygen.distributions import Bernoulli, Categorical, Gaussian
+from tinygen.distributions import Bernoulli, Categorical, Gaussian, GaussianMixture, OneHot
+from tinygen.factors import mutual_information
 from tinygen.models import (
     FFJORD,
     FVSBN,
+    GAN,
+    GSN,
     MADE,
     NADE,
     NICE,
     PCA,
+    RBM,
+    TCVAE,
     VAE,
     Autoencoder,
+    CategoricalVAE,
+    Diffusion,
     GatedPixelCNN,
     Glow,
+    MixturePosteriorVAE,
+    MixturePriorVAE,
     PixelCNN,
     PixelRNN,
     RealNVP,
     bits_per_dim,
 )
 from tinygen.ode import dopri5
+from tinygen.samples import frechet_distance, nearest_distances, parzen
 
 # Python's and NumPy's own words about a value of the wrong type or kind.
 OWN_WORDS = re.compile(
@@ -119,6 +129,7 @@ WRONG |= {
     "binary images": [*IMAGE, *(np.full((2, 1, 4, 4), v) for v in (2, 0.5, -1)), BINARY * 255],
     "grey images": [*IMAGE, BINARY * 255, (BINARY * 255).astype(int)],
     "keep": [*NO_ARRAY, 5, BINARY, np.ones((3, 3), bool)],
+    "step t": [*NO_ARRAY, 1, [1], [0, 1], [1, 4], [1.0, 2.0]],
 }
 
 
@@ -283,6 +294,17 @@ CALLS = {
     "Categorical.log_prob": (lambda x: Categorical(Tensor(X)).log_prob(x), {"x": ("labels", (0, 2))}),
     "Categorical.sample": (lambda rng: Categorical(X).sample(rng), rng),
     "Categorical.at": (lambda u: Categorical(X).at(u), {"u": ("array", X[:, 0])}),
+    "OneHot": (lambda logits: OneHot(logits).kl(), {"logits": ("array", X)}),
+    "OneHot.log_prob": (lambda z: OneHot(X).log_prob(z), {"z": ("array", X)}),
+    "OneHot.sample": (lambda rng: OneHot(X).sample(rng), rng),
+    "OneHot.rsample": (OneHot(X).rsample, {"temperature": ("temperature", 0.5), "straight_through": ("flag", True)}
+                       | rng),
+    "GaussianMixture": (lambda logits: GaussianMixture(logits, Gaussian(X, X)).weights, {"logits": ("array", X[:, 0])}),
+    "GaussianMixture, components": (lambda components: GaussianMixture(X[:, 0], components),
+                                    {"components": ("distribution or None", Gaussian(X, X))}),
+    "GaussianMixture.log_prob": (lambda z: GaussianMixture(X[:, 0], Gaussian(X, X)).log_prob(z),
+                                 {"z": ("array", X[0])}),
+    "GaussianMixture.sample": (lambda rng: GaussianMixture(X[:, 0], Gaussian(X, X)).sample(rng), rng),
 
     "binarize_static": (data.binarize_static, {"images": ("grey", BINARY), "seed": ("count", 3)}),
     "binarize_dynamic": (data.binarize_dynamic, {"images": ("grey", BINARY)} | rng),
@@ -312,8 +334,21 @@ CALLS |= {
     "FFJORD": (FFJORD, {k: flow[k] for k in ("image_shape", "levels")}
                | {"hidden": ("channels", (2, 3)), "steps": ("size", 2), "trace": ("choice", "exact"),
                   "smooth": ("positive", 0.1), "rtol": ("fraction", 0.1)} | rng),
+    "RBM": (RBM, {"image_shape": ("image_shape", (1, 4, 4)), "hidden": ("size", 3), "steps": ("size", 2),
+                  "chains": ("count", 4)} | rng),
     "VAE": (VAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
-            | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
+            | {"likelihood": ("choice", "gaussian"), "channels": ("channels", (2, 3)), "blocks": ("count", 1)}
+            | {"samples": ("size", 2), "classes": ("count", 2)} | rng),
+    "MixturePriorVAE": (MixturePriorVAE, {"latent": (None, 2), "components": ("size", 3), "kind": ("choice", "vamp")}
+                        | rng),
+    "MixturePosteriorVAE": (MixturePosteriorVAE, {"latent": (None, 2), "components": ("size", 3)} | rng),
+    "CategoricalVAE": (CategoricalVAE, {"variables": ("size", 2), "values": ("levels", 3), "straight_through":
+                                        ("flag", True), "temperature": ("temperature", 0.5)} | rng),
+    "Diffusion": (Diffusion, {"image_shape": common["image_shape"], "levels": ("levels", 4), "steps": ("size", 3)}
+                  | {"schedule": ("choice", "cosine"), "channels": ("channels", (2, 3)), "classes": ("count", 2)}
+                  | rng),
+    "TCVAE": (TCVAE, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "beta": ("positive", 0.5)}
+              | {"images": ("levels", 50), "channels": ("channels", (2, 3)), "blocks": ("count", 1)} | rng),
     "Autoencoder": (Autoencoder, {"image_shape": ("image_shape", (1, 4, 4)), "code": ("size", 2),
                                   "channels": ("channels", (2, 3))} | rng),
     "FVSBN": (FVSBN, {"image_shape": common["image_shape"], "levels": ("levels", 4),
@@ -322,6 +357,15 @@ CALLS |= {
     "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
                     "orders": ("size", 2)} | rng),
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
+    "mutual_information": (mutual_information,
+                           {"codes": ("input", X), "factors": ("input", [[0], [1]]), "bins": ("levels", 2)}),
+    "GAN": (GAN, {"image_shape": ("image_shape", (1, 4, 4)), "latent": ("size", 130), "channels": ("channels", (2, 3)),
+                  "form": ("choice", "wasserstein")} | rng),
+    "GSN": (GSN, {"image_shape": ("image_shape", (1, 4, 4)), "hidden": ("channels", (2, 3)), "noise": ("fraction", 0.5),
+                  "walkback": ("size", 2)} | rng),
+    "parzen": (parzen, {"samples": ("array", X), "points": ("array", X), "sigma": ("tolerance", 0.5)}),
+    "frechet_distance": (frechet_distance, {"features_a": ("array", X), "features_b": ("array", X)}),
+    "nearest_distances": (nearest_distances, {"samples": ("array", X), "images": ("array", X)}),
 }  # fmt: skip
 SHAPE = (1, 4, 4)
 MODELS = {
@@ -331,12 +375,21 @@ MODELS = {
     "FVSBN": lambda: FVSBN(SHAPE, rng=new()),
     "NADE": lambda: NADE(SHAPE, hidden=3, rng=new()),
     "MADE": lambda: MADE(SHAPE, hidden=(3,), rng=new()),
+    "RBM": lambda: RBM(SHAPE, hidden=2, rng=new()),
     "VAE": lambda: VAE(SHAPE, latent=2, channels=(2,), rng=new()),
     "VAE, gaussian": lambda: VAE(SHAPE, latent=2, likelihood="gaussian", channels=(2,), rng=new()),
+    "VAE, prior": lambda: MixturePriorVAE(SHAPE, latent=2, channels=(2,), rng=new()),
+    "VAE, posterior": lambda: MixturePosteriorVAE(SHAPE, latent=2, channels=(2,), rng=new()),
+    "VAE, categorical": lambda: CategoricalVAE(SHAPE, variables=1, values=2, channels=(2,), rng=new()),
+    "VAE, classes": lambda: VAE(SHAPE, latent=2, channels=(2,), classes=3, rng=new()),
+    "TCVAE": lambda: TCVAE(SHAPE, latent=2, images=50, channels=(2,), rng=new()),
     "Autoencoder": lambda: Autoencoder(SHAPE, code=2, channels=(2,), rng=new()),
+    "Diffusion": lambda: Diffusion(SHAPE, 2, steps=3, channels=(2,), classes=3, rng=new()),
     "PCA": lambda: PCA(IMAGES[:, :1], 2),
     "RealNVP": lambda: RealNVP(SHAPE, 2, couplings=1, hidden=2, rng=new()),
     "FFJORD": lambda: FFJORD(SHAPE, 2, (2,), rng=new()),
+    "GAN": lambda: GAN(SHAPE, 2, "wasserstein", channels=(2,), rng=new()),
+    "GSN": lambda: GSN(SHAPE, (2,), rng=new()),
 }
 CODES = np.array([[0.5, -0.5], [1.0, 2.0]], np.float32)
 
@@ -355,12 +408,35 @@ def method(build, name):
 
 for name, build in MODELS.items():
     called = functools.partial(method, build)
-    kind = "grey images" if name in ("VAE, gaussian", "Autoencoder") else "images" if name == "PCA" else "binary images"
+    grey = "VAE, gaussian", "Autoencoder", "GAN", "GSN"
+    kind = "grey images" if name in grey else "images" if name == "PCA" else "binary images"
     batch, draws = {"x": (kind, BINARY)}, {"n": ("size", 2)} | rng
     if name in ("RealNVP", "FFJORD"):
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "loss")}
         CALLS[f"{name}.decode"] = called("decode"), {"z": ("array", np.zeros((2, 16), np.float32))}
         CALLS[f"{name}.sample"] = called("sample"), draws | {"temperature": ("temperature", 0.5)}
+    elif name == "Diffusion":
+        labels = {"labels": ("labels", (2, 0))}
+        CALLS |= {f"{name}.{m}": (called(m), batch | rng | labels) for m in ("bound", "loss", "score")}
+        CALLS[f"{name}.kl"] = called("kl"), batch | {"t": ("step t", (3, 1))} | rng | labels
+        CALLS[f"{name}.sample"] = (
+            called("sample"),
+            draws | labels | {"steps": ("size or None", 2), "eta": ("chance", 0.5), "guidance": ("positive", 0.5)},
+        )
+    elif name in ("GAN", "GSN"):
+        CALLS[f"{name}.loss"] = called("loss"), batch | rng | {"labels": ("forbidden", None)}
+        CALLS[f"{name}.sample"] = called("sample"), draws | {"labels": ("forbidden", None)}
+        if name == "GAN":
+            CALLS["GAN.decode"] = called("decode"), {"z": ("array", CODES)}
+        else:
+            keep = {"mask": ("keep", BINARY > 0), "steps": ("size", 2)}
+            CALLS["GSN.complete"] = called("complete"), batch | rng | keep
+            CALLS["GSN.chain"] = (
+                lambda **given: list(GSN(SHAPE, (2,), rng=new()).chain(**given)),
+                batch | rng | keep | {"mask": ("keep or None", BINARY > 0)},
+            )
+            CALLS["GSN.sample_means"] = called("sample_means"), draws | {"steps": ("size", 2)}
+            CALLS |= {f"GSN.{m}": (called(m), batch | rng) for m in ("score", "corrupt")}
     elif name.startswith(("Pixel", "Gated", "FVSBN", "NADE", "MADE")):
         labels = {"labels": ("labels", (2, 0)) if name == "GatedPixelCNN" else ("forbidden", None)}
         batch |= labels
@@ -380,12 +456,27 @@ for name, build in MODELS.items():
             },
         )
     else:
+        labels = {"labels": ("labels", (2, 0))} if "classes" in name else {}
+        batch, draws = batch | labels, draws | labels
         CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("encode", "reconstruct")}
-        CALLS[f"{name}.decode"] = called("decode"), {"z" if "VAE" in name else "code": ("array", CODES)}
+        code = "z" if "VAE" in name else "h" if name == "RBM" else "code"
+        CALLS[f"{name}.decode"] = called("decode"), {code: ("array", CODES)} | labels
     if "VAE" in name:
         CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("bound", "score", "loss")}
         CALLS[f"{name}.sample"] = called("sample"), draws
         CALLS[f"{name}.log_likelihood"] = called("log_likelihood"), batch | rng | {"samples": ("size", 3)}
+    if name == "RBM":
+        CALLS |= {f"{name}.{m}": (called(m), batch) for m in ("free_energy", "log_prob")}
+        CALLS |= {f"{name}.{m}": (called(m), batch | rng) for m in ("score", "loss")}
+        CALLS[f"{name}.sample"] = called("sample"), draws | {"rounds": ("count", 2)}
+        CALLS[f"{name}.complete"] = (
+            called("complete"),
+            batch | rng | {"mask": ("keep", BINARY > 0), "rounds": ("size", 2)},
+        )
+        annealing = {"temperatures": ("size", 3), "chains": ("levels", 3), "samples": ("binary images or None", BINARY)}
+        CALLS[f"{name}.log_z"] = called("log_z"), rng | annealing
+    if name == "TCVAE":
+        CALLS[f"{name}.parts"] = called("parts"), batch | rng
     if name == "Autoencoder":
         CALLS[f"{name}.loss"] = called("loss"), batch
 
@@ -413,7 +504,7 @@ def values(result):
     if isinstance(result, PCA):
         return [result.mean, result.directions]
     if is_dataclass(result):
-        result = astuple(result) if not isinstance(result, Gaussian) else (result.mean, result.log_var)
+        result = tuple(vars(result).values())
     if isinstance(result, tuple | list):
         return [array for part in result for array in values(part)]
     return [] if result is None else [np.asarray(result)]

@@ -12,7 +12,21 @@ import pytest
 import strict_cupy
 from conftest import DEVICES
 
-from tinygen.models import FFJORD, FVSBN, MADE, NADE, NICE, GatedPixelCNN, Glow, PixelCNN, PixelRNN, RealNVP
+from tinygen.models import (
+    FFJORD,
+    FVSBN,
+    GAN,
+    GSN,
+    MADE,
+    NADE,
+    NICE,
+    Diffusion,
+    GatedPixelCNN,
+    Glow,
+    PixelCNN,
+    PixelRNN,
+    RealNVP,
+)
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu
@@ -27,6 +41,10 @@ OTHERS = {  # models whose loss PyTorch computes as it is: constructor, settings
     "realnvp": (RealNVP, {"couplings": 2}, {"image_shape": EVEN, "hidden": 3}),
     "glow": (Glow, {"steps": 2}, {"image_shape": EVEN, "hidden": 3}),
     "ffjord": (FFJORD, {"steps": 2}, {"hidden": (5, 4)}),
+    "diffusion": (Diffusion, {"steps": 5, "levels": 8}, {"image_shape": TINY, "channels": (2, 3, 4)}),
+    "gan": (GAN, {}, {"image_shape": TINY, "channels": (2, 3, 4)}),
+    "wgan": (functools.partial(GAN, form="wasserstein"), {}, {"image_shape": TINY, "channels": (2, 3, 4)}),
+    "gsn": (GSN, {"walkback": 3, "noise": 0.3}, {"image_shape": TINY, "hidden": (5,)}),
 }
 no_gpu = pytest.mark.skipif("cupy" in DEVICES, reason="there is a GPU")
 
@@ -106,7 +124,7 @@ def test_what_is_missing(strict, monkeypatch):
 @pytest.mark.parametrize("name", ["autoencoder", "vae", "tiny", "gated", "rnn", *OTHERS])
 def test_models_agree_with_pytorch(name, works):
     contenders = works.training(name, 2, theirs="cpu")
-    convolutional = ["autoencoder", "vae", "tiny", "gated", "realnvp", "glow"]
+    convolutional = ["autoencoder", "vae", "tiny", "gated", "realnvp", "glow", "diffusion", "gan", "wgan"]
     assert ("pytorch channels_last" in contenders) == (name in convolutional)
 
 
@@ -124,7 +142,7 @@ def test_a_different_weight_is_found(name, works, monkeypatch):
         works.training(name, 2, theirs="cpu")
 
 
-@pytest.mark.parametrize("name", ["vae", "nice", "realnvp", "glow", "ffjord"])
+@pytest.mark.parametrize("name", ["vae", "nice", "realnvp", "glow", "ffjord", "wgan", "gsn"])
 def test_other_noise_is_found(name, works, monkeypatch):
     noise_of = works.noise_of
     monkeypatch.setattr(works, "noise_of", lambda model, n: [a[::-1].copy() for a in noise_of(model, n)])

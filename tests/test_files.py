@@ -151,6 +151,10 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
         ("PixelRNN", {"layers": 10**8}),
         ("GatedPixelCNN", {"classes": 10**9}),
         ("VAE", {"image_shape": [1, 10**5, 10**5]}),
+        ("VAE", {"image_shape": (1, 4, 4), "latent": 1, "channels": (1,), "classes": 10**9}),
+        ("MixturePriorVAE", {"image_shape": (1, 4, 4), "latent": 1, "channels": (1,), "components": 10**9}),
+        ("MixturePosteriorVAE", {"image_shape": (1, 4, 4), "latent": 1, "channels": (1,), "components": 10**9}),
+        ("CategoricalVAE", {"variables": 10**9}),
         ("Autoencoder", {"code": 10**9}),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tinygen import data, models, weights
+from tinygen.factors import Sprites
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import likelihood
@@ -17,6 +18,10 @@ import likelihood
 SMALL = {  # instead of the rows' own
     "Autoencoder": {"code": 3, "channels": (2, 2)},
     "VAE": {"latent": 2, "channels": (2, 2)},
+    "Diffusion": {"steps": 3, "channels": (2, 2)},
+    "MixturePriorVAE": {"latent": 2, "channels": (2, 2), "components": 2},
+    "CategoricalVAE": {"variables": 2, "values": 2, "channels": (2, 2)},
+    "TCVAE": {"latent": 2, "channels": (2, 2)},
     "PixelCNN": {"channels": 2, "blocks": 1},
     "PixelRNN": {"channels": 2, "layers": 1},
     "GatedPixelCNN": {"channels": 2, "layers": 1},
@@ -24,9 +29,12 @@ SMALL = {  # instead of the rows' own
     "NADE": {"hidden": 2},
     "MADE": {"hidden": (3,)},
     "BernoulliMixture": {"components": 3},
+    "RBM": {"hidden": 13},
     "NICE": {"couplings": 2, "hidden": 2, "layers": 1},
     "RealNVP": {"scales": 1, "couplings": 1, "hidden": 2},
     "Glow": {"scales": 1, "steps": 1, "hidden": 2},
+    "GAN": {"latent": 2, "channels": (2, 2)},
+    "GSN": {"hidden": (3,)},
 }
 
 SHIPPED = [path.stem for path in weights.FOLDER.glob("*.npz")]
@@ -39,6 +47,8 @@ def small(monkeypatch, tmp_path):
     drawn = data.binarize_static(data.digits().test_images, seed=5)
     monkeypatch.setattr(data, "binarized_mnist", lambda: data.BinarizedMNIST(drawn[:300], drawn[300:], drawn))
     monkeypatch.setattr(likelihood, "LEARNED", 4400)
+    made = np.random.default_rng(6).integers(0, 2, (5400, 1, 32, 32), np.uint8)
+    monkeypatch.setattr(likelihood, "sprites", lambda: Sprites(made, made[:, 0, 0, :5]))
     for name, row in list(models.RECIPES.items()):
         settings = {**row.settings, **SMALL[row.model.__name__]}
         if row.start:
@@ -54,6 +64,9 @@ def small(monkeypatch, tmp_path):
         "CHECKPOINTS": tmp_path / "out",
         "SAMPLES": 3,
         "SOME": 80,
+        "ANNEALING": (5, 10),
+        "DRAWN": 50,
+        "TUNED": 10,
     }.items():
         monkeypatch.setattr(likelihood, name, value)
     monkeypatch.setattr(sys.modules["report"], "RESULTS", tmp_path / "RESULTS.md")
@@ -71,12 +84,14 @@ def test_a_row(name, small, monkeypatch, capsys):
     trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
     assert trained["name"] == name and trained["images"] == 500
-    assert trained.get("images_with_all_samples") == (80 if name.startswith("vae") else None)
+    assert trained.get("images_with_all_samples") == (80 if "vae" in name else None)
     assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
     assert about["result"] == trained and model.num_parameters() == trained["parameters"]
     if "bits_per_dim" in trained:
         figure = f"{trained['bits_per_dim']:.3f} bits/dim ± {trained['stderr']:.3f}"
+    elif "parzen" in trained:
+        figure = f"Parzen {trained['parzen']:.2f} ± {trained['stderr']:.2f}"
     else:
         figure = f"{trained['squared_error' if name == 'autoencoder' else 'nats']:.2f} ± {trained['stderr']:.2f}"
     cells = [figure, models.RECIPES[name].published, f"{trained['images']:,}"]
@@ -87,9 +102,11 @@ def test_a_row(name, small, monkeypatch, capsys):
     tables = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith(f"| {name} |")]
     assert any(set(cells) <= set(written) for written in tables), cells
     row = models.RECIPES[name]
-    recipe = (
-        [str(row.batch_size), f"{row.lr:g}", f"{row.weight_decay:g}", f"{row.averaging}"] if row.optimizer else ["EM"]
-    )
+    options = ", ".join(f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in row.options.items())
+    recipe = ["EM"]
+    if row.optimizer:
+        optimizer = row.optimizer.__name__ + (f" ({options})" if options else "")
+        recipe = [optimizer, str(row.batch_size), f"{row.lr:g}", f"{row.weight_decay:g}", f"{row.averaging}"]
     (written,) = [written for written in tables if f"`{row.model.__name__}(" in " ".join(written)]
     assert set(recipe) <= set(written)
     assert (small / f"{name}.png").exists() and (small / "learning_curves.png").exists()
@@ -126,6 +143,7 @@ def test_the_weights_that_ship_are_of_the_row(name):
     for key in ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging"):
         right = json.loads(json.dumps(getattr(row, key)))
         assert about[key] == right, f"{name}: {key} is {right}, the weights have {about[key]}"
+    assert about.get("options", {}) == json.loads(json.dumps(row.options))
     epochs = sum(row.steps) * (row.batch_size / likelihood.LEARNED if row.optimizer else 1)
     assert about["epochs"] == round(epochs, 1) and about["seed"] == likelihood.SEED
     assert (likelihood.LEARNED, likelihood.VALIDATION) == (50_000, 2000)  # as the texts say
@@ -144,7 +162,7 @@ def test_the_tables_are_of_the_weights_that_ship(monkeypatch, tmp_path):
     assert {name for name, *_ in rows} == set(abouts)
     for name, figure, before, own in rows:
         result = abouts[name]["result"]
-        found = next(result[key] for key in ("nats", "bits_per_dim", "squared_error") if key in result)
+        found = next(result[key] for key in ("nats", "bits_per_dim", "squared_error", "parzen") if key in result)
         assert figure in (f"{found:.3f}", f"{found:.2f}", f"{found:.1f}"), name
         assert (before, own) == (minutes.get(models.RECIPES[name].start, ""), minutes[name]), name
 
@@ -222,6 +240,47 @@ def test_the_figures_of_models_with_a_code(name, small, rng):
         assert 0 < figures.mean() < model.loss(images, rng).item()  # the weighted samples' bound is the tighter one
 
 
+def test_an_rbm_has_its_log_z_counted_once_and_its_error(small, monkeypatch, rng):
+    settings, row = {"hidden": 8, "chains": 0}, models.RECIPES["rbm"]
+    model = likelihood.models.RBM(**settings, rng=rng)
+    for p in model.parameters():
+        p.data = 0.1 * rng.standard_normal(p.shape, np.float32)
+    weights.save(small / "a.npz", model, {"settings": settings, "protocol": row.protocol})
+    monkeypatch.setattr(likelihood, "ANNEALING", (200, 100))
+    result, model = likelihood.evaluate("rbm", small / "a.npz"), weights.load(small / "a.npz")[0]
+    nats, exact = -model.log_prob(data.binarized_mnist().test).data.astype(float), model.exact_log_z().item()
+    error = result["log_z_stderr"]
+    assert 0 < error < 0.2 and abs(result["nats"] - nats.mean()) < 4 * error + 1e-3
+    np.testing.assert_allclose(result["stderr"], np.hypot(error, nats.std(ddof=1) / 500**0.5), atol=2e-3)
+    assert abs(result["log_z"] - exact) < 4 * error and abs(result["log_z_from_samples"] - exact) < 0.5
+
+
+def test_parzen_windows_by_hand(monkeypatch):
+    """With the sigma that is best on the validation images, and the samples' means where a model has them."""
+
+    class Sampler:
+        def sample_means(self, n, rng):
+            return np.arange(n).reshape(n, 1, 1, 1) / 10
+
+        def sample(self, n, rng):
+            raise AssertionError("draws in place of means")
+
+    monkeypatch.setattr(likelihood, "DRAWN", 2)  # 0 and 0.1
+    validation, tested = np.full((1000, 1, 1, 1), 0.1 + 0.3), np.array([0.0, 0.1, 0.3]).reshape(3, 1, 1, 1)
+    found = likelihood.parzen_windows(Sampler(), validation, tested)
+    density = {
+        s: np.exp(-(np.subtract.outer([0.4, 0.0, 0.1, 0.3], [0, 0.1]) ** 2) / (2 * s * s)).mean(1)
+        / (2 * np.pi) ** 0.5
+        / s
+        for s in np.geomspace(0.1, 1, 10)
+    }
+    best = max(density, key=lambda s: density[s][0])
+    log_p = np.log(density[best][1:])
+    assert 0.1 < best < 1 and found["sigma"] == round(best, 3)
+    assert found["parzen"] == pytest.approx(log_p.mean(), abs=1e-3)
+    assert found["stderr"] == pytest.approx(log_p.std(ddof=1) / 3**0.5, abs=1e-3)
+
+
 def test_few_images_with_many_samples_tell_the_bound_of_all(small, monkeypatch, rng):
     """The gain from more samples, on images spread evenly, is added to the rough bound of all images."""
     settings = {**models.RECIPES["vae"].settings, "blocks": 0}
@@ -273,6 +332,13 @@ def test_sets(small):
     np.testing.assert_array_equal(likelihood.sets("static")[2], data.binarized_mnist().test)
     with_labels = data.binarize_static(digits.test_images, 1)
     np.testing.assert_array_equal(likelihood.sets("static", classes=10)[2], with_labels)
+    parts = likelihood.sets("sprites")
+    assert [len(part) for part in parts] == [4400, 500, 500]
+    together, made = (
+        np.sort(images.reshape(5400, -1).view("V1024")[:, 0].tolist())
+        for images in (np.concatenate(parts), likelihood.sprites().images)
+    )
+    assert (together == made).all() and (parts[0] != likelihood.sprites().images[:4400]).any()
     for protocol in ("static", "dynamic", "grey"):
         learned, validation, tested = likelihood.sets(protocol)
         assert len(learned) == 4400 and len(validation) == 100 and len(tested) == 500

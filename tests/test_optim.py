@@ -151,12 +151,13 @@ def test_orthogonalized_zero_and_masked():
     assert (orthogonalized(g)[:, 2::3] == 0).all()
 
 
-def test_weight_decay_by_hand(rng):
+@pytest.mark.parametrize("optimizer", [SGD, Muon])
+def test_weight_decay_by_hand(optimizer, rng):
     """Weights shrink by lr weight_decay and then move as without it; parameters of one dimension do not shrink."""
     shapes = [(2, 2), (2,), (3, 2, 2, 1)]
     start, gradients = ([rng.standard_normal(shape) for shape in shapes] for _ in range(2))
     plain, decayed = ([parameter(values) for values in start] for _ in range(2))
-    optimizers = Muon(plain, lr=0.1), Muon(decayed, lr=0.1, weight_decay=0.3)
+    optimizers = optimizer(plain, lr=0.1), optimizer(decayed, lr=0.1, weight_decay=0.3)
     for rate in 0.1, 0.02:
         before = [(p.data.copy(), q.data.copy()) for p, q in zip(plain, decayed)]
         for optimizer in optimizers:
@@ -168,6 +169,21 @@ def test_weight_decay_by_hand(rng):
             np.testing.assert_allclose(q.data, left * q_before + (p.data - p_before), rtol=1e-12)
 
 
+def test_l1_by_hand(rng):
+    """Weights end lr l1 nearer to zero than without it, or at zero; parameters of one dimension do not."""
+    start, gradients = ([rng.standard_normal(shape) for shape in [(4, 5), (6,)]] for _ in range(2))
+    plain, shrunk = ([parameter(values) for values in start] for _ in range(2))
+    for optimizer in Adam(plain, lr=0.1), Adam(shrunk, lr=0.1, l1=3.0):
+        give(optimizer.parameters, gradients)
+        optimizer.step()
+    p, q = plain[0].data, shrunk[0].data
+    np.testing.assert_allclose(q, np.sign(p) * np.maximum(abs(p) - 0.3, 0), atol=1e-15)
+    assert 0 < (q == 0).sum() < 20
+    np.testing.assert_array_equal(shrunk[1].data, plain[1].data)
+    with pytest.raises(ValueError, match=r"l1: got -1, needs a number in \[0, inf\)"):
+        Adam(plain, lr=0.1, l1=-1)
+
+
 @pytest.mark.parametrize(
     "decay, message",
     [
@@ -176,9 +192,10 @@ def test_weight_decay_by_hand(rng):
         (10.0, r"lr weight_decay: got 1.0"),
     ],
 )
-def test_a_decay_that_turns_weights_round_is_refused(decay, message):
+@pytest.mark.parametrize("optimizer", [SGD, Muon])
+def test_a_decay_that_turns_weights_round_is_refused(optimizer, decay, message):
     with pytest.raises(ValueError, match=message):
-        Muon([parameter([1.0])], lr=0.1, weight_decay=decay)
+        optimizer([parameter([1.0])], lr=0.1, weight_decay=decay)
 
 
 def test_muon_is_as_jordan_says_and_keeps_squares_of_vectors_alone():

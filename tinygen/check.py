@@ -8,6 +8,7 @@ import operator
 
 import numpy as np
 
+from tinygen.backend import to_device, xp
 from tinygen.tensor import Tensor, as_array, as_tensor
 
 
@@ -117,6 +118,17 @@ def no_nan(name: str, x) -> None:
     """Raise ValueError if an entry of the array ``x`` is nan: all draws from it would be zero."""
     if isinstance(x, np.ndarray | np.generic) and x.size and np.isnan(x.min()):
         raise ValueError(f"{name}: some are nan, so nothing can be drawn")
+
+
+def mask(value, shape: tuple[int, ...], device: str):
+    """``value``, booleans that broadcast to ``shape``, as an array of this shape on the device."""
+    x = to_device(as_array(value, "mask"), device)
+    if x.dtype != bool:
+        raise ValueError(f"mask: has dtype {x.dtype}, needs booleans")
+    try:
+        return xp(x).broadcast_to(x, shape)
+    except ValueError:
+        raise ValueError(f"mask: has shape {x.shape}, needs to broadcast to {shape}") from None
 
 
 def labels(name: str, values, classes: int, shape: tuple[int, ...] | None = None):

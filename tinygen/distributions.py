@@ -1,4 +1,5 @@
-"""Gaussian, Bernoulli, Categorical. Log-probabilities are in nats per element; the caller sums them."""
+"""Gaussian, Bernoulli, Categorical; mixtures of Gaussians, one-hot vectors. Log-probabilities are in nats per element
+(per vector for the last two); the caller sums them."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import to_device, xp
-from tinygen.tensor import Tensor, as_array, as_tensor
+from tinygen.tensor import Tensor, as_array, as_flag, as_tensor
 
 LOG_VAR_LIMIT = 40.0  # log-variances are clipped to +-40: standard deviations from 2e-9 to 5e8
 
@@ -27,20 +28,25 @@ class Gaussian:
         self.mean, log_var = (t if t.dtype.kind == "f" else t.astype(np.float32) for t in given)
         self.log_var = ops.clip(log_var, -LOG_VAR_LIMIT, LOG_VAR_LIMIT)
 
-    def rsample(self, rng: np.random.Generator) -> Tensor:
+    @property
+    def mode(self) -> Tensor:
+        """The value of the largest density: the mean."""
+        return self.mean
+
+    def rsample(self, rng: np.random.Generator, draws: tuple[int, ...] = ()) -> Tensor:
         """A draw that gradients pass through: mean + exp(log_var / 2) eps with eps standard normal.
 
-        The noise is always drawn on the host, so that runs on both devices can be compared.
-        Source: Kingma and Welling 2014, section 2.4.
+        ``draws``: axes put before the others, for several draws. The noise is always drawn on the host, so that runs on
+        both devices can be compared. Source: Kingma and Welling 2014, section 2.4.
         """
-        shape = np.broadcast_shapes(self.mean.shape, self.log_var.shape)
+        shape = (*draws, *np.broadcast_shapes(self.mean.shape, self.log_var.shape))
         dtype = self.mean.dtype
         eps = check.generator(rng).standard_normal(shape, np.float64 if dtype == np.float64 else np.float32)
         return self.mean + (self.log_var * 0.5).exp() * Tensor(to_device(eps.astype(dtype), self.mean.device))
 
-    def sample(self, rng: np.random.Generator):
+    def sample(self, rng: np.random.Generator, draws: tuple[int, ...] = ()):
         """A draw as an array."""
-        return self.rsample(rng).data
+        return self.rsample(rng, draws).data
 
     def log_prob(self, x) -> Tensor:
         """log N(x; m, s^2) = -((x - m)^2 / s^2 + log s^2 + log 2 pi) / 2 of each element, in nats."""
@@ -123,3 +129,103 @@ class Categorical:
         # Rounding may leave the total below 1; then u near 1 would fall beyond the last class
         total = cumulated.max(axis=self.axis, keepdims=True)
         return (cumulated <= xp(p).expand_dims(u, self.axis) * total).sum(axis=self.axis)
+
+
+@dataclass
+class GaussianMixture:
+    """p(z) = sum_k w_k N(z; m_k, s_k^2) over vectors z (..., D), whose dimensions are independent in each component.
+
+    ``logits`` (..., K): the weights w are their softmax; ``components``: a Gaussian over (..., K, D).
+    """
+
+    logits: Tensor
+    components: Gaussian
+
+    def __post_init__(self):
+        self.logits = as_tensor(self.logits, "logits")
+        if not isinstance(self.components, Gaussian):
+            raise TypeError(f"components: got {self.components!r}, needs a Gaussian")
+
+    @property
+    def weights(self) -> Tensor:
+        """(..., K): w, which sum to 1."""
+        return ops.softmax(self.logits, -1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean of the component with the largest weight, (..., D). The mode itself has no closed form."""
+        chosen = Tensor(OneHot(self.logits).mode.data[..., None])
+        return (chosen * self.components.mean).sum(-2)
+
+    def log_prob(self, z) -> Tensor:
+        """log p(z) of each vector, (..., D) -> (...), in nats; other leading axes are broadcast."""
+        log_p = self.components.log_prob(ops.expand_dims(z, -2)).sum(-1)  # log N(z; m_k, s_k^2), (..., K)
+        return ops.logsumexp(ops.log_softmax(self.logits, -1) + log_p, -1)
+
+    def sample(self, rng: np.random.Generator, draws: tuple[int, ...] = ()):
+        """A draw as an array: a component k with probability w_k, then z ~ N(m_k, s_k^2).
+
+        No gradient passes through the choice of k. For E[f(z)] with a gradient take a draw of each component,
+        ``components.rsample``: sum_k w_k f(z_k) has the right mean, and so has its gradient.
+        """
+        logits = ops.broadcast_to(self.logits, (*draws, *self.logits.shape))
+        chosen = OneHot(logits).sample(rng)[..., None]  # (..., K, 1)
+        mean, log_var = (chosen * t.data for t in (self.components.mean, self.components.log_var))
+        return Gaussian(mean.sum(-2), log_var.sum(-2)).sample(rng)
+
+
+@dataclass
+class OneHot:
+    """One-hot vectors of K numbers along the last axis; the 1 is at k with probability softmax(``logits``)_k."""
+
+    logits: Tensor
+
+    def __post_init__(self):
+        self.logits = as_tensor(self.logits, "logits")
+
+    @property
+    def mode(self) -> Tensor:
+        """The vector with the largest probability."""
+        return Tensor(self._largest(self.logits.data))
+
+    def log_prob(self, z) -> Tensor:
+        """log probability of each vector, (..., K) -> (...), in nats."""
+        return (ops.log_softmax(self.logits, -1) * z).sum(-1)
+
+    def kl(self) -> Tensor:
+        """KL from the uniform distribution of each vector, (...): log K - entropy, in nats."""
+        log_p = ops.log_softmax(self.logits, -1)
+        return (log_p.exp() * log_p).sum(-1) + math.log(self.logits.shape[-1])
+
+    def sample(self, rng: np.random.Generator, draws: tuple[int, ...] = ()):
+        """A draw as an array: 1 where logits + g is largest, with g from the Gumbel distribution (Gumbel 1954).
+
+        Raises ValueError if, on the host, a logit is nan.
+        """
+        check.no_nan("logits", self.logits.data)
+        return self._largest(self._perturbed(rng, draws).data)
+
+    def rsample(self, rng: np.random.Generator, temperature: float = 1.0, straight_through: bool = False) -> Tensor:
+        """softmax((logits + g) / temperature), a relaxed draw that gradients pass through: as the temperature falls to
+        0, it becomes the draw of ``sample`` with the same ``rng``, and its gradient varies more and more.
+
+        ``straight_through``: the value is that draw at any temperature, and the gradient is the relaxed one's.
+        Source: Jang et al. 2017 (arXiv 1611.01144), equation 2 and section 2.2.
+        """
+        y = ops.softmax(self._perturbed(rng, ()) * (1 / check.number("temperature", temperature, "[1e-30, 1e30]")), -1)
+        if not as_flag(straight_through, "straight_through"):
+            return y
+        return Tensor(self._largest(y.data)) + (y - y.detach())
+
+    def _perturbed(self, rng, draws):
+        """logits + g with g = -log(-log u), u uniform on (0, 1)"""
+        shape, dtype = (*draws, *self.logits.shape), self.logits.dtype
+        # -log u of a uniform u is exponential
+        noise = check.generator(rng).standard_exponential(shape, np.float64 if dtype == np.float64 else np.float32)
+        g = -np.log(np.maximum(noise, np.finfo(noise.dtype).tiny))
+        return self.logits + Tensor(to_device(g.astype(dtype), self.logits.device))
+
+    @staticmethod
+    def _largest(y):
+        """1 at the largest number along the last axis, else 0, in the dtype of y"""
+        return (xp(y).arange(y.shape[-1]) == y.argmax(-1)[..., None]).astype(y.dtype)

@@ -18,7 +18,7 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
-    weight_decay = 0.0  # Adam and Muon set it; step() applies it to parameters of several dimensions
+    weight_decay = l1 = 0.0  # for subclasses; step() applies them to parameters of several dimensions
 
     def __init__(self, parameters, lr: float):
         many = isinstance(parameters, Iterable) and not isinstance(parameters, Tensor)
@@ -29,6 +29,11 @@ class Optimizer:
         self.parameters = list({id(p): p for p in parameters}.values())  # a shared parameter only once
         self.lr, self.steps = check.number("lr", lr, "(0, inf)"), 0
         self.state = [{s: xp(p.data).zeros_like(p.data) for s in self.slots} for p in self.parameters]
+
+    def _decay(self, weight_decay):
+        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
+        # Above 1 the decay would flip the sign of weights
+        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
 
     def step(self) -> None:
         """Update every parameter that requires grad.
@@ -48,6 +53,8 @@ class Optimizer:
             if self.weight_decay and p.ndim > 1:
                 p.data *= 1 - self.lr * self.weight_decay
             p.data -= self.update(p.grad.data, **state)
+            if self.l1 and p.ndim > 1:
+                p.data -= xp(p.data).clip(p.data, -self.lr * self.l1, self.lr * self.l1)
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -80,13 +87,17 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """v <- momentum v + g;  p <- p - lr v"""
+    """v <- momentum v + g;  p <- p - lr v
+
+    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay.
+    """
 
     slots = ("velocity",)
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.0):
+    def __init__(self, parameters, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
         super().__init__(parameters, lr)
         self.momentum = check.number("momentum", momentum, "[0, 1)")
+        self._decay(weight_decay)
 
     def update(self, g, velocity):
         velocity *= self.momentum
@@ -113,8 +124,10 @@ class Adam(Optimizer):
     """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
     p <- p - lr m' / (sqrt(v') + eps) with m' = m / (1 - beta1^t), v' = v / (1 - beta2^t) at step t
 
-    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay.
-    Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2.
+    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay. ``l1``: in the end
+    their entries move by lr l1 towards zero, and stop there, which keeps weights at zero that help little.
+    Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2; ``l1`` is
+    their idea for the other penalty.
     """
 
     slots = ("mean", "square")
@@ -126,11 +139,11 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        l1: float = 0.0,
     ):
         super().__init__(parameters, lr)
-        self.weight_decay = check.number("weight_decay", weight_decay, "[0, inf)")
-        # Above 1 the decay would flip the sign of weights
-        check.number("lr weight_decay", self.lr * self.weight_decay, "[0, 1)")
+        self._decay(weight_decay)
+        self.l1 = check.number("l1", l1, "[0, inf)")
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas: got {betas!r}, needs two numbers in [0, 1)")
         b1, b2 = betas

@@ -41,6 +41,7 @@ import numpy as np
 
 from tinygen import check
 from tinygen.backend import communicator, flatten, ranks_on_this_machine, split, sum_over_ranks, to_device, xp
+from tinygen.nn import RowBuffer
 from tinygen.tensor import Tensor, as_array, grad, history, no_grad
 
 SHARD, LARGEST = 16, 128  # images in a shard: few enough for the cache, enough to amortize NumPy's calls
@@ -154,8 +155,10 @@ class Workers:
     def __init__(self, model, learned, prepare, slots, shard):
         self.model, self.prepare, self.shard, self.comm = model, prepare, shard, communicator()
         self.parameters, self.pipes, self.processes = learned, [], []
-        self.buffers = [b for _, b in model.named_buffers() if b.dtype.kind == "f"]  # integers are not averaged
+        buffers = [b for _, b in model.named_buffers() if b.dtype.kind == "f"]  # integers are not averaged
+        self.buffers = sorted(buffers, key=lambda b: isinstance(b, RowBuffer))  # those that are cut into rows come last
         self.values = self.parameters + self.buffers  # exchanged with the workers
+        self.averaged = sum(p.size for p in self.values if not isinstance(p, RowBuffer))
         self.size, dtypes = sum(p.size for p in self.values), {p.dtype for p in self.values}
         self.dtype, self.one_dtype = np.result_type(*dtypes), len(dtypes) == 1
         self.modules = list(model.named_modules("model"))
@@ -207,10 +210,14 @@ class Workers:
         for pipe in self.pipes:
             pipe.close()
 
+    def shard_of(self, n) -> int:
+        """The number of images in each shard, but the last, of n images."""
+        return self.shard or -(-n // (self.comm.size if self.comm else 1))
+
     def shards(self, batch, seeds):
         """The shards of a minibatch, each with its seeds. On a device there is one shard for each rank."""
         n = len(batch[0])
-        size = self.shard or -(-n // (self.comm.size if self.comm else 1))
+        size = self.shard_of(n)
         parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
         return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
@@ -222,7 +229,8 @@ class Workers:
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
         mine = enumerate(self.shards(batch, seeds)[rank::ranks])
-        tasks = [(slot, len(part[0]) / len(batch[0]), part, seed) for slot, (part, seed) in mine]
+        size = self.shard_of(len(batch[0]))
+        tasks = [(slot, len(part[0]) / len(batch[0]), seed[-1] * size, part, seed) for slot, (part, seed) in mine]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
             self._check_unchanged()
@@ -261,12 +269,15 @@ class Workers:
         losses = {}
         for name, value in settings.items():
             setattr(self.model, name, value)
-        for slot, weight, part, seeds in share:
-            with contextlib.nullcontext() if gradients else no_grad(), _changes_of(self.buffers) as changes:
+        for slot, weight, start, part, seeds in share:
+            rows = slice(start, start + len(part[0]))
+            with contextlib.nullcontext() if gradients else no_grad(), _changes_of(self.buffers, rows) as changes:
                 loss = shard_loss(self.model, part, self.prepare, seeds, gradients)
                 found = [g.data for g in gradients_of(loss, self.model, self.parameters)] if gradients else []
             if gradients:
-                self.slots[slot] = flatten(found + changes) * weight
+                flat = flatten(found + changes)
+                flat[: self.averaged] *= weight
+                self.slots[slot] = flat
             losses[slot] = (loss.item() if self.model.device == "cpu" else loss.data) * weight
         return losses
 
@@ -289,12 +300,22 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _changes_of(buffers):
-    """Yield a list. When the block ends, the changes of the buffers are added to it, and the buffers are restored."""
+def _changes_of(buffers, rows=slice(None)):
+    """Yield a list. When the block ends, the changes of the buffers are added to it, and the buffers are restored.
+
+    In the block each RowBuffer has only these rows. The change of the others is zero.
+    """
     before, changes = [b.data for b in buffers], []
+    cut = [v[rows] if isinstance(b, RowBuffer) else v for b, v in zip(buffers, before)]
     try:
+        for b, v in zip(buffers, cut):
+            b.data = v
         yield changes
-        changes += [xp(v).zeros_like(v) if b.data is v else b.data - v for b, v in zip(buffers, before)]
+        for b, v, part in zip(buffers, before, cut):
+            change = xp(v).zeros_like(v)
+            if b.data is not part:
+                change[rows if isinstance(b, RowBuffer) else ...] = b.data - part
+            changes.append(change)
     finally:
         for b, v in zip(buffers, before):
             b.data = v
@@ -315,7 +336,8 @@ def gradients_of(loss, model, learned) -> tuple[Tensor, ...]:
 
 
 def shard_size(model, learned, data, prepare) -> int:
-    """The number of images in a shard: more for a small network, in which the overhead of NumPy's calls dominates.
+    """The number of images in a shard: more for a small network, in which the overhead of NumPy's calls dominates, and
+    at least as many as the model needs ``together``.
 
     It depends on the network and the images, not on the number of workers. The loss and its gradient are computed
     once, so that their errors are found before training begins.
@@ -336,7 +358,7 @@ def shard_size(model, learned, data, prepare) -> int:
     size, numbers = SHARD, sum(sizes.values()) / len(part[0])
     while size < LARGEST and 2 * size * numbers <= max(ACTIVATIONS, ARRAY * len(sizes)):
         size *= 2
-    return size
+    return max(size, getattr(model, "together", 1))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@
     initialize(x, rng, labels)  sets what depends on the first minibatch, such as scales
     maximize(images, rounds)  trains without gradients
 
-A model has the first two, and of the others what it can do. x is a batch of images (N, C, H, W), an array or a Tensor.
+A model has the first two, and of the others what it can do. A GAN has no ``score``: no number that an image gets says
+how good its generator is. x is a batch of images (N, C, H, W), an array or a Tensor.
 ``labels`` (N,) are for models with ``classes``; other models take none. Training and evaluation differ in the function
 that is called, not in a mode of the model.
 """
@@ -32,6 +33,7 @@ class Model(Module):
     image_shape: tuple[int, int, int]
     unit = "nats per image"  # of loss and score
     classes = 0  # the number of classes; 0 for a model without labels
+    together = 1  # images that ``loss`` needs at once, since it compares them with each other; otherwise 1
 
     def loss(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
         """The mean score; a model that trains with dropout, or with other weights of its terms, overrides it."""

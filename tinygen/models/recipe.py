@@ -1,6 +1,6 @@
 """How the models of the table in benchmarks/RESULTS.md are trained: each model's file ends with its recipes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinygen.optim import Muon
 
@@ -13,9 +13,10 @@ class Recipe:
     settings: dict  # the constructor's arguments
     protocol: str  # the data: "published", "static", "dynamic", "grey" or "8-bit", see benchmarks/RESULTS.md
     steps: tuple[int, ...]  # of each part of the schedule; in each the learning rate falls to zero
-    optimizer: type | None = Muon  # it takes weight_decay; None: the model's ``maximize`` is called with the steps
+    optimizer: type | None = Muon  # None: the model's ``maximize`` is called with the steps
     lr: float = 5e-3
     weight_decay: float = 0.1
+    options: dict = field(default_factory=dict)  # further arguments of the optimizer
     averaging: float = 0.999  # decay of the moving average of the weights
     batch_size: int = 32
     published: str = "-"  # the paper's result

@@ -4,7 +4,7 @@ from tinygen.nn.conv import Conv2d, MaskedConv2d, UpConv2d
 from tinygen.nn.embedding import Embedding
 from tinygen.nn.gated import Gate, VerticalStack
 from tinygen.nn.linear import Linear, MaskedLinear
-from tinygen.nn.module import Buffer, Dropout, Module, Parameter
+from tinygen.nn.module import Buffer, Dropout, Module, Parameter, RowBuffer
 from tinygen.nn.norm import BatchNorm, GroupNorm, LayerNorm
 from tinygen.nn.recurrent import LSTM, DiagonalBiLSTM, RowLSTM
 from tinygen.nn.sequential import Sequential
@@ -25,6 +25,7 @@ __all__ = [
     "MaskedLinear",
     "Module",
     "Parameter",
+    "RowBuffer",
     "RowLSTM",
     "Sequential",
     "UpConv2d",

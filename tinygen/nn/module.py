@@ -34,6 +34,15 @@ class Buffer(Tensor):
         super().__init__(data)
 
 
+class RowBuffer(Buffer):
+    """A Buffer with a row for each image of a minibatch, such as a Markov chain's state.
+
+    In ``fit`` it is cut into shards like the images: ``loss`` sees, and may change, only the rows of its own images.
+    """
+
+    __slots__ = ()
+
+
 class Module:
     """Holds parameters, buffers and other modules as attributes, also inside lists, tuples and dicts.
 

@@ -14,7 +14,7 @@ from tinygen.backend import to_device, xp
 from tinygen.distributions import Bernoulli, Categorical
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
-from tinygen.tensor import Tensor, as_array, no_grad
+from tinygen.tensor import Tensor, no_grad
 
 
 class Autoregressive(Model):
@@ -158,12 +158,6 @@ class Autoregressive(Model):
             given = check_images(given, self.image_shape, self.levels).data
             if given.shape != shape:
                 raise ValueError(f"given: has shape {given.shape}, needs {shape}")
-            mask = to_device(as_array(mask, "mask"), device)
-            if mask.dtype != bool:
-                raise ValueError(f"mask: has dtype {mask.dtype}, needs booleans")
-            try:
-                keep = xp(u).broadcast_to(mask, shape)
-            except ValueError:
-                raise ValueError(f"mask: has shape {mask.shape}, needs to broadcast to {shape}") from None
+            keep = check.mask(mask, shape, device)
             x = xp(u).where(keep, to_device(given, device), x).astype(x.dtype)
         return x, u, keep, self._labels(labels, n), temperature

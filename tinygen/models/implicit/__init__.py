@@ -1,0 +1,1 @@
+"""Models that draw samples and have no density that could be computed."""
