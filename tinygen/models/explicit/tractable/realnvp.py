@@ -58,7 +58,7 @@ RECIPES = {
         RealNVP,
         {},
         protocol="8-bit",
-        steps=(6000,),
+        steps=(30_000,),
         lr=5e-3,
         published="1.06",  # Grathwohl et al. 2019, table 2
     )
