@@ -41,6 +41,8 @@ validation images. The 10,000 test images served the table and the pictures only
 - *grey*: values from 0 to 1.
 - *8-bit*: grey values from 0 to 255, in bits per dimension; an image has 784. Uniform noise makes them real numbers.
   It is drawn anew whenever an image is seen, and once for the test, so the figures are upper bounds.
+- *sprites*: 50,000 of the 61,440 binary images of 32 x 32 that `tinygen.factors` makes, drawn at random, are learned
+  from; one half of the others is for validation, the other for the test.
 
 Figures are minus log p(x), lower is better, and exact where nothing else is said. The VAE's is an upper bound with
 5,000 importance-weighted samples: the mean bound with 20 over all test images, less what 5,000 gain over 20 on 100 of

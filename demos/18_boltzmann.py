@@ -110,6 +110,7 @@ def draw(filters, seen, rounds, curves, gaps):
 
 def main():
     config = options(__doc__, CONFIG)
+    large = trained("rbm", config)  # first, since it may be missing
     rng, digits = np.random.default_rng(config.seed), data.digits()
     images, tested = (data.binarize_static(x, 0) for x in (digits.train_images, digits.test_images))
 
@@ -131,7 +132,6 @@ def main():
         last = [np.array(found[-1]) for found in gaps.values()]
         print(f"{temperatures:12}" + "".join(f"{gap.mean():17.2f} ({gap.std():8.2f})" for gap in last))
 
-    large = trained("rbm", config)
     estimate = large.log_z(rng)
     with no_grad():
         nats = large.free_energy(to_device(tested, config.device)).mean().item() + estimate.value

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinygen import check
+from tinygen.backend import to_host
 from tinygen.models.features.kmeans import squared_distances
 from tinygen.tensor import as_array
 
@@ -78,7 +79,7 @@ def nearest_distances(samples, images) -> np.ndarray:
 
 def _rows(name, array, least):
     """(n, D) in float64 from an array (n, ...)."""
-    array = np.asarray(as_array(array, name), np.float64)
+    array = to_host(as_array(array, name)).astype(np.float64)
     if array.ndim < 2 or len(array) < least or not array.size:
         raise ValueError(f"{name}: got shape {array.shape}, needs (n, ...) with n at least {least}")
     if not np.isfinite(array).all():

@@ -7,9 +7,9 @@ Binary pixels v and binary hidden units h have p(v, h) = exp(b.v + c.h + h.W v) 
 Z sums over all images, so neither it nor its gradient is computed. Gibbs sampling draws images for the gradient, and
 annealed importance sampling estimates log Z.
 
-Here v and h are centred: v - m and h - 1/2 replace them, with m the pixels' means in the data. The distributions are
-the same, with other values of b and c, but gradients are better conditioned, so that learning is faster (Montavon and
-Müller 2012; Melchior et al. 2016). With a_j = c_j + W_j.(v - m),
+Here v and h are centred: v - m and h - 1/2 replace them, with m about the pixels' means in the data. The distributions
+are the same, with other values of b and c, but gradients are better conditioned, so that learning is faster (Montavon
+and Müller 2012; Melchior et al. 2016). With a_j = c_j + W_j.(v - m),
 
     F(v) = -b.(v - m) - sum_j (softplus(a_j) - a_j / 2)
 """
@@ -190,7 +190,7 @@ class RBM(Model):
         right for any number of temperatures, but few chains miss rare large weights: then log Z, and so -log p(x), is
         too low. ``samples`` (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs
         upwards, so the truth lies between both, if the samples are exact.
-        Source: Salakhutdinov and Murray 2008, section 3; Burda et al. 2015 (arXiv 1412.8566) for the other end.
+        Source: Salakhutdinov and Murray 2008, section 3; Grosse et al. 2015 (arXiv 1511.02543) for the other end.
         """
         betas = np.linspace(0, 1, check.count("temperatures", temperatures) + 1)
         chains, rng = check.count("chains", chains, 2), check.generator(rng)
@@ -247,7 +247,7 @@ class RBM(Model):
         return self.decode(self.encode(x))
 
     def _independent(self, n, rng):
-        """(n, D): independent pixels, drawn with the data's frequencies."""
+        """(n, D): independent pixels, which are 1 with the probabilities m."""
         u = to_device(rng.random((n, self.base.size), np.float32), self.device)
         return Bernoulli(self.base).at(u).astype(self.dtype)
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import xp
-from tinygen.distributions import Gaussian
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.networks import CHANNELS
 from tinygen.models.recipe import Recipe
@@ -67,7 +66,7 @@ class TCVAE(VAE):
         q = self.encode(x)
         z = q.rsample(rng)  # (M, D)
         log_q, log_q_each = self._aggregate(q, z)
-        log_p = Gaussian(*[Tensor(z.dtype.type(0))] * 2).log_prob(z).sum(1)
+        log_p = self.prior().log_prob(z).sum(1)
         total_correlation, dimensions = log_q - log_q_each, log_q_each - log_p
         # E_q[log q(z|x) - log q(z)] = KL(q(z|x) || p(z)) - E_q[log q(z) - log p(z)]; the draw of log q(z|x) is noisier
         information = q.kl().sum(1) - total_correlation - dimensions
@@ -102,9 +101,9 @@ RECIPES = {
         TCVAE,
         {"image_shape": (1, 32, 32), "latent": 10, "channels": (16, 32, 32, 32), "beta": 6.0, "images": 50_000},
         protocol="sprites",
-        steps=(8000,),
+        steps=(2000,),
         lr=5e-3,
         weight_decay=0.0,
-        batch_size=64,
+        batch_size=256,
     )
 }
