@@ -3,9 +3,9 @@
 A generator makes images of noise z, and a discriminator learns to tell them from digits; each gets better on account
 of the other. There is no likelihood to watch, so the pictures show what the same z become in the course of a training
 in the Wasserstein form. Then the discriminator is made to stand still, while the generator goes on learning. Nothing
-punishes it for making one image again and again, so it makes whatever this discriminator likes best, of nearly any z.
-This is mode collapse, provoked on purpose. In a game where the generator learns faster, it happens by itself: the
-discriminator finds the image out, the generator moves on to another one, and so forth.
+punishes it for making one image again and again, so of nearly any z it makes what this discriminator likes best, even
+if that is no digit. This is mode collapse, provoked on purpose. In a game where the generator learns faster, it
+happens by itself: the discriminator finds the image out, the generator moves on to another one, and so forth.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ from tinygen.training import fit
 
 CONFIG = {
     "steps": (1200, "of training, with 64 digits each"),
-    "alone": (300, "steps in which the generator learns alone"),
+    "alone": (100, "steps in which the generator learns alone"),
 }
 TIMES = 4  # at which pictures are taken while both learn, the start included
 
