@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tinygen import data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import GSN
-from tinygen.optim import Muon, cosine
+from tinygen.optim import Adam, cosine
 from tinygen.plotting import draw_images
 from tinygen.training import fit
 
@@ -32,7 +32,7 @@ def train(walkback, images, config):
         model.to(config.device),
         images,
         steps=config.steps,
-        optimizer=Muon(model.parameters(), 5e-3),
+        optimizer=Adam(model.parameters(), 1e-3),
         rng=np.random.default_rng(config.seed),
         schedule=cosine,
     )

@@ -19,7 +19,7 @@ from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear
-from tinygen.optim import Muon
+from tinygen.optim import Adam
 from tinygen.tensor import Tensor, no_grad
 
 STEPS = 100  # of the chains that sample and complete
@@ -137,9 +137,10 @@ RECIPES = {
         GSN,
         {},
         protocol="grey",
-        steps=(20_000,),
-        optimizer=Muon,
-        lr=5e-3,
+        steps=(60_000,),
+        optimizer=Adam,
+        lr=1e-3,
+        weight_decay=0.0,
         batch_size=64,
         published="Parzen 214",  # Bengio et al. 2014, on means of P(x|x~)
     )
