@@ -241,7 +241,7 @@ class Diffusion(Model):
             if eta:
                 eps = math.sqrt(1 - fresh) * eps + math.sqrt(fresh) * self._normal(z.shape, rng)
             z = to.signal * x + to.noise * eps
-            yield z.data
+            yield z.data.copy()
 
     # -- the parts
 

@@ -60,6 +60,7 @@ class RBM(Model):
         self.weight = Parameter(0.01 * check.generator(rng).standard_normal((hidden, d), np.float32))  # W
         self.bias, self.hidden_bias = init.zeros(d), init.zeros(hidden)  # b, c
         self.base = Buffer(np.zeros(d, np.float32))  # the log-odds of m, where annealing begins
+        self.initialized = Buffer(np.zeros(1, np.float32))  # 1: the model has seen images
         self.chains = RowBuffer(np.zeros((chains, d), np.float32)) if chains else None
 
     def describe(self):
@@ -74,7 +75,8 @@ class RBM(Model):
         check.no_labels(labels)
         v = self._vectors(x).data
         m, n = xp(v), len(v)
-        if not self.base.data.any():
+        if not self.initialized.data.any():
+            self.initialized.data = self.initialized.data + 1
             on = (v.sum(0) + 1) / (n + 2)  # as if it had two images more, one white and one black
             self.base.data = (m.log(on) - m.log(1 - on)).astype(self.base.dtype)
             self.bias.data = self.base.data.astype(self.dtype)
@@ -130,8 +132,10 @@ class RBM(Model):
         check.no_labels(labels)
         x, chains = self._vectors(x), self.chains
         v = x.data if chains is None else chains.data[: x.shape[0]].astype(self.dtype)
-        if not len(v):
-            raise ValueError("chains: some shards of the minibatch have none: needs as many as images in a minibatch")
+        if len(v) < x.shape[0]:
+            raise ValueError(
+                f"chains: {x.shape[0]} images have {len(v)} of them, needs as many as a minibatch has images"
+            )
         for _ in range(self.steps):
             v = self.gibbs(v, check.generator(rng))
         if chains is not None:
