@@ -192,9 +192,10 @@ class RBM(Model):
 
         beta from 0 to 1. Z / Z_0 is the mean of weights w = prod p*_next(v) / p*_beta(v), p* unnormalized. The mean is
         right for any number of temperatures, but few chains miss rare large weights: then log Z, and so -log p(x), is
-        too low. ``samples`` (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs
-        upwards, so the truth lies between both, if the samples are exact.
-        Source: Salakhutdinov and Murray 2008, section 3; Grosse et al. 2015 (arXiv 1511.02543) for the other end.
+        too low. They also miss a mode that is far from where they begin, even if it has nearly all of Z. ``samples``
+        (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs upwards, so the truth
+        lies between both, if the samples are exact. Source: Salakhutdinov and Murray 2008, section 3; Grosse et al.
+        2015 (arXiv 1511.02543) for the other end.
         """
         betas = np.linspace(0, 1, check.count("temperatures", temperatures) + 1)
         chains, rng = check.count("chains", chains, 2), check.generator(rng)
