@@ -1,4 +1,4 @@
-"""What a VAE leaves open: mixtures as prior and posterior, discrete codes, classes, KL warm-up. About two minutes.
+"""What a VAE leaves open: mixtures as prior and posterior, discrete codes, classes, KL warm-up. About a minute.
 
 - Prior: where no image's code lies, N(0, I) still has mass. A learned mixture of Gaussians moves it to the codes.
 - Posterior: p(z|x) of an image may have several modes. A Gaussian q covers one or all; a mixture can follow them.
