@@ -1,7 +1,7 @@
 """Disentangling: VAE, beta-VAE and beta-TCVAE on sprites with known factors, judged by the mutual information gap.
 
     python benchmarks/factors.py                              # 15 trainings, of four minutes of one core each
-    python benchmarks/factors.py --seeds 2 --only beta-tcvae  # a part of them; the table has what there is
+    python benchmarks/factors.py --seeds 2 --only beta-tcvae  # a part of them; writes nothing
 
 All have the networks and the training of the recipe ``beta-tcvae`` and differ in their loss alone. A run that was cut
 off goes on from its checkpoint in out/factors.
@@ -24,6 +24,7 @@ from tinygen.training import fit
 CHECKPOINTS = Path(__file__).parent.parent / "out" / "factors"
 RECIPE = RECIPES["beta-tcvae"]
 BETA = 4.0  # of the beta-VAE
+SEEDS = 5
 CONTENDERS = {
     "vae": (VAE, {"beta": 1.0}),
     "beta-vae": (VAE, {"beta": BETA}),
@@ -78,15 +79,16 @@ def figures(model, tested):
 
 def row(name, found, minutes):
     """A line of the table from the figures (seeds, 8)."""
-    means, spreads = found.mean(0), found.std(0, ddof=1) if len(found) > 1 else 0 * found[0]
-    cells = [f"{m:.{2 if i else 3}f} ± {s:.{2 if i else 3}f}" for i, (m, s) in enumerate(zip(means, spreads))]
+    cells = [f"{mean:.{2 if i else 3}f}" for i, mean in enumerate(found.mean(0))]
+    if len(found) > 1:
+        cells = [f"{cell} ± {s:.{2 if i else 3}f}" for i, (cell, s) in enumerate(zip(cells, found.std(0, ddof=1)))]
     beta = CONTENDERS[name][1]["beta"]
     return f"| {name} | {beta:g} | {len(found)} | {' | '.join(cells)} | {np.mean(minutes):.1f} |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each model")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each model")
     parser.add_argument("--only", choices=CONTENDERS, help="only this model")
     options = parser.parse_args()
     if options.seeds < 1:
@@ -108,7 +110,8 @@ def main():
         f"{RECIPE.optimizer.__name__} at {RECIPE.lr:g}, averaging {RECIPE.averaging:g}; on {description('numpy')}."
     )
     print("\n".join(lines))
-    write_section("Disentangling", "\n\n".join([TEXT, "\n".join(lines), training]))
+    if options.only is None and options.seeds == SEEDS:
+        write_section("Disentangling", "\n\n".join([TEXT, "\n".join(lines), training]))
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def rows(names, n):
 
 
 def main():
-    can = [name for name, row in models.RECIPES.items() if hasattr(row.model, "sample")]
+    can = [name for name, row in models.RECIPES.items() if hasattr(row.model, "sample") and row.protocol != "sprites"]
     shipped = [name for name in can if (FOLDER / f"{name}.npz").exists()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"which: {', '.join(shipped)} (default: all)")

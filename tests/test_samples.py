@@ -151,3 +151,17 @@ X = np.zeros((3, 2))
 def test_what_is_wrong_is_refused(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_frechet_distance_with_fewer_rows_than_features(rng):
+    x = rng.random((20, 200)) * 255
+    assert frechet_distance(x, x) < 1e-6
+    moved = x + 1e-4 * rng.standard_normal(x.shape)
+    assert 0 < frechet_distance(x, moved) < 5e-6
+
+
+def test_copies_are_at_distance_zero_wherever_they_lie(rng):
+    x = (rng.random((40, 300)) * 255).astype(np.float32)
+    np.testing.assert_array_equal(nearest_distances(x, x), 0)
+    far = nearest_distances(x[:5] + 1e7, x[5:] + 1e7)  # float32 rounds these to whole numbers
+    np.testing.assert_allclose(far, nearest_distances(x[:5], x[5:]), rtol=0.01)

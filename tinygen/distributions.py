@@ -153,7 +153,7 @@ class GaussianMixture:
 
     @property
     def mode(self) -> Tensor:
-        """The mean of the component with the largest weight, (..., D). The mode itself has no closed form."""
+        """An approximation of the mode, which has no closed form: the mean of the likeliest component, (..., D)."""
         chosen = Tensor(OneHot(self.logits).mode.data[..., None])
         return (chosen * self.components.mean).sum(-2)
 
@@ -193,7 +193,7 @@ class OneHot:
         return (ops.log_softmax(self.logits, -1) * z).sum(-1)
 
     def kl(self) -> Tensor:
-        """KL from the uniform distribution of each vector, (...): log K - entropy, in nats."""
+        """KL(self || uniform) of each vector, (...): log K - entropy, in nats."""
         log_p = ops.log_softmax(self.logits, -1)
         return (log_p.exp() * log_p).sum(-1) + math.log(self.logits.shape[-1])
 

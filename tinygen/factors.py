@@ -89,7 +89,8 @@ def mutual_information_gap(codes, factors, bins: int = BINS) -> np.ndarray:
 
 def entropies(factors) -> np.ndarray:
     """(K,): H(v_k) of each factor in nats, from its counts in ``factors`` (N, K)."""
-    return np.array([_information(v, v, v.max() + 1) for v in _whole(factors).T])  # I(v; v) = H(v)
+    shares = [np.bincount(v) / len(v) for v in _whole(factors).T]
+    return np.array([-(p * np.log(p)).sum() for p in shares])  # each value occurs
 
 
 def _information(v, cell, bins):
@@ -104,7 +105,8 @@ def _whole(factors):
     if factors.ndim != 2 or not factors.size or factors.dtype.kind not in "iu" or factors.min() < 0:
         found = f"shape {factors.shape}, dtype {factors.dtype}"
         raise ValueError(f"factors: got {found}, needs whole numbers of at least 0, of shape (N, K)")
-    return factors.astype(np.int64)
+    # Numbered by the values that occur, which may be few and large
+    return np.stack([np.unique(column, return_inverse=True)[1] for column in factors.T], 1)
 
 
 def _checked(codes, factors):
@@ -112,4 +114,4 @@ def _checked(codes, factors):
     codes = to_host(as_array(codes, "codes"))
     if codes.ndim != 2 or len(codes) != len(factors) or not codes.shape[1] or not np.isfinite(codes).all():
         raise ValueError(f"codes: got shape {codes.shape}, needs finite numbers of shape ({len(factors)}, D)")
-    return codes, factors
+    return codes.astype(np.float64), factors

@@ -89,7 +89,8 @@ class Optimizer:
 class SGD(Optimizer):
     """v <- momentum v + g;  p <- p - lr v
 
-    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay.
+    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay. Unlike PyTorch's, it
+    does not enter the velocity.
     """
 
     slots = ("velocity",)
@@ -124,10 +125,10 @@ class Adam(Optimizer):
     """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
     p <- p - lr m' / (sqrt(v') + eps) with m' = m / (1 - beta1^t), v' = v / (1 - beta2^t) at step t
 
-    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay. ``l1``: in the end
-    their entries move by lr l1 towards zero, and stop there, which keeps weights at zero that help little.
+    ``weight_decay``: parameters of several dimensions are first multiplied by 1 - lr weight_decay. ``l1``: after
+    the step their entries move by lr l1 towards zero, but not past it, so weights that help little stay at zero.
     Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2; ``l1`` is
-    their idea for the other penalty.
+    decoupled from the gradient like their decay.
     """
 
     slots = ("mean", "square")

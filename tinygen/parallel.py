@@ -210,14 +210,10 @@ class Workers:
         for pipe in self.pipes:
             pipe.close()
 
-    def shard_of(self, n) -> int:
-        """The number of images in each shard, but the last, of n images."""
-        return self.shard or -(-n // (self.comm.size if self.comm else 1))
-
     def shards(self, batch, seeds):
         """The shards of a minibatch, each with its seeds. On a device there is one shard for each rank."""
         n = len(batch[0])
-        size = self.shard_of(n)
+        size = self.shard or -(-n // (self.comm.size if self.comm else 1))
         parts = [tuple(array[start : start + size] for array in batch) for start in range(0, n, size)]
         return [(part, [*seeds, i]) for i, part in enumerate(parts)]
 
@@ -228,9 +224,12 @@ class Workers:
         ``settings``: attributes that are set on the model first, in all processes. The model is not changed otherwise.
         """
         rank, ranks = (self.comm.rank, self.comm.size) if self.comm else (0, 1)
-        mine = enumerate(self.shards(batch, seeds)[rank::ranks])
-        size = self.shard_of(len(batch[0]))
-        tasks = [(slot, len(part[0]) / len(batch[0]), seed[-1] * size, part, seed) for slot, (part, seed) in mine]
+        shards = self.shards(batch, seeds)
+        n, size = len(batch[0]), len(shards[0][0][0])  # all shards have this size but the last
+        tasks = [
+            (slot, len(part[0]) / n, (rank + slot * ranks) * size, part, seed)
+            for slot, (part, seed) in enumerate(shards[rank::ranks])
+        ]
         shares = [tasks[i :: len(self.pipes) + 1] for i in range(len(self.pipes) + 1)]
         if self.pipes:
             self._check_unchanged()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinygen import check
+from tinygen.backend import to_host
 from tinygen.models.features.kmeans import squared_distances
 from tinygen.tensor import as_array
 
@@ -34,7 +35,7 @@ def parzen(samples, points, sigma: float) -> LogLikelihood:
     samples, points = _rows("samples", samples, 1), _rows("points", points, 2)
     if samples.shape[1] != points.shape[1]:
         raise ValueError(f"points: got {points.shape[1]} numbers in each, the samples have {samples.shape[1]}")
-    variance = check.number("sigma", sigma, "(0, inf)") ** 2
+    variance = check.number("sigma", sigma, "[1e-100, 1e100]") ** 2
     constant = math.log(len(samples)) + samples.shape[1] / 2 * math.log(2 * math.pi * variance)
     exponents = (-distances / (2 * variance) for distances in _distances(points, samples))  # each (CHUNK, n)
     log_p = np.concatenate([np.logaddexp.reduce(e, axis=1) for e in exponents]) - constant  # (N,)
@@ -58,11 +59,15 @@ def frechet_distance(features_a, features_b) -> float:
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features_b: got {b.shape[1]} features, features_a has {a.shape[1]}")
     s_a, s_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    # The eigenvalues of S_a S_b are those of R S_b R with R = S_a^(1/2), which is symmetric
-    values, vectors = np.linalg.eigh(s_a)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ s_b @ root), 0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s_a) + np.trace(s_b) - 2 * cross)
+    # trace (S_a S_b)^(1/2) is the sum of the singular values of S_a^(1/2) S_b^(1/2)
+    cross = np.linalg.svd(_root(s_a) @ _root(s_b), compute_uv=False).sum()
+    return max(0.0, float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s_a) + np.trace(s_b) - 2 * cross))
+
+
+def _root(s):
+    """S^(1/2) of a covariance matrix"""
+    values, vectors = np.linalg.eigh(s)
+    return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
 
 
 def nearest_distances(samples, images) -> np.ndarray:
@@ -73,12 +78,13 @@ def nearest_distances(samples, images) -> np.ndarray:
     samples, images = _rows("samples", samples, 1), _rows("images", images, 1)
     if samples.shape[1] != images.shape[1]:
         raise ValueError(f"images: got {images.shape[1]} numbers in each, the samples have {samples.shape[1]}")
-    return np.concatenate([np.sqrt(distances.min(1)) for distances in _distances(samples, images)])
+    nearest = np.concatenate([distances.argmin(1) for distances in _distances(samples, images)])
+    return np.sqrt(((samples - images[nearest]) ** 2).sum(1))  # computed anew, so that a copy is at distance 0
 
 
 def _rows(name, array, least):
     """(n, D) in float64 from an array (n, ...)."""
-    array = np.asarray(as_array(array, name), np.float64)
+    array = to_host(as_array(array, name)).astype(np.float64)
     if array.ndim < 2 or len(array) < least or not array.size:
         raise ValueError(f"{name}: got shape {array.shape}, needs (n, ...) with n at least {least}")
     if not np.isfinite(array).all():
@@ -88,4 +94,5 @@ def _rows(name, array, least):
 
 def _distances(a, b):
     """Yield squared distances (CHUNK, K) of the rows of a (N, D), some at a time, from those of b (K, D)."""
-    return (squared_distances(a[i : i + CHUNK], b) for i in range(0, len(a), CHUNK))
+    centre = b.mean(0)  # distances stay, and lose fewer digits
+    return (squared_distances(a[i : i + CHUNK] - centre, b - centre) for i in range(0, len(a), CHUNK))

@@ -8,12 +8,13 @@
                               whose ``total`` is the bound
     log_likelihood(x, rng, samples)   a tighter bound, from several draws
     sample(n, rng, labels)    n draws of x
-    complete(x, rng, mask)    the images with all values drawn anew but those where the mask holds
+    complete(x, rng, mask)    the images with all values drawn anew, or their means, but those where the mask holds
     encode(x), decode(z)      from images to codes and back; reconstruct(x) is both
     initialize(x, rng, labels)  sets what depends on the first minibatch, such as scales
     maximize(images, rounds)  trains without gradients
 
-A model has the first two, and of the others what it can do. A GAN has no ``score``: no number that an image gets says
+A model has ``loss``, and ``score`` unless no number of one image says how good it is (a GAN); of the others it has what
+it can do. A GAN has no ``score``: no number that an image gets says
 how good its generator is. x is a batch of images (N, C, H, W), an array or a Tensor.
 ``labels`` (N,) are for models with ``classes``; other models take none. Training and evaluation differ in the function
 that is called, not in a mode of the model.
@@ -31,7 +32,7 @@ class Model(Module):
     defines ``score``."""
 
     image_shape: tuple[int, int, int]
-    unit = "nats per image"  # of loss and score
+    unit = "nats per image"  # of score
     classes = 0  # the number of classes; 0 for a model without labels
     together = 1  # images that ``loss`` needs at once, since it compares them with each other; otherwise 1
 

@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder of the autoencoder and the VAE."""
+"""The convolutional encoder and decoder that several models share."""
 
 import math
 

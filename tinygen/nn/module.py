@@ -38,9 +38,15 @@ class RowBuffer(Buffer):
     """A Buffer with a row for each image of a minibatch, such as a Markov chain's state.
 
     In ``fit`` it is cut into shards like the images: ``loss`` sees, and may change, only the rows of its own images.
+    Raises ValueError unless it has floats, since ``fit`` exchanges no other buffers between processes.
     """
 
     __slots__ = ()
+
+    def __init__(self, data):
+        super().__init__(data)
+        if self.dtype.kind != "f":
+            raise ValueError(f"RowBuffer: has dtype {self.dtype}, needs floats")
 
 
 class Module:

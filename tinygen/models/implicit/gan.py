@@ -33,12 +33,13 @@ class GAN(Module):
     discriminator's convolutions, each of which halves the image; the generator has them in reverse.
     Raises ValueError for another form or invalid numbers.
 
-    It has no ``score``: no number that one image gets says how good the generator is, and the loss tells the state of
-    the game, not its level. ``tinygen.samples`` judges samples instead.
+    It has no ``score``: nothing computed from one image says how good the generator is, and the loss says who is
+    winning, not how well both play. ``tinygen.samples`` judges samples instead.
 
     Deviations from the papers: both players move at once and equally often, so that one loss trains them, where the
     Wasserstein form gave its critic five steps for each of the generator's. The discriminator normalizes each image
-    by itself in both forms, where the DCGAN normalized by batches: those are shards here. Convolutions are 3 x 3, and
+    by itself, since the gradient penalty needs D(x) to depend on x alone (Gulrajani et al. 2017, section 4); the DCGAN
+    normalizes over the batch, as the generator does here over a shard. Convolutions are 3 x 3, and
     a sigmoid makes pixels, which are in [0, 1].
     """
 
@@ -77,9 +78,10 @@ class GAN(Module):
             non-saturating:  -log sigmoid(s(x)) - log(1 - sigmoid(s(G(z))))    and    -log sigmoid(s(G(z)))
             wasserstein:      s(G(z)) - s(x) + 10 (|ds/dx| - 1)^2              and    -s(G(z)).
 
-        The generator's first cost is the one that the paper recommends (section 3) for log(1 - D), whose gradient
-        vanishes where D is sure. The second form has s estimate the Wasserstein distance of both distributions
-        (Arjovsky et al. 2017), with slopes of 1 on the way between them (Gulrajani et al. 2017, equation 3).
+        The generator's cost in the first form is the one that the paper recommends in place of log(1 - D) (section 3),
+        whose gradient vanishes where D is sure. The second form has s estimate the Wasserstein distance of both
+        distributions (Arjovsky et al. 2017), with slopes of 1 on the way between them (Gulrajani et al. 2017, equation
+        3).
         """
         x = check_images(x, self.image_shape, grey=True).astype(self.dtype)
         made = self.generator(self._noise(x.shape[0], rng), training=True)  # (N, C, H, W)

@@ -2,7 +2,7 @@
 
 Corrupting an image, x~ ~ C(x~|x), and drawing a clean one from what a network makes of it, x' ~ P(x|x~), is a step of a
 Markov chain. If P is the true posterior of C, P(x|x~) proportional to p(x) C(x~|x), then the chain leaves the
-distribution of the images p(x) as it is: x~ and x' are then two parts of one joint distribution. So a denoising
+distribution of the images p(x) as it is: (x', x~) then has the same joint distribution as (x, x~). So a denoising
 autoencoder, which learns nothing but P(x|x~), is a model that can be sampled.
 """
 
@@ -19,7 +19,7 @@ from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.recipe import Recipe
 from tinygen.nn import Linear
-from tinygen.optim import Muon
+from tinygen.optim import Adam
 from tinygen.tensor import Tensor, no_grad
 
 STEPS = 100  # of the chains that sample and complete
@@ -33,7 +33,7 @@ class GSN(Model):
     ``walkback``: how many steps of the chain training takes from an image. Raises ValueError for invalid numbers.
 
     Deviations from the paper's network: its noise is in the pixels alone and not in the hidden units too, one pass
-    through the network takes the place of an unrolled deep one with tied weights, and tanh is ReLU.
+    through the network takes the place of an unrolled deep one with tied weights, and ReLU replaces tanh.
     """
 
     unit = "nats per image, given its corruption"
@@ -67,8 +67,8 @@ class GSN(Model):
     def score(self, x, rng: np.random.Generator, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): the mean of -log P(x|x~) in nats, over the first ``walkback`` steps of a chain from x.
 
-        Wherever the chain has gone by then, the network learns to lead it back to x, and so P gets low where the chain
-        would stray from the images. The draws on the way are constants. It is no bound on -log p(x).
+        Wherever the chain has gone, the network learns to lead it back to x; so images that the chain could stray to
+        become improbable. The draws on the way are constants. It is no bound on -log p(x).
         Source: Bengio et al. 2013 (arXiv 1305.6663), the walkback algorithm.
         """
         check.no_labels(labels)
@@ -137,9 +137,10 @@ RECIPES = {
         GSN,
         {},
         protocol="grey",
-        steps=(20_000,),
-        optimizer=Muon,
-        lr=5e-3,
+        steps=(60_000,),
+        optimizer=Adam,
+        lr=1e-3,
+        weight_decay=0.0,
         batch_size=64,
         published="Parzen 214",  # Bengio et al. 2014, on means of P(x|x~)
     )

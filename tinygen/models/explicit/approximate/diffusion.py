@@ -29,7 +29,7 @@ TIMES = 16  # frequencies of the time embedding
 EMBEDDED = 128  # its numbers after a linear layer
 FIRST = 1 / 6  # standard deviation of the noise in z_0, in grey levels
 LAST = -7.0  # log-SNR of z_T with the schedule "log-snr": N(0, I) but for 0.001 of its variance
-HIDDEN = 0.1  # of the labels in training
+HIDDEN = 0.1  # share of the labels that training hides
 
 
 def cosine(steps):
@@ -72,11 +72,11 @@ class Diffusion(Model):
     the same variance (beta-tilde of Ho et al. 2020, section 3.2), and their KL is a weighted squared error.
 
     ``image_shape`` (C, H, W), any size; images are whole numbers 0 .. ``levels`` - 1. ``schedule``: ``"cosine"`` and
-    ``"linear"`` are the papers'. With ``"log-snr"`` log abar_t / (1 - abar_t) falls evenly (Kingma et al. 2021):
-    all steps count the same in the bound, so that the loss is the bound's sum over t but for a constant.
-    The others weight it towards large noise, which matters to the eye more than to the likelihood.
-    ``channels``: of the network at each scale. With ``classes`` it is p(x | label), and guidance is possible.
-    Raises ValueError for another schedule or invalid numbers.
+    ``"linear"`` are the papers'. With ``"log-snr"`` log abar_t / (1 - abar_t) falls evenly (Kingma et al. 2021): all
+    steps count the same in the bound, so that the loss is the bound's sum over t but for a factor, and for the clipping
+    in ``denoised``. The others weight it towards large noise, which matters to the eye more than to the likelihood.
+    ``channels``: of the network at each scale. With ``classes`` it is p(x | label), and guidance is possible. Raises
+    ValueError for another schedule or invalid numbers.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Diffusion(Model):
     def eps(self, z, at: Step, labels=None) -> Tensor:
         """eps_theta(z_t, t): z_t (N, C, H, W) -> (N, C, H, W)."""
         # A network that sees z alone cannot tell grey levels apart. It gets sines of z as well, down to periods of one
-        # level (Kingma et al. 2021), and what eps is if the pixel is black, or white, of plausible size.
+        # level (Kingma et al. 2021), and the eps that would follow if the pixel were black, or white, clipped.
         ends = [0.3 * ops.clip((z - end * at.signal) / at.noise, -4, 4) for end in (-self.edge, self.edge)]
         waves = [f(z * (math.pi * 2**k)) for k in range(1, self.octaves + 1) for f in (ops.sin, ops.cos)]
         # For pixels x ~ N(0, 1) E[eps | z_t] is sqrt(1 - abar_t) z_t; the network learns what is to be added.
@@ -205,13 +205,14 @@ class Diffusion(Model):
         Options are those of ``chain``. Of p(x | z_0) the likeliest x is taken, the grey level nearest to z_0; a draw
         would differ in 3 of 1,000 numbers, by one level.
         """
-        z = deque(self.chain(n, rng, labels, steps=steps, eta=eta, guidance=guidance), maxlen=1).pop()
+        (z,) = deque(self.chain(n, rng, labels, steps=steps, eta=eta, guidance=guidance), maxlen=1)  # only z_0 is kept
         check.no_nan("images", z)
         x = xp(z).floor((z / math.sqrt(1 / (1 + math.exp(-self.log_snr[0]))) + 1) * (self.levels / 2))
         return xp(x).clip(x, 0, self.levels - 1).astype(np.uint8 if self.levels <= 256 else np.int64)
 
     def chain(self, n: int, rng: np.random.Generator, labels=None, *, steps=None, eta=1.0, guidance=1.0):
-        """Yields z_T, ..., z_0, arrays (n, C, H, W) on the model's device; z_0 is an image scaled to -edge .. edge.
+        """Yields z_T, ..., z_0, arrays (n, C, H, W) on the model's device; z_0 is an image scaled to -edge .. edge,
+        with noise of a sixth of a grey level.
 
         ``steps``: their number, by default T; fewer skip t evenly. ``eta``: 1 draws from p(z_t-1 | z_t), 0 adds no
         noise after z_T (Song et al. 2021, arXiv 2010.02502, equations 12 and 16). ``guidance``: how much stronger the
@@ -240,7 +241,7 @@ class Diffusion(Model):
             if eta:
                 eps = math.sqrt(1 - fresh) * eps + math.sqrt(fresh) * self._normal(z.shape, rng)
             z = to.signal * x + to.noise * eps
-            yield z.data
+            yield z.data.copy()
 
     # -- the parts
 
@@ -266,11 +267,13 @@ class Diffusion(Model):
 
 
 class UNet(Module):
-    """A residual block at each scale on the way down, which halves height and width, and one on the way back up, where
-    the block's result on the way down is added: (N, inputs, H, W) -> (N, outputs, H, W), at first zero.
+    """One residual block at each scale on the way down, and one on the way up: (N, inputs, H, W) -> (N, outputs, H, W),
+    at first zero. Strided convolutions halve height and width, upconvolutions double them, and the result on the way
+    down is added on the way up.
 
     Source: Ronneberger et al. 2015 (arXiv 1505.04597), figure 1. Deviations from Ho et al. 2020, appendix B: no
-    normalization, no attention, one block at a scale.
+    normalization, no attention, one block at a scale, skip connections that are added, and an embedding that scales and
+    shifts channels.
     """
 
     def __init__(self, inputs, outputs, channels, classes=0, *, rng):

@@ -7,9 +7,9 @@ Binary pixels v and binary hidden units h have p(v, h) = exp(b.v + c.h + h.W v) 
 Z sums over all images, so neither it nor its gradient is computed. Gibbs sampling draws images for the gradient, and
 annealed importance sampling estimates log Z.
 
-Here v and h are centred: v - m and h - 1/2 replace them, with m the pixels' means in the data. The distributions are
-the same, with other values of b and c, but gradients are better conditioned, so that learning is faster (Montavon and
-Müller 2012; Melchior et al. 2016). With a_j = c_j + W_j.(v - m),
+Here v and h are centred: v - m and h - 1/2 replace them, with m about the pixels' means in the data. The distributions
+are the same, with other values of b and c, but gradients are better conditioned, so that learning is faster (Montavon
+and Müller 2012; Melchior et al. 2016). With a_j = c_j + W_j.(v - m),
 
     F(v) = -b.(v - m) - sum_j (softplus(a_j) - a_j / 2)
 """
@@ -60,6 +60,7 @@ class RBM(Model):
         self.weight = Parameter(0.01 * check.generator(rng).standard_normal((hidden, d), np.float32))  # W
         self.bias, self.hidden_bias = init.zeros(d), init.zeros(hidden)  # b, c
         self.base = Buffer(np.zeros(d, np.float32))  # the log-odds of m, where annealing begins
+        self.initialized = Buffer(np.zeros(1, np.float32))  # 1: the model has seen images
         self.chains = RowBuffer(np.zeros((chains, d), np.float32)) if chains else None
 
     def describe(self):
@@ -74,7 +75,8 @@ class RBM(Model):
         check.no_labels(labels)
         v = self._vectors(x).data
         m, n = xp(v), len(v)
-        if not self.base.data.any():
+        if not self.initialized.data.any():
+            self.initialized.data = self.initialized.data + 1
             on = (v.sum(0) + 1) / (n + 2)  # as if it had two images more, one white and one black
             self.base.data = (m.log(on) - m.log(1 - on)).astype(self.base.dtype)
             self.bias.data = self.base.data.astype(self.dtype)
@@ -130,8 +132,10 @@ class RBM(Model):
         check.no_labels(labels)
         x, chains = self._vectors(x), self.chains
         v = x.data if chains is None else chains.data[: x.shape[0]].astype(self.dtype)
-        if not len(v):
-            raise ValueError("chains: some shards of the minibatch have none: needs as many as images in a minibatch")
+        if len(v) < x.shape[0]:
+            raise ValueError(
+                f"chains: {x.shape[0]} images have {len(v)} of them, needs as many as a minibatch has images"
+            )
         for _ in range(self.steps):
             v = self.gibbs(v, check.generator(rng))
         if chains is not None:
@@ -188,9 +192,10 @@ class RBM(Model):
 
         beta from 0 to 1. Z / Z_0 is the mean of weights w = prod p*_next(v) / p*_beta(v), p* unnormalized. The mean is
         right for any number of temperatures, but few chains miss rare large weights: then log Z, and so -log p(x), is
-        too low. ``samples`` (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs
-        upwards, so the truth lies between both, if the samples are exact.
-        Source: Salakhutdinov and Murray 2008, section 3; Burda et al. 2015 (arXiv 1412.8566) for the other end.
+        too low. They also miss a mode that is far from where they begin, even if it has nearly all of Z. ``samples``
+        (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs upwards, so the truth
+        lies between both, if the samples are exact. Source: Salakhutdinov and Murray 2008, section 3; Grosse et al.
+        2015 (arXiv 1511.02543) for the other end.
         """
         betas = np.linspace(0, 1, check.count("temperatures", temperatures) + 1)
         chains, rng = check.count("chains", chains, 2), check.generator(rng)
@@ -247,7 +252,7 @@ class RBM(Model):
         return self.decode(self.encode(x))
 
     def _independent(self, n, rng):
-        """(n, D): independent pixels, drawn with the data's frequencies."""
+        """(n, D): independent pixels, which are 1 with the probabilities m."""
         u = to_device(rng.random((n, self.base.size), np.float32), self.device)
         return Bernoulli(self.base).at(u).astype(self.dtype)
 

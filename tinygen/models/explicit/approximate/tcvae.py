@@ -17,7 +17,6 @@ import numpy as np
 
 from tinygen import check, ops
 from tinygen.backend import xp
-from tinygen.distributions import Gaussian
 from tinygen.models.explicit.approximate.vae import VAE
 from tinygen.models.networks import CHANNELS
 from tinygen.models.recipe import Recipe
@@ -67,7 +66,7 @@ class TCVAE(VAE):
         q = self.encode(x)
         z = q.rsample(rng)  # (M, D)
         log_q, log_q_each = self._aggregate(q, z)
-        log_p = Gaussian(*[Tensor(z.dtype.type(0))] * 2).log_prob(z).sum(1)
+        log_p = self.prior().log_prob(z).sum(1)
         total_correlation, dimensions = log_q - log_q_each, log_q_each - log_p
         # E_q[log q(z|x) - log q(z)] = KL(q(z|x) || p(z)) - E_q[log q(z) - log p(z)]; the draw of log q(z|x) is noisier
         information = q.kl().sum(1) - total_correlation - dimensions
@@ -85,12 +84,15 @@ class TCVAE(VAE):
 
         q(z_i) is estimated by 1/N q(z_i|x_i) + (N - 1)/N times the mean of q(z_i|x_m) over the other images m. This is
         the paper's minibatch-stratified sampling (appendix C.2), averaged over the order of the images: it is unbiased
-        for q(z), and exact if the minibatch has all N images. The paper trains with minibatch-weighted sampling
-        (equation S6), where every q(z_i|x_m) has the weight 1/(N M). If M is as small as a shard's, that counts x_i
-        itself far too often; if it is N, log q(z) is log N too low and the total correlation (D - 1) log N too high.
+        for q(z) if M > 1, and exact if the minibatch has all N images. The paper trains with minibatch-weighted
+        sampling (equation S6), where every q(z_i|x_m) has the weight 1/(N M). If M is as small as a shard's, that
+        counts x_i itself far too often; if it is N, log q(z) is log N too low and the total correlation (D - 1) log N
+        too high.
         """
         m, n, array = len(z.data), self.images, xp(z.data)
-        own, other = -math.log(n), math.log((n - 1) / n / max(m - 1, 1))
+        if m == 1:  # nothing is known of the other images
+            n = 1
+        own, other = -math.log(n), math.log(max(n - 1, 1) / n / max(m - 1, 1))
         log_weights = Tensor(array.where(array.eye(m, dtype=bool), own, other).astype(z.dtype))  # (M, M)
         log_q = q.log_prob(z.reshape(m, 1, self.latent))  # (M, M, D): log q(z_ij|x_m)
         joint = ops.logsumexp(log_q.sum(2) + log_weights, 1)
@@ -102,9 +104,9 @@ RECIPES = {
         TCVAE,
         {"image_shape": (1, 32, 32), "latent": 10, "channels": (16, 32, 32, 32), "beta": 6.0, "images": 50_000},
         protocol="sprites",
-        steps=(8000,),
+        steps=(2000,),
         lr=5e-3,
         weight_decay=0.0,
-        batch_size=64,
+        batch_size=256,
     )
 }

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.backend import to_device, xp
+from tinygen.backend import xp
 from tinygen.distributions import Bernoulli, Gaussian
 from tinygen.models.base import Model
 from tinygen.models.images import check_images, check_shape
 from tinygen.models.networks import CHANNELS, Decoder, Encoder
 from tinygen.models.recipe import Recipe
 from tinygen.nn import init
-from tinygen.tensor import Tensor, as_array, no_grad
+from tinygen.tensor import Tensor, no_grad
 
 ENCODED, DECODED = 64, 512  # images encoded and decoded at once in log_likelihood, to bound its memory
 
@@ -215,7 +215,7 @@ class VAE(Model):
         approaches draws conditioned on them. Source: Rezende et al. 2014 (arXiv 1401.4082), appendix F.
         """
         given = self._checked(x).data  # (N, C, H, W)
-        m, mask = xp(given), to_device(as_array(mask, "mask"), self.device)
+        m, mask = xp(given), check.mask(mask, given.shape, self.device)
         x = m.where(mask, given, self.sample(len(given), rng, labels))
         for _ in range(check.count("rounds", rounds)):
             p = self.likelihood(self.draw(self.encode(x, labels), rng), labels)

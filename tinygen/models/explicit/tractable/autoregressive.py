@@ -112,7 +112,7 @@ class Autoregressive(Model):
     def sample_rows(
         self, n, rng, labels=None, given=None, mask=None, temperature=1.0, by_definition: bool = False
     ) -> Iterator:
-        """``sample`` as a generator: yields the images after each row, always the same array, zero in rows to come.
+        """``sample`` as a generator: yields the images after each row, always the same array, zero in values to come.
 
         ``by_definition``: as ``sample_by_definition`` does it. As in any generator, arguments are not checked before
         the first row is requested.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tinygen import data, no_grad
 from tinygen.backend import to_device, to_host
 from tinygen.models import GSN
-from tinygen.optim import Muon, cosine
+from tinygen.optim import Adam, cosine
 from tinygen.plotting import draw_images
 from tinygen.training import fit
 
@@ -32,7 +32,7 @@ def train(walkback, images, config):
         model.to(config.device),
         images,
         steps=config.steps,
-        optimizer=Muon(model.parameters(), 5e-3),
+        optimizer=Adam(model.parameters(), 1e-3),
         rng=np.random.default_rng(config.seed),
         schedule=cosine,
     )
@@ -82,7 +82,7 @@ def main():
         rng = np.random.default_rng(config.seed)
         noise[f"{name}: {config.chain} steps from noise"] = to_host(model.sample_means(64, rng, steps=config.chain))
     ways = way(model, on_device[::260], np.random.default_rng(config.seed))
-    save(draw(ways, noise), config.out, "20_gsn")
+    save(draw(ways, noise), config.out, "19_gsn")
 
 
 if __name__ == "__main__":
