@@ -225,3 +225,10 @@ def test_training_has_the_same_bits_for_any_workers_and_after_a_resume(form, rng
 def test_settings_are_refused(settings, message, rng):
     with pytest.raises(ValueError, match=message):
         GAN(**settings, rng=rng)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 255.0])
+def test_images_outside_the_generators_range_are_refused(value, rng):
+    model = GAN((1, 4, 4), latent=2, channels=(3,), rng=rng)
+    with pytest.raises(ValueError, match=r"images: values from .*, needs numbers in \[0, 1\]"):
+        model.loss(np.full((2, 1, 4, 4), [[[[0.5]]], [[[value]]]]), rng)

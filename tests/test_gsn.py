@@ -205,5 +205,5 @@ def test_settings_are_refused(settings, message, rng):
 
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_images_that_are_no_probabilities_are_refused(value, rng):
-    with pytest.raises(ValueError, match=r"images: values from .*, needs probabilities"):
+    with pytest.raises(ValueError, match=r"images: values from .*, needs numbers in \[0, 1\]"):
         GSN((1, 2, 2), (2,), rng=rng).loss(np.full((1, 1, 2, 2), value), rng)

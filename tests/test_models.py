@@ -81,7 +81,8 @@ def build(name, shape, rng, n=3, dtype=np.float64):
     for p in model.parameters():
         # Divided by the root of how many inputs are summed, or the sigmoids saturate.
         p.data = (rng.standard_normal(p.shape) / np.sqrt(max(1, p.size / len(p.data)))).astype(dtype)
-    images = rng.integers(0, levels, (n, *shape)) if levels else rng.standard_normal((n, *shape)).astype(dtype)
+    draw = rng.random if name.startswith("gan") else rng.standard_normal
+    images = rng.integers(0, levels, (n, *shape)) if levels else draw((n, *shape)).astype(dtype)
     return model, images
 
 

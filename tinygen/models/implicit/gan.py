@@ -83,7 +83,7 @@ class GAN(Module):
         distributions (Arjovsky et al. 2017), with slopes of 1 on the way between them (Gulrajani et al. 2017, equation
         3).
         """
-        x = check_images(x, self.image_shape, grey=True).astype(self.dtype)
+        x = check_images(x, self.image_shape, grey=True, unit=True).astype(self.dtype)
         made = self.generator(self._noise(x.shape[0], rng), training=True)  # (N, C, H, W)
         constant = made.detach()  # the discriminator's cost has no gradient for the generator
         real, fake = self.discriminator(x), self.discriminator(constant)  # (N,)

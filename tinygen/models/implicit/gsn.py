@@ -126,10 +126,7 @@ class GSN(Model):
 
     def _checked(self, x):
         """x as a Tensor in the parameters' dtype, after checking it."""
-        x = check_images(x, self.image_shape, grey=True).astype(self.dtype)
-        if xp(x.data) is np and not (x.data.min() >= 0 and x.data.max() <= 1):
-            raise ValueError(f"images: values from {x.data.min()} to {x.data.max()}, needs probabilities, in [0, 1]")
-        return x
+        return check_images(x, self.image_shape, grey=True, unit=True).astype(self.dtype)
 
 
 RECIPES = {
