@@ -46,10 +46,11 @@ validation images. The 10,000 test images served the table and the pictures only
 
 Figures are minus log p(x), lower is better, and exact where nothing else is said. The VAE's is an upper bound with
 5,000 importance-weighted samples: the mean bound with 20 over all test images, less what 5,000 gain over 20 on 100 of
-them, spread evenly. With one draw of z, as in the paper's figure, vae-categorical's is 110. After ± stands the standard
-error of the mean over images, for the VAE of both parts. Minutes are those of the code as it was when the row was
-trained; diagonal-bilstm, nade, fvsbn, made and realnvp ran beside other programs, vae-categorical on one core. In the
-pictures of the VAEs completions are where 200 rounds of z given x, and x given z, have come.
+them, spread evenly. With one draw of z, as in the paper's figure, vae-categorical's is 110 on 2,000 validation images.
+After ± stands the standard error of the mean over images, for the VAE of both parts. Minutes are those of the code as
+it was when the row was trained; diagonal-bilstm, nade, fvsbn, made and realnvp ran beside other programs,
+vae-categorical on one core. In the pictures of the VAEs completions are where 200 rounds of z given x, and x given z,
+have come.
 """.strip()
 PARZEN = """
 Rows marked *Parzen*, higher is better, have no likelihood: the figure is that of Gaussians around 10,000 samples. The

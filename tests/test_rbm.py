@@ -99,10 +99,11 @@ def test_gibbs_sampling_leaves_the_distribution_invariant(beta, rng):
     log_p += (np.log1p(np.exp(beta * a)) - beta * a / 2).sum(1)
     p = np.exp(log_p) / np.exp(log_p).sum()
     draws = v[rng.choice(64, 40_000, p=p)]
-    after = model.gibbs(draws, rng, beta)
+    after = model.gibbs(draws, rng, beta, model.base)
     assert (after != draws).any(1).mean() > 0.5  # they move
     assert chi_square(np.bincount(number(after), minlength=64), p) < 4
-    assert chi_square(np.bincount(number(model.gibbs(v[np.zeros(40_000, int)], rng, beta)), minlength=64), p) > 9
+    other = model.gibbs(v[np.zeros(40_000, int)], rng, beta, model.base)
+    assert chi_square(np.bincount(number(other), minlength=64), p) > 9
 
 
 def test_samples_and_completions_are_draws_from_the_model(rng):
@@ -172,10 +173,23 @@ def test_chains_go_on_from_where_they_were(rng):
     start, x = rng.integers(0, 2, (8, 6)).astype(float), STATES[:5]
     model.chains.data = start
     loss = model.loss(x, np.random.default_rng(5))
+    assert (other.random((5, 7), np.float32)[:, 0] > rbm.RESTART).all()
     v = model.gibbs(model.gibbs(start[:5], other), other)
     np.testing.assert_array_equal(model.chains.data, np.concatenate([v, start[5:]]))
     end = v.reshape(-1, *SHAPE)
     np.testing.assert_allclose(loss.item(), model.free_energy(x).data.mean() - model.free_energy(end).data.mean())
+
+
+def test_some_chains_begin_anew(rng, monkeypatch):
+    """A chain begins anew with the probability that is named, at pixels that are 0 or 1 alike; the others stay."""
+    monkeypatch.setattr(rbm, "RESTART", 0.1)
+    monkeypatch.setattr(RBM, "gibbs", lambda self, v, rng: v)
+    model = build(rng, chains=20_000)
+    model.chains.data[:] = 2.0
+    model.loss(np.tile(STATES[5], (20_000, 1, 1, 1)), rng)
+    anew = model.chains.data[(model.chains.data != 2).any(1)]
+    assert abs(len(anew) - 2000) < 4 * np.sqrt(1800)
+    assert chi_square(np.bincount(number(anew), minlength=64), np.full(64, 1 / 64)) < 4
 
 
 @pytest.mark.parametrize("chains", [0, 100])
@@ -226,12 +240,31 @@ def test_annealing_from_both_ends_against_enumeration(temperatures, rng):
         assert abs(value - exact) < 4 * error < 0.2, (temperatures, samples is None)
 
 
+def from_data(model, temperatures, chains, rng):
+    """The estimate of one of log_z's two starts."""
+    v = model._independent(chains, rng, model.base)
+    return model._anneal(v, np.linspace(0, 1, temperatures + 1), model.base, rng)
+
+
 def test_few_chains_err_downwards_from_one_end_and_upwards_from_the_other(rng):
     model = build(rng, scale=1.5)
     exact = model.exact_log_z().item()
-    below = [model.log_z(rng, 2, 3).value for _ in range(100)]
+    below = [from_data(model, 2, 3, rng).value for _ in range(100)]
     above = [model.log_z(rng, 2, samples=exact_samples(model, 3, rng)).value for _ in range(100)]
     assert np.mean(below) < exact - 0.05 and np.mean(above) > exact + 0.05
+
+
+def test_annealing_finds_a_mode_that_is_far_from_the_data(rng):
+    """The data are nearly black; of Z the mode of bright images has e^5 times as much as that of dark ones."""
+    model = RBM((1, 1, 60), 1, rng=rng)
+    for t, value in zip((model.weight, model.bias, model.hidden_bias, model.base), (2.0, 0.0, 0.0, -4.0), strict=True):
+        t.data = np.full(t.shape, value)
+    dark, bright = model.log_p_hidden(np.array([[0.0], [1.0]])).data
+    model.hidden_bias.data += 5 - (bright - dark)
+    exact = model.exact_log_z().item()
+    value, error = model.log_z(rng, 500, 50)
+    assert abs(value - exact) < 4 * error < 0.4
+    assert from_data(model, 500, 50, rng).value < exact - 4  # the start that misses it, whose error does not tell
 
 
 def test_the_standard_error_is_that_of_many_runs(rng):
@@ -331,7 +364,7 @@ def test_a_step_with_chains_never_waits_for_the_device(rng, strict):
     x = to_device(STATES[:8], "cuda")
     strict.count.clear()
     model.loss(x, rng).backward()
-    assert +strict.count == {"h2d": 3}  # each round's noise
+    assert +strict.count == {"h2d": 4}  # the noise of each round, and where chains begin anew
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 4), (1, 1, 9)])

@@ -31,6 +31,7 @@ from tinygen.tensor import Tensor, no_grad
 
 FEW, MOST = 12, 20  # hidden units up to which score enumerates their values, and up to which that is possible
 ROUGHLY = 300, 20  # temperatures and chains of a score
+RESTART = 1e-3  # the probability with which a chain begins anew before a gradient
 PART = 4096  # values of the hidden units enumerated at once, to bound the memory
 
 
@@ -48,6 +49,8 @@ class RBM(Model):
     ``image_shape`` (C, H, W), any size. ``steps``: rounds of Gibbs sampling for each gradient. ``chains``: how many
     Markov chains go on from one gradient to the next, as many as a minibatch has images (persistent contrastive
     divergence, Tieleman 2008); with 0 the rounds begin at the images (CD-k with k = ``steps``, Hinton 2002).
+    A few of the chains begin anew at noise now and then. Chains that began at images stay near them, and the model may
+    then give most of its probability to images, far from these, that no chain ever visits. Here a chain finds them.
     Raises ValueError for numbers that are too small.
     """
 
@@ -99,17 +102,16 @@ class RBM(Model):
         return ops.sigmoid(self.base)
 
     @no_grad()
-    def gibbs(self, v, rng: np.random.Generator, beta: float = 1.0):
+    def gibbs(self, v, rng: np.random.Generator, beta: float = 1.0, base=0.0):
         """One round of Gibbs sampling, h ~ p(h | v), then v ~ p(v | h): an array (N, D) -> (N, D).
 
-        It leaves p(v) as it is; with another ``beta``, the distribution p_beta of ``log_z``.
+        It leaves p(v) as it is; with another ``beta``, the distribution p_beta of ``log_z`` with this ``base``.
         """
         units = self.hidden_bias.size
         u = rng.random((len(v), units + v.shape[1]), np.float32)  # on the host, so that devices can be compared
         u = to_device(u, self.device)
         h = Bernoulli(beta * self.hidden_logits(Tensor(v))).at(u[:, :units])
-        logits = self.visible_logits(Tensor(h))
-        return Bernoulli(logits if beta == 1 else beta * logits + (1 - beta) * self.base).at(u[:, units:])
+        return Bernoulli(beta * self.visible_logits(Tensor(h)) + (1 - beta) * base).at(u[:, units:])
 
     # -- learning
 
@@ -117,11 +119,11 @@ class RBM(Model):
         """(N, C, H, W) -> (N,): F(v) in nats, which is -log p(v) without log Z."""
         return -self._log_p(self._vectors(x))
 
-    def _log_p(self, v, beta=1.0):
+    def _log_p(self, v, beta=1.0, base=None):
         """(N,): log p*_beta(v), see ``log_z``; for beta = 1 it is -F(v), b.(v - m) + sum_j (softplus(a_j) - a_j / 2)"""
         a = beta * self.hidden_logits(v)
         log_p = beta * ((v - self.mean) @ self.bias) + (ops.softplus(a) - 0.5 * a).sum(1)
-        return log_p if beta == 1 else log_p + (1 - beta) * (v @ self.base)
+        return log_p if base is None else log_p + (1 - beta) * (v @ base)
 
     def loss(self, x, rng: np.random.Generator, labels=None) -> Tensor:
         """The mean F of the images less the mean F of the chains after ``steps`` rounds, held constant.
@@ -131,7 +133,7 @@ class RBM(Model):
         """
         check.no_labels(labels)
         x, chains = self._vectors(x), self.chains
-        v = x.data if chains is None else chains.data[: x.shape[0]].astype(self.dtype)
+        v = x.data if chains is None else self._some_anew(chains.data[: x.shape[0]].astype(self.dtype), rng)
         if len(v) < x.shape[0]:
             raise ValueError(
                 f"chains: {x.shape[0]} images have {len(v)} of them, needs as many as a minibatch has images"
@@ -142,6 +144,11 @@ class RBM(Model):
             rest = chains.data[len(v) :]
             chains.data = xp(v).concatenate([v.astype(chains.dtype), rest])
         return self._log_p(Tensor(v)).mean() - self._log_p(x).mean()
+
+    def _some_anew(self, v, rng):
+        """The chains (N, D); each begins anew at pixels that are 0 or 1 alike, with probability RESTART."""
+        u = to_device(check.generator(rng).random((len(v), 1 + v.shape[1]), np.float32), self.device)
+        return xp(v).where(u[:, :1] < RESTART, (u[:, 1:] < 0.5).astype(v.dtype), v)
 
     # -- likelihood
 
@@ -186,34 +193,40 @@ class RBM(Model):
     def log_z(self, rng: np.random.Generator, temperatures: int = 1000, chains: int = 100, samples=None) -> Estimate:
         """log Z by annealed importance sampling over ``temperatures``, and the standard error.
 
-        ``chains`` go from independent pixels with the data's frequencies, where Z is known, to the model, through
+        ``chains`` go from independent pixels with log-odds ``base``, where Z is known, to the model, through
 
             p_beta(v) ~ exp((1 - beta) base.v + beta b.(v - m) + sum_j (softplus(beta a_j) - beta a_j / 2)),
 
         beta from 0 to 1. Z / Z_0 is the mean of weights w = prod p*_next(v) / p*_beta(v), p* unnormalized. The mean is
-        right for any number of temperatures, but few chains miss rare large weights: then log Z, and so -log p(x), is
-        too low. They also miss a mode that is far from where they begin, even if it has nearly all of Z. ``samples``
-        (N, C, H, W) of the model turn the direction: weights are those of Z_0 / Z, and log Z errs upwards, so the truth
-        lies between both, if the samples are exact. Source: Salakhutdinov and Murray 2008, section 3; Grosse et al.
-        2015 (arXiv 1511.02543) for the other end.
+        right for any number of temperatures, but few chains miss rare large weights, or a mode that is far from where
+        they begin: then log Z, and so -log p(x), is too low. So they go twice, from the data's frequencies and from
+        pixels that are 0 or 1 alike, and the larger estimate counts.
+
+        ``samples`` (N, C, H, W) of the model turn the direction: from the model to the data's frequencies. The weights
+        are those of Z_0 / Z, and log Z errs upwards, so the truth lies between both, if the samples are exact. Source:
+        Salakhutdinov and Murray 2008, section 3; Grosse et al. 2015 (arXiv 1511.02543) for the other end.
         """
         betas = np.linspace(0, 1, check.count("temperatures", temperatures) + 1)
         chains, rng = check.count("chains", chains, 2), check.generator(rng)
         if samples is None:
-            v = self._independent(chains, rng)
-        else:
-            v, betas = self._vectors(samples).data, betas[::-1]
+            starts = self.base, Tensor(xp(self.base.data).zeros_like(self.base.data))
+            return max(self._anneal(self._independent(chains, rng, base), betas, base, rng) for base in starts)
+        v = self._vectors(samples).data
         if len(v) < 2:
             raise ValueError("samples: got 1, needs at least 2 for a standard error")
+        return self._anneal(v, betas[::-1], self.base, rng)
+
+    def _anneal(self, v, betas, base, rng) -> Estimate:
+        """log Z from the chains v (N, D), exact draws at betas[0]."""
         m, log_w = xp(v), 0.0
         for beta, after in zip(betas.tolist(), betas[1:].tolist()):
-            log_w = log_w + (self._log_p(Tensor(v), after) - self._log_p(Tensor(v), beta)).data.astype(np.float64)
-            v = self.gibbs(v, rng, after)
-        log_z0 = float(ops.softplus(self.base).sum().item()) + self.hidden_bias.size * math.log(2)
+            ratio = self._log_p(Tensor(v), after, base) - self._log_p(Tensor(v), beta, base)
+            log_w, v = log_w + ratio.data.astype(np.float64), self.gibbs(v, rng, after, base)
+        log_z0 = float(ops.softplus(base).sum().item()) + self.hidden_bias.size * math.log(2)
         largest = log_w.max()
         w = m.exp(log_w - largest)
         gain, error = float(largest + m.log(w.mean())), float(w.std(ddof=1) / w.mean() / math.sqrt(len(w)))
-        return Estimate(log_z0 + gain if samples is None else log_z0 - gain, error)
+        return Estimate(log_z0 + gain if betas[0] == 0 else log_z0 - gain, error)
 
     # -- images
 
@@ -223,7 +236,7 @@ class RBM(Model):
         They approach draws from p as the ``rounds`` become many.
         """
         check.no_labels(labels)
-        v = self._independent(check.count("n", n), check.generator(rng))
+        v = self._independent(check.count("n", n), check.generator(rng), self.base)
         for _ in range(check.count("rounds", rounds, 0)):
             v = self.gibbs(v, rng)
         return v.reshape(-1, *self.image_shape)
@@ -232,7 +245,7 @@ class RBM(Model):
         """(N, C, H, W): the values of x where ``mask`` is True; elsewhere what a chain that keeps these has reached."""
         x = self._vectors(x).reshape(-1, *self.image_shape).data
         m, mask = xp(x), check.mask(mask, x.shape, self.device)
-        v = self._independent(len(x), check.generator(rng))
+        v = self._independent(len(x), check.generator(rng), self.base)
         for _ in range(check.count("rounds", rounds)):
             v = m.where(mask, x, v.reshape(x.shape)).reshape(v.shape)
             v = self.gibbs(v, rng)
@@ -251,10 +264,10 @@ class RBM(Model):
         """(N, C, H, W) -> (N, C, H, W): decoded from the probabilities of the hidden units."""
         return self.decode(self.encode(x))
 
-    def _independent(self, n, rng):
-        """(n, D): independent pixels, which are 1 with the probabilities m."""
-        u = to_device(rng.random((n, self.base.size), np.float32), self.device)
-        return Bernoulli(self.base).at(u).astype(self.dtype)
+    def _independent(self, n, rng, base):
+        """(n, D): independent pixels with log-odds ``base``."""
+        u = to_device(rng.random((n, base.size), np.float32), self.device)
+        return Bernoulli(base).at(u).astype(self.dtype)
 
     def _vectors(self, x) -> Tensor:
         """(N, C, H, W) of 0 and 1, checked -> (N, D) in the model's dtype"""
