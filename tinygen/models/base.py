@@ -4,7 +4,7 @@
     score(x, rng, labels)     what is reported, for each image and in ``unit``: lower is better. It uses no dropout
 
     log_prob(x, labels)       log p(x) of each image in nats, if the density is tractable
-    bound(x, rng)             if it is not, a lower bound on it with one draw of noise: a named tuple of its terms,
+    bound(x, rng, labels)     if it is not, a lower bound on it with one draw of noise: a named tuple of its terms,
                               whose ``total`` is the bound
     log_likelihood(x, rng, samples)   a tighter bound, from several draws
     sample(n, rng, labels)    n draws of x
@@ -14,8 +14,7 @@
     maximize(images, rounds)  trains without gradients
 
 A model has ``loss``, and ``score`` unless no number of one image says how good it is (a GAN); of the others it has what
-it can do. A GAN has no ``score``: no number that an image gets says
-how good its generator is. x is a batch of images (N, C, H, W), an array or a Tensor.
+it can do. x is a batch of images (N, C, H, W), an array or a Tensor.
 ``labels`` (N,) are for models with ``classes``; other models take none. Training and evaluation differ in the function
 that is called, not in a mode of the model.
 """
@@ -43,8 +42,7 @@ class Model(Module):
     def score(self, x, rng: np.random.Generator | None = None, labels=None) -> Tensor:
         """(N, C, H, W) -> (N,): -log p(x) in nats, or -log p(x | labels), or minus the bound."""
         if hasattr(self, "bound"):
-            check.no_labels(labels)
-            return -self.bound(x, rng).total
+            return -self.bound(x, rng, labels).total
         return -self.log_prob(x, labels)
 
     def describe(self):

@@ -177,10 +177,6 @@ class Diffusion(Model):
         log_p = self.decoder(z).log_prob(whole.data.astype(np.int64)).sum((1, 2, 3))
         return Terms(prior, steps, -log_p)
 
-    def score(self, x, rng: np.random.Generator, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N,): minus the bound, in nats."""
-        return -self.bound(x, rng, labels).total
-
     def kl(self, x, t, rng: np.random.Generator, labels=None) -> Tensor:
         """(N,): KL(q(z_t-1 | z_t, x) || p(z_t-1 | z_t)) of each image, with one z_t, in nats.
 

@@ -141,10 +141,6 @@ class VAE(Model):
         # sum_j (m_j^2 + s_j^2 - 1 - log s_j^2) / 2 over the dimensions j of z
         return q.kl().sum(1)
 
-    def score(self, x, rng: np.random.Generator, labels=None) -> Tensor:
-        """(N, C, H, W) -> (N,): minus the ELBO of each image with one draw of z, in nats."""
-        return -self.bound(x, rng, labels).total
-
     def loss(self, x, rng: np.random.Generator, labels=None) -> Tensor:
         """Mean of beta KL(q(z|x) || p(z)) - log p(x|z), in nats per image; for beta = 1 the mean score, -ELBO.
 

@@ -92,7 +92,7 @@ class Flow(Model):
         check.no_labels(labels)
         return self._terms(*self._real(self._checked(x))).total
 
-    def bound(self, x, rng: np.random.Generator | None = None) -> Terms:
+    def bound(self, x, rng: np.random.Generator | None = None, labels=None) -> Terms:
         """The terms of log p(x + u) for each image, with one draw of u in [0, 1) for each number; log_det includes
         -log q(u | x), which is 0 for uniform noise.
 
@@ -100,6 +100,7 @@ class Flow(Model):
         p(x + u) (Theis et al. 2016, equation 3; Ho et al. 2019, equation 6). Without ``levels`` it is log p(x), and no
         noise is drawn.
         """
+        check.no_labels(labels)
         return self._terms(*self._dequantized(x, rng))
 
     def bits_per_dim(self, x, rng: np.random.Generator | None = None) -> Tensor:
