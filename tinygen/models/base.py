@@ -21,7 +21,6 @@ that is called, not in a mode of the model.
 
 import numpy as np
 
-from tinygen import check
 from tinygen.nn import Module
 from tinygen.tensor import Tensor
 
