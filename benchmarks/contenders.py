@@ -19,6 +19,7 @@ from tinygen.models import (
     MADE,
     NADE,
     NICE,
+    RBM,
     VAE,
     Autoencoder,
     Diffusion,
@@ -60,6 +61,7 @@ LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "realnvp": (RealNVP, pytorch_models.realnvp),
     "glow": (Glow, pytorch_models.glow),
     "ffjord": (FFJORD, pytorch_models.ffjord),
+    "rbm": (functools.partial(RBM, chains=0), pytorch_models.rbm),
     "gan": (GAN, pytorch_models.gan),
     "wgan": (functools.partial(GAN, form="wasserstein"), pytorch_models.wgan),
     "gsn": (GSN, pytorch_models.gsn),
@@ -94,6 +96,8 @@ def noise_of(model, n):
     if isinstance(model, Diffusion):
         t = 1 + ((rng.random() + np.arange(n) / n) % 1 * model.steps).astype(int)
         return [t, rng.standard_normal((n, *model.image_shape), dtype)]
+    if isinstance(model, RBM):
+        return [rng.random((n, sum(model.weight.shape)), np.float32) for _ in range(model.steps)]
     if isinstance(model, FFJORD):
         return [2 * rng.integers(0, 2, (n, math.prod(model.image_shape))) - 1]
     if isinstance(model, GAN):

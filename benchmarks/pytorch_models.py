@@ -366,6 +366,22 @@ def vae(w, x, eps=None):
     return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl) / len(x)
 
 
+def rbm(w, x, u=None):
+    """One round of contrastive divergence; pixels and hidden units are centred at 1/2."""
+    x, (weight, b, c) = x.flatten(1), w
+
+    def log_p(v):
+        a = F.linear(v - 0.5, weight, c)
+        return (v - 0.5) @ b + (F.softplus(a) - 0.5 * a).sum(1)
+
+    with torch.no_grad():
+        u = torch.rand(len(x), sum(weight.shape), device=x.device) if u is None else u
+        u, other = u.split(tuple(weight.shape), 1)
+        h = (u < torch.sigmoid(F.linear(x - 0.5, weight, c))).to(x.dtype)
+        v = (other < torch.sigmoid((h - 0.5) @ weight + b)).to(x.dtype)
+    return log_p(v).mean() - log_p(x).mean()
+
+
 def made_images(w, z, sizes):
     """A GAN's generator: z -> images, through feature maps of ``sizes``, the smallest first."""
     h = F.linear(z, next(w), next(w)).reshape(len(z), -1, *sizes[0])
