@@ -4,13 +4,8 @@ A generator makes images of noise z, and a discriminator learns to tell them fro
 of the other. There is no likelihood to watch, so the pictures show what the same z become in the course of a training
 in the Wasserstein form. Then the discriminator is made to stand still, while the generator goes on learning. Nothing
 punishes it for making one image again and again, so of nearly any z it makes what this discriminator likes best, even
-<<<<<<< HEAD:demos/18_gan.py
-if that is no digit. This is mode collapse, provoked on purpose. In a game where the generator learns faster, it happens
-by itself: the discriminator finds the image out, the generator moves on to another one, and so forth.
-=======
 if that is no digit. This is mode collapse, provoked on purpose. In a game where the generator learns faster, it
 happens by itself: the discriminator finds the image out, the generator moves on to another one, and so forth.
->>>>>>> work-implicit:demos/22_gan.py
 """
 
 import numpy as np
