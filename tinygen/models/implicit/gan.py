@@ -178,7 +178,7 @@ RECIPES = {
         GAN,
         {"latent": 64, "form": "wasserstein", "channels": (32, 64, 128)},
         protocol="grey",
-        steps=(30_000,),
+        steps=(15_000,),
         optimizer=Adam,
         lr=1e-3,
         options={"betas": (0.5, 0.99)},
