@@ -1,5 +1,6 @@
 """Layers: they own parameters and call ops."""
 
+from tinygen.nn.attention import CausalSelfAttention
 from tinygen.nn.conv import Conv2d, MaskedConv2d, UpConv2d
 from tinygen.nn.embedding import Embedding
 from tinygen.nn.gated import Gate, VerticalStack
@@ -13,6 +14,7 @@ __all__ = [
     "LSTM",
     "BatchNorm",
     "Buffer",
+    "CausalSelfAttention",
     "Conv2d",
     "DiagonalBiLSTM",
     "Dropout",
