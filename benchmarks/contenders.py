@@ -26,6 +26,7 @@ from tinygen.models import (
     Glow,
     PixelCNN,
     PixelRNN,
+    PixelTransformer,
     RealNVP,
 )
 
@@ -48,6 +49,7 @@ NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
         functools.partial(PixelRNN, "diagonal", channels=16, layers=7),
         pytorch_models.diagonal_pixelrnn,
     ),
+    "transformer": (PixelTransformer, pytorch_models.transformer),
 }
 LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "autoencoder": (Autoencoder, pytorch_models.autoencoder),

@@ -11,7 +11,7 @@ class CausalSelfAttention(Module):
     the same.
 
     Each pixel has a query, a key and a value in each of ``heads`` heads, all of channels / heads numbers. Its output in
-    a head is the mean of the values it sees, weighted by how well their keys fit its query (``ops.attention``).
+    a head is the mean of the values it sees, weighted by how well their keys fit its query.
     ``qkv`` computes the three from the pixel's channels, ``out`` the result from those of all heads.
     Raises ValueError where ``heads`` does not divide the channels.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.
@@ -30,9 +30,9 @@ class CausalSelfAttention(Module):
         if at is not None:
             return self.out(at(self, self.qkv(x, at)), at)
         qkv = self.qkv(x)
-        n, channels, height, width = x.shape
+        n, _, height, width = x.shape
         qkv = qkv.reshape(n, 3, self.heads, -1, height * width).transpose(1, 0, 2, 4, 3)
-        y = ops.attention(*qkv, causal=True)  # (N, heads, H W, channels / heads)
+        y = ops.scaled_dot_product_attention(*qkv, is_causal=True)  # (N, heads, H W, channels / heads)
         return self.out(y.transpose(0, 1, 3, 2).reshape(x.shape))
 
     def one_pixel(self, at):

@@ -8,6 +8,8 @@ at a time. A causal block ends at the last key that its queries see, which saves
 backward pass only log sum exp of each row of S is kept; the weights are computed again (Dao et al. 2022, algorithm 1).
 """
 
+import math
+
 import numpy as np
 
 from tinygen import check
@@ -19,9 +21,9 @@ QUERIES = 112  # in a block
 WEIGHTS = 2**17, 2**26  # in a block, on the host and on a device; the first fit into a core's cache
 
 
-class Attention(Op):
-    def __init__(self, causal):
-        self.causal = causal
+class ScaledDotProductAttention(Op):
+    def __init__(self, is_causal):
+        self.is_causal = is_causal
 
     def forward(self, q, k, v):  # (B, T, d), (B, S, d), (B, S, e)
         m, q = xp(q, k, v), q * q.shape[-1] ** -0.5
@@ -46,7 +48,7 @@ class Attention(Op):
         """The derivative of ``attention_by_definition``, recorded so that it can be differentiated again."""
         xs = [x * 1.0 for x in self.inputs]  # copies, since one input may have been computed from another
         wanted = [x for x in xs if x.requires_grad]
-        found = iter(grad(attention_by_definition(*xs, self.causal), wanted, gy, create_graph=True))
+        found = iter(grad(attention_by_definition(*xs, self.is_causal), wanted, gy, create_graph=True))
         return tuple(next(found) if x.requires_grad else None for x in xs)
 
     def _backward_arrays(self, gy):
@@ -73,7 +75,7 @@ class Attention(Op):
         batch, queries, _ = q.shape
         for start in range(0, queries, QUERIES):
             stop = min(start + QUERIES, queries)
-            seen = stop if self.causal else k.shape[1]
+            seen = stop if self.is_causal else k.shape[1]
             together = max(1, WEIGHTS[xp(q) is not np] // ((stop - start) * seen))
             for first in range(0, batch, together):
                 yield slice(first, first + together), slice(start, stop), slice(seen)
@@ -81,7 +83,7 @@ class Attention(Op):
     def _scores(self, q, k):
         """S of the queries and keys of a block."""
         s = q @ k.swapaxes(1, 2)
-        if self.causal:  # only the last keys, as many as there are queries, come after one of them
+        if self.is_causal:  # only the last keys, as many as there are queries, come after one of them
             s[..., -q.shape[1] :] += _forbidden(xp(q), q.shape[1], q.dtype)
         return s
 
@@ -91,30 +93,32 @@ def _forbidden(m, n, dtype):
     return m.triu(m.full((n, n), -np.inf, dtype), 1)
 
 
-def attention_by_definition(q, k, v, causal=False) -> Tensor:
-    """``attention`` as a textbook writes it, used by its tests and for its higher derivatives."""
+def attention_by_definition(q, k, v, is_causal=False) -> Tensor:
+    """``scaled_dot_product_attention`` as a textbook writes it, used by its tests and for its higher derivatives."""
     s = (q @ k.transpose(0, 2, 1)) * q.shape[-1] ** -0.5  # (B, T, S)
-    if causal:
+    if is_causal:
         s = s + Tensor(_forbidden(xp(s.data), s.shape[1], s.dtype))
     return softmax(s, -1) @ v
 
 
-def attention(q, k, v, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, the softmax over the keys: PyTorch's ``scaled_dot_product_attention``.
+def scaled_dot_product_attention(q, k, v, is_causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, the softmax over the keys.
 
     q (..., T, d): queries; k (..., S, d): keys; v (..., S, e): values; the result is (..., T, e).
-    ``causal``: query t sees only keys 0 .. t, and T = S. So there is always a key to see, and no row of weights is nan.
+    ``is_causal``: query t sees the keys 0 .. t only, and T = S. It always sees a key, so no row of weights is nan.
     Raises ValueError if shapes do not fit or there is no key, TypeError if dtypes differ.
     Source: Vaswani et al. 2017, equation 1.
     """
-    as_flag(causal, "attention: causal")
-    q = check.tensor("attention: q", q, ..., "T", "d")
+    as_flag(is_causal, "scaled_dot_product_attention: is_causal")
+    q = check.tensor("scaled_dot_product_attention: q", q, ..., "T", "d")
     *batch, queries, d = q.shape
-    k = check.tensor("attention: k", k, *batch, queries if causal else "S", d)
-    v = check.tensor("attention: v", v, *batch, k.shape[-2], "e")
+    k = check.tensor("scaled_dot_product_attention: k", k, *batch, queries if is_causal else "S", d)
+    v = check.tensor("scaled_dot_product_attention: v", v, *batch, k.shape[-2], "e")
     if len({x.dtype for x in (q, k, v)}) > 1 or q.dtype.kind != "f":
-        raise TypeError(f"attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: needs one floating-point dtype")
+        dtypes = f"{q.dtype}, {k.dtype}, {v.dtype}"
+        raise TypeError(f"scaled_dot_product_attention: q, k, v are {dtypes}: needs one floating-point dtype")
     if 0 in k.shape[-2:]:
-        raise ValueError(f"attention: k has shape {k.shape}, needs at least one key, of one number")
-    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-    return Attention(causal)(q, k, v).reshape(*batch, queries, v.shape[-1])
+        raise ValueError(f"scaled_dot_product_attention: k has shape {k.shape}, needs at least one key, of one number")
+    size = math.prod(batch)
+    q, k, v = (x.reshape(size, *x.shape[-2:]) for x in (q, k, v))
+    return ScaledDotProductAttention(is_causal)(q, k, v).reshape(*batch, queries, v.shape[-1])
