@@ -128,7 +128,7 @@ def test_defaults(model, rng):
         (GatedPixelCNN, {"classes": -1}, "classes: got -1"),
         (PixelTransformer, {"heads": 3}, "CausalSelfAttention: 3 heads must divide 32 channels"),
         (PixelTransformer, {"heads": 0}, "heads: got 0"),
-        (PixelTransformer, {"kernel": 2}, "kernel_size: got 2"),
+        (PixelTransformer, {"kernel": 2}, "kernel: got 2"),
         (PixelTransformer, {"blocks": -1}, "blocks: got -1"),
     ],
 )

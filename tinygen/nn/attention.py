@@ -28,7 +28,7 @@ class CausalSelfAttention(Module):
     def forward(self, x, at=None):
         """``at``: the ``PixelCache`` for one pixel, with x (channels, N); None for whole images."""
         if at is not None:
-            return self.out(at(self, self.qkv(x, at)), at)
+            return at(self, x)
         qkv = self.qkv(x)
         n, _, height, width = x.shape
         qkv = qkv.reshape(n, 3, self.heads, -1, height * width).transpose(1, 0, 2, 4, 3)
@@ -36,19 +36,18 @@ class CausalSelfAttention(Module):
         return self.out(y.transpose(0, 1, 3, 2).reshape(x.shape))
 
     def one_pixel(self, at):
-        """The function (3 channels, N) -> (channels, N) from a pixel's query, key and value to the mean of the values.
-        It keeps the keys and values of earlier pixels."""
-        m, dtype = xp(at.like), at.like.dtype
+        """The function (channels, N) -> (channels, N) at a pixel. It keeps the keys and values of earlier pixels."""
+        m, qkv, out = xp(at.like), self.qkv.one_pixel(at), self.out.one_pixel(at)
         d = self.out.weight.shape[1] // self.heads
-        keys, values = m.zeros((2, at.n, self.heads, at.height * at.width, d), dtype)
+        keys, values = m.zeros((2, at.n, self.heads, at.height * at.width, d), at.like.dtype)
 
-        def attend(qkv):
-            q, k, v = qkv.reshape(3, self.heads, d, at.n).transpose(0, 3, 1, 2)  # (N, heads, d) each
+        def attend(x):
+            q, k, v = qkv(x).reshape(3, self.heads, d, at.n).transpose(0, 3, 1, 2)  # (N, heads, d) each
             i = at.row * at.width + at.column
             keys[:, :, i], values[:, :, i] = k, v
             s = (q * d**-0.5)[:, :, None] @ keys[:, :, : i + 1].swapaxes(2, 3)  # (N, heads, 1, i + 1)
             w = m.exp(s - s.max(-1, keepdims=True))
             y = w @ values[:, :, : i + 1] / w.sum(-1, keepdims=True)  # (N, heads, 1, d)
-            return y.reshape(at.n, -1).T
+            return out(y.reshape(at.n, -1).T)
 
         return attend

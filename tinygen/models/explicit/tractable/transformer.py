@@ -43,6 +43,7 @@ class PixelTransformer(Autoregressive):
         super().__init__(image_shape, levels)
         c, h, w = self.image_shape
         channels, self.classes = check.count("channels", channels), check.count("classes", classes, 0)
+        first_kernel = check.count("first_kernel", first_kernel, odd=True)
         self.start = init.zeros(1)
         self.first = MaskedConv2d("B", 1, channels, first_kernel, rng=rng)
         self.position = init.zeros((channels, h, w * c))
@@ -97,15 +98,28 @@ class Block(Module):
 
     def __init__(self, channels, heads, kernel, dropout, classes, *, rng):
         self.attention = CausalSelfAttention(channels, heads, rng=rng, gain=0.0)
-        self.conv = MaskedConv2d("B", channels, 2 * channels, kernel, rng=rng)
+        self.conv = MaskedConv2d("B", channels, 2 * channels, check.count("kernel", kernel, odd=True), rng=rng)
         self.gate = Gate(channels, classes=classes)
         self.out = MaskedConv2d("B", channels, channels, 1, rng=rng, gain=0.0)
         self.dropout = Dropout(dropout)
 
     def forward(self, h, rng=None, labels=None, at=None):
-        h = h + self.dropout(self.attention(h, at), rng)
-        y = self.gate(self.conv(h, at), labels, at)
-        return h + self.dropout(self.out(y, at), rng)
+        if at is not None:
+            return at(self, h, labels)
+        h = h + self.dropout(self.attention(h), rng)
+        y = self.gate(self.conv(h), labels)
+        return h + self.dropout(self.out(y), rng)
+
+    def one_pixel(self, at, labels):
+        """The function (channels, N) -> (channels, N) at a position."""
+        attention, conv, out = (layer.one_pixel(at) for layer in (self.attention, self.conv, self.out))
+        gate = self.gate.one_pixel(at, labels)
+
+        def block(h):
+            h = h + attention(h)
+            return h + out(gate(conv(h)))
+
+        return block
 
 
 RECIPES = {
