@@ -291,15 +291,20 @@ def gated_pixelcnn(w, x, layers=7):
     return logits(w, h)
 
 
+def over_channels(x, weight, bias):
+    return F.layer_norm(x.movedim(1, 3), weight.shape, weight, bias).movedim(3, 1)
+
+
 def transformer(w, x, blocks=6, heads=2):
     n, _, height, width = x.shape
     shifted = torch.cat([next(w).expand(n, 1), (2 * x - 1).reshape(n, -1)[:, :-1]], 1)
     h = masked("B", w, shifted.reshape(x.shape)) + next(w)
     for _ in range(blocks):
-        qkv = pointwise(w, h).reshape(n, 3, heads, -1, height * width).transpose(3, 4)
+        norms = [(next(w), next(w)) for _ in range(2)]
+        qkv = pointwise(w, over_channels(h, *norms[0])).reshape(n, 3, heads, -1, height * width).transpose(3, 4)
         y = F.scaled_dot_product_attention(*qkv.unbind(1), is_causal=True)
         h = h + pointwise(w, y.transpose(2, 3).reshape(h.shape))
-        h = h + pointwise(w, gated(masked("B", w, h)))
+        h = h + pointwise(w, gated(masked("B", w, over_channels(h, *norms[1]))))
     return logits(w, h)
 
 

@@ -166,14 +166,19 @@ def test_what_the_network_is_given_is_shifted_by_one(monkeypatch):
     np.testing.assert_allclose(seen[0].ravel(), [model.start.data[0], *in_order[:-1]])
 
 
+def norm_by_hand(layer, x):
+    y = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    return y * layer.weight.data[:, None, None] + layer.bias.data[:, None, None]
+
+
 def test_the_network_is_what_its_page_says(rng):
     """Layer by layer, on one image, in NumPy but for the convolutions."""
     model, x = build((1, 3, 4)), rng.integers(0, 2, (1, 1, 3, 4))
     shifted = np.append(model.start.data, 2.0 * x.ravel()[:-1] - 1).reshape(1, 1, 3, 4)
     h = model.first(Tensor(shifted)).data + model.position.data
     for block in model.blocks:
-        h = h + layer_by_hand(block.attention, h.reshape(4, 12)).reshape(h.shape)
-        f, g = np.split(block.conv(Tensor(h)).data, 2, 1)
+        h = h + layer_by_hand(block.attention, norm_by_hand(block.norms[0], h).reshape(4, 12)).reshape(h.shape)
+        f, g = np.split(block.conv(Tensor(norm_by_hand(block.norms[1], h))).data, 2, 1)
         h = h + block.out(Tensor(np.tanh(f) / (1 + np.exp(-g)))).data
     h = model.hidden(Tensor(np.maximum(h, 0))).data
     y = model.last(Tensor(np.maximum(h, 0)))

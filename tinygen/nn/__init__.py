@@ -6,7 +6,7 @@ from tinygen.nn.embedding import Embedding
 from tinygen.nn.gated import Gate, VerticalStack
 from tinygen.nn.linear import Linear, MaskedLinear
 from tinygen.nn.module import Buffer, Dropout, Module, Parameter, RowBuffer
-from tinygen.nn.norm import BatchNorm, GroupNorm, LayerNorm
+from tinygen.nn.norm import BatchNorm, ChannelNorm, GroupNorm, LayerNorm
 from tinygen.nn.recurrent import LSTM, DiagonalBiLSTM, RowLSTM
 from tinygen.nn.sequential import Sequential
 
@@ -15,6 +15,7 @@ __all__ = [
     "BatchNorm",
     "Buffer",
     "CausalSelfAttention",
+    "ChannelNorm",
     "Conv2d",
     "DiagonalBiLSTM",
     "Dropout",

@@ -19,8 +19,8 @@ class CausalSelfAttention(Module):
 
     def __init__(self, channels: int, heads: int, *, rng, gain: float = 1.0):
         """``gain``: of the initial weights of ``out``; 0 for a residual branch that starts at zero."""
-        self.heads = check.count("heads", heads)
-        if check.count("channels", channels) % self.heads:
+        self.heads, channels = check.count("heads", heads), check.count("channels", channels)
+        if channels % self.heads:
             raise ValueError(f"CausalSelfAttention: {heads} heads must divide {channels} channels")
         self.qkv = MaskedConv2d("B", channels, 3 * channels, 1, rng=rng)
         self.out = MaskedConv2d("B", channels, channels, 1, rng=rng, gain=gain)

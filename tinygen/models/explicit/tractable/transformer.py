@@ -6,7 +6,7 @@ from tinygen import check, ops
 from tinygen.models.explicit.tractable.autoregressive import Autoregressive
 from tinygen.models.images import check_images
 from tinygen.models.recipe import Recipe
-from tinygen.nn import CausalSelfAttention, Dropout, Gate, MaskedConv2d, Module, init
+from tinygen.nn import CausalSelfAttention, ChannelNorm, Dropout, Gate, MaskedConv2d, Module, init
 from tinygen.nn.pixel_cache import PixelCache
 from tinygen.tensor import Tensor
 
@@ -90,13 +90,14 @@ class PixelTransformer(Autoregressive):
 
 
 class Block(Module):
-    """h + self-attention(h), then h + (k x k mask B, gate, 1x1)(h): far away, then nearby.
+    """h + self-attention(norm(h)), then h + (k x k mask B, gate, 1x1)(norm(h)): far away, then nearby.
 
     A transformer has two layers on each position alone in place of the second branch. The convolution sees a
     neighbourhood, which attention then need not look for.
     """
 
     def __init__(self, channels, heads, kernel, dropout, classes, *, rng):
+        self.norms = [ChannelNorm(channels) for _ in range(2)]
         self.attention = CausalSelfAttention(channels, heads, rng=rng, gain=0.0)
         self.conv = MaskedConv2d("B", channels, 2 * channels, check.count("kernel", kernel, odd=True), rng=rng)
         self.gate = Gate(channels, classes=classes)
@@ -106,18 +107,19 @@ class Block(Module):
     def forward(self, h, rng=None, labels=None, at=None):
         if at is not None:
             return at(self, h, labels)
-        h = h + self.dropout(self.attention(h), rng)
-        y = self.gate(self.conv(h), labels)
+        h = h + self.dropout(self.attention(self.norms[0](h)), rng)
+        y = self.gate(self.conv(self.norms[1](h)), labels)
         return h + self.dropout(self.out(y), rng)
 
     def one_pixel(self, at, labels):
         """The function (channels, N) -> (channels, N) at a position."""
-        attention, conv, out = (layer.one_pixel(at) for layer in (self.attention, self.conv, self.out))
+        layers = *self.norms, self.attention, self.conv, self.out
+        norm, norm_2, attention, conv, out = (layer.one_pixel(at) for layer in layers)
         gate = self.gate.one_pixel(at, labels)
 
         def block(h):
-            h = h + attention(h)
-            return h + out(gate(conv(h)))
+            h = h + attention(norm(h))
+            return h + out(gate(conv(norm_2(h))))
 
         return block
 
@@ -125,7 +127,7 @@ class Block(Module):
 RECIPES = {
     "transformer": Recipe(
         PixelTransformer,
-        {"channels": 32, "blocks": 6, "heads": 2, "kernel": 3, "first_kernel": 7},
+        {"channels": 32, "blocks": 6, "heads": 2, "kernel": 3, "first_kernel": 15},
         protocol="published",
         steps=(18_000,),
     )
