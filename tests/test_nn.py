@@ -11,8 +11,8 @@ from tinygen.models import PixelCNN
 from tinygen.nn import (
     LSTM,
     BatchNorm,
-    ChannelNorm,
     Buffer,
+    ChannelNorm,
     Conv2d,
     DiagonalBiLSTM,
     Dropout,

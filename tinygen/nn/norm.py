@@ -32,8 +32,7 @@ class Norm(Module):
 
 def normalized(x, axis):
     """(x - mean) / sqrt(variance + eps), both over ``axis``."""
-    x = x - x.mean(axis, keepdims=True)
-    return x / ops.sqrt((x * x).mean(axis, keepdims=True) + EPS)
+    return (x - x.mean(axis, keepdims=True)) / ops.sqrt(x.var(axis, keepdims=True) + EPS)
 
 
 class LayerNorm(Norm):
