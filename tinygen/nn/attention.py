@@ -29,9 +29,9 @@ class CausalSelfAttention(Module):
         """``at``: the ``PixelCache`` for one pixel, with x (channels, N); None for whole images."""
         if at is not None:
             return at(self, x)
-        qkv = self.qkv(x)
+        x = check.tensor("CausalSelfAttention: x", x, "N", self.out.weight.shape[0], "H", "W")
         n, _, height, width = x.shape
-        qkv = qkv.reshape(n, 3, self.heads, -1, height * width).transpose(1, 0, 2, 4, 3)
+        qkv = self.qkv(x).reshape(n, 3, self.heads, -1, height * width).transpose(1, 0, 2, 4, 3)
         y = ops.scaled_dot_product_attention(*qkv, is_causal=True)  # (N, heads, H W, channels / heads)
         return self.out(y.transpose(0, 1, 3, 2).reshape(x.shape))
 

@@ -29,8 +29,9 @@ class ScaledDotProductAttention(Op):
         m, q = xp(q, k, v), q * q.shape[-1] ** -0.5
         y = m.empty((*q.shape[:2], v.shape[2]), v.dtype)
         self.log_sums = m.empty((*q.shape[:2], 1), v.dtype)
+        later = _later(q, QUERIES)
         for b, rows, keys in self._blocks(q, k):
-            w = self._scores(q[b, rows], k[b, keys])
+            w = self._scores(q[b, rows], k[b, keys], later)
             top = w.max(-1, keepdims=True)
             w -= top
             m.exp(w, out=w)
@@ -57,8 +58,9 @@ class ScaledDotProductAttention(Op):
         q = q * scale
         gq, gk, gv = m.empty_like(q), m.zeros_like(k), m.zeros_like(v)
         mean = (gy * self.result).sum(-1, keepdims=True)  # (B, T, 1): of the gradient of w, weighted with w
+        later = _later(q, QUERIES)
         for b, rows, keys in self._blocks(q, k):
-            w = self._scores(q[b, rows], k[b, keys])
+            w = self._scores(q[b, rows], k[b, keys], later)
             w -= self.log_sums[b, rows]
             m.exp(w, out=w)  # (b, rows, keys)
             gv[b, keys] += w.swapaxes(1, 2) @ gy[b, rows]
@@ -80,24 +82,26 @@ class ScaledDotProductAttention(Op):
             for first in range(0, batch, together):
                 yield slice(first, first + together), slice(start, stop), slice(seen)
 
-    def _scores(self, q, k):
+    def _scores(self, q, k, later):
         """S of the queries and keys of a block."""
         s = q @ k.swapaxes(1, 2)
         if self.is_causal:  # only the last keys, as many as there are queries, come after one of them
-            s[..., -q.shape[1] :] += _forbidden(xp(q), q.shape[1], q.dtype)
+            n = q.shape[1]
+            s[..., -n:] += later[:n, :n]
         return s
 
 
-def _forbidden(m, n, dtype):
-    """(n, n): -inf above the diagonal, else 0."""
-    return m.triu(m.full((n, n), -np.inf, dtype), 1)
+def _later(like, n):
+    """(n, n), on the device and in the dtype of ``like``: -inf above the diagonal, where a key comes after the query,
+    else 0."""
+    return xp(like).triu(xp(like).full((n, n), -np.inf, like.dtype), 1)
 
 
 def attention_by_definition(q, k, v, is_causal=False) -> Tensor:
     """``scaled_dot_product_attention`` as a textbook writes it, used by its tests and for its higher derivatives."""
     s = (q @ k.transpose(0, 2, 1)) * q.shape[-1] ** -0.5  # (B, T, S)
     if is_causal:
-        s = s + Tensor(_forbidden(xp(s.data), s.shape[1], s.dtype))
+        s = s + Tensor(_later(s.data, s.shape[1]))
     return softmax(s, -1) @ v
 
 
