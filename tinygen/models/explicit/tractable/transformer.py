@@ -129,6 +129,6 @@ RECIPES = {
         PixelTransformer,
         {"channels": 32, "blocks": 6, "heads": 2, "kernel": 3, "first_kernel": 15},
         protocol="published",
-        steps=(18_000,),
+        steps=(15_000,),
     )
 }
