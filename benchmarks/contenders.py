@@ -27,6 +27,7 @@ from tinygen.models import (
     Glow,
     PixelCNN,
     PixelRNN,
+    PixelTransformer,
     RealNVP,
 )
 
@@ -49,6 +50,7 @@ NETWORKS = {  # pixel models: tinygen's, and PyTorch's network
         functools.partial(PixelRNN, "diagonal", channels=16, layers=7),
         pytorch_models.diagonal_pixelrnn,
     ),
+    "transformer": (PixelTransformer, pytorch_models.transformer),
 }
 LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "autoencoder": (Autoencoder, pytorch_models.autoencoder),

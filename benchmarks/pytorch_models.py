@@ -1,7 +1,7 @@
 """The models in idiomatic PyTorch, on a flat list of weights in the order of tinygen's layers.
 
-Each takes ``(w, x)``, w an iterator over the weights. Most return the same loss as in tinygen; PixelCNN, Gated PixelCNN
-and PixelRNN return the logits. What a loss draws may be given in ``noise``.
+Each takes ``(w, x)``, w an iterator over the weights. Most return the same loss as in tinygen; PixelCNN, Gated
+PixelCNN, PixelRNN and PixelTransformer return the logits. What a loss draws may be given in ``noise``.
 """
 
 import functools
@@ -289,6 +289,23 @@ def gated_pixelcnn(w, x, layers=7):
     h = pointwise(w, gated(masked("A", w, x) + above[0]))
     for y in above[1:]:
         h = h + pointwise(w, gated(masked("B", w, h) + y))
+    return logits(w, h)
+
+
+def over_channels(x, weight, bias):
+    return F.layer_norm(x.movedim(1, 3), weight.shape, weight, bias).movedim(3, 1)
+
+
+def transformer(w, x, blocks=6, heads=2):
+    n, _, height, width = x.shape
+    shifted = torch.cat([next(w).expand(n, 1), (2 * x - 1).reshape(n, -1)[:, :-1]], 1)
+    h = masked("B", w, shifted.reshape(x.shape)) + next(w)
+    for _ in range(blocks):
+        norms = [(next(w), next(w)) for _ in range(2)]
+        qkv = pointwise(w, over_channels(h, *norms[0])).reshape(n, 3, heads, -1, height * width).transpose(3, 4)
+        y = F.scaled_dot_product_attention(*qkv.unbind(1), is_causal=True)
+        h = h + pointwise(w, y.transpose(2, 3).reshape(h.shape))
+        h = h + pointwise(w, gated(masked("B", w, over_channels(h, *norms[1]))))
     return logits(w, h)
 
 

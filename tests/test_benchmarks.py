@@ -25,6 +25,7 @@ from tinygen.models import (
     Glow,
     PixelCNN,
     PixelRNN,
+    PixelTransformer,
     RealNVP,
 )
 
@@ -71,6 +72,11 @@ def works(strict, monkeypatch):
             "rnn",
             functools.partial(PixelRNN, channels=2, layers=1),
             functools.partial(pytorch_models.row_pixelrnn, layers=1),
+        ),
+        (
+            "transformer",
+            functools.partial(PixelTransformer, channels=4, blocks=2, first_kernel=3),
+            functools.partial(pytorch_models.transformer, blocks=2),
         ),
     ]:
         constructor = functools.partial(constructor, image_shape=TINY)
@@ -121,10 +127,12 @@ def test_what_is_missing(strict, monkeypatch):
     assert gpu.missing().startswith("CuPy is missing")
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "vae", "tiny", "gated", "rnn", *OTHERS])
+@pytest.mark.parametrize("name", ["autoencoder", "vae", "tiny", "gated", "rnn", "transformer", *OTHERS])
 def test_models_agree_with_pytorch(name, works):
     contenders = works.training(name, 2, theirs="cpu")
-    convolutional = ["autoencoder", "vae", "tiny", "gated", "realnvp", "glow", "diffusion", "gan", "wgan"]
+    convolutional = [
+        *("autoencoder", "vae", "tiny", "gated", "transformer", "realnvp", "glow", "diffusion", "gan", "wgan")
+    ]
     assert ("pytorch channels_last" in contenders) == (name in convolutional)
 
 

@@ -25,6 +25,7 @@ SMALL = {  # instead of the rows' own
     "PixelCNN": {"channels": 2, "blocks": 1},
     "PixelRNN": {"channels": 2, "layers": 1},
     "GatedPixelCNN": {"channels": 2, "layers": 1},
+    "PixelTransformer": {"channels": 2, "blocks": 1},
     "FVSBN": {},
     "NADE": {"hidden": 2},
     "MADE": {"hidden": (3,)},

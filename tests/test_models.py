@@ -26,6 +26,7 @@ from tinygen.models import (
     MixturePriorVAE,
     PixelCNN,
     PixelRNN,
+    PixelTransformer,
     RealNVP,
     bits_per_dim,
 )
@@ -39,6 +40,10 @@ BUILD = {
     "row": (2, lambda shape, rng: PixelRNN("row", shape, channels=3, layers=1, rng=rng)),
     "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, channels=3, layers=1, rng=rng)),
     "gated": (2, lambda shape, rng: GatedPixelCNN(shape, channels=3, layers=1, rng=rng)),
+    "transformer": (
+        2,
+        lambda shape, rng: PixelTransformer(shape, channels=4, blocks=1, first_kernel=3, rng=rng),
+    ),
     "mixture": (2, lambda shape, rng: BernoulliMixture(shape, 3, rng=rng)),
     "fvsbn": (2, lambda shape, rng: FVSBN(shape, rng=rng)),
     "nade": (2, lambda shape, rng: NADE(shape, hidden=5, rng=rng)),
@@ -89,8 +94,8 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 @pytest.mark.parametrize(
     "model",
     [
-        *(PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, MixturePriorVAE, MixturePosteriorVAE),
-        *(CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow, GAN, GSN),
+        *(PixelCNN, GatedPixelCNN, PixelRNN, PixelTransformer, FVSBN, NADE, MADE, VAE, MixturePriorVAE),
+        *(MixturePosteriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow, GAN, GSN),
     ],
 )
 def test_defaults(model, rng):
@@ -121,6 +126,10 @@ def test_defaults(model, rng):
         (GatedPixelCNN, {"layers": -1}, "layers: got -1"),
         (GatedPixelCNN, {"first_kernel": 1}, "first_kernel: got 1"),
         (GatedPixelCNN, {"classes": -1}, "classes: got -1"),
+        (PixelTransformer, {"heads": 3}, "CausalSelfAttention: 3 heads must divide 32 channels"),
+        (PixelTransformer, {"heads": 0}, "heads: got 0"),
+        (PixelTransformer, {"kernel": 2}, "kernel: got 2"),
+        (PixelTransformer, {"blocks": -1}, "blocks: got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model, settings, message, rng):

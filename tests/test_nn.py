@@ -12,6 +12,7 @@ from tinygen.nn import (
     LSTM,
     BatchNorm,
     Buffer,
+    ChannelNorm,
     Conv2d,
     DiagonalBiLSTM,
     Dropout,
@@ -242,6 +243,7 @@ def test_embedding_refuses(indices, message, rng):
 NORMS = {  # name: (layer, shape of x, the axes over which the output is normal, the shape of a channel's numbers)
     "layer": (lambda: LayerNorm(6), (4, 5, 6), -1, (6,)),
     "layer, one row": (lambda: LayerNorm(6), (6,), -1, (6,)),
+    "channels of images": (lambda: ChannelNorm(30), (4, 30, 5, 6), 1, (30, 1, 1)),
     "batch": (lambda: BatchNorm(3), (40, 3), 0, (3,)),
     "batch of images": (lambda: BatchNorm(3), (4, 3, 5, 6), (0, 2, 3), (3, 1, 1)),
 }
@@ -275,7 +277,12 @@ def test_group_norm_is_over_the_channels_of_a_group(rng):
 @pytest.mark.parametrize("training", [False, True])
 def test_norms_differentiate_twice(training, rng):
     x = rng.standard_normal((3, 4, 2))
-    for layer, how in (LayerNorm(2), {}), (GroupNorm(2, 4), {}), (BatchNorm(4), {"training": training}):
+    for layer, how in (
+        (LayerNorm(2), {}),
+        (ChannelNorm(4), {}),
+        (GroupNorm(2, 4), {}),
+        (BatchNorm(4), {"training": training}),
+    ):
         randomized(layer, rng)
 
         def function(x, weight, bias, layer=layer, how=how):
@@ -316,6 +323,7 @@ def test_sequential_tells_batch_norm_of_training(rng):
     "call,message",
     [
         (lambda x: LayerNorm(4)(x), r"LayerNorm: x has shape \(2, 6, 3\)"),
+        (lambda x: ChannelNorm(4)(x), r"ChannelNorm: x has shape \(2, 6, 3\)"),
         (lambda x: GroupNorm(2, 4)(x), r"GroupNorm: x has shape \(2, 6, 3\)"),
         (lambda x: GroupNorm(4, 6), "GroupNorm: 4 groups must divide 6 channels"),
         (lambda x: BatchNorm(3)(x), r"BatchNorm: x has shape \(2, 6, 3\)"),

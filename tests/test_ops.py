@@ -344,6 +344,19 @@ def nade(x, w, v, b, c):
 
 
 case("nade_logits", ops.nade_logits, nade, away(2, 3), away(3, 4), away(3, 2, 4), away(3, 2), away(4))
+
+
+def attend(q, k, v):
+    w = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1])) * np.tri(q.shape[1])
+    return w @ v / w.sum(-1, keepdims=True)
+
+
+case(
+    "attention",
+    lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, True),
+    attend,
+    *(away(2, 3, 2), away(2, 3, 2), away(2, 3, 1)),
+)
 case(
     "lstm_scan",
     lambda gates, w, h, c: ops.lstm_scan(gates, w, h, c, (-1, 0)),

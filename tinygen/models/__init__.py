@@ -19,6 +19,7 @@ from tinygen.models.explicit.tractable.nice import NICE
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
 from tinygen.models.explicit.tractable.realnvp import RealNVP
+from tinygen.models.explicit.tractable.transformer import PixelTransformer
 from tinygen.models.features.autoencoder import Autoencoder
 from tinygen.models.features.kmeans import KMeans
 from tinygen.models.features.pca import PCA
@@ -27,7 +28,7 @@ from tinygen.models.implicit.gan import GAN
 from tinygen.models.implicit.gsn import GSN
 
 _MODELS = (
-    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
+    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, PixelTransformer),
     *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, GAN, GSN, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
@@ -54,6 +55,7 @@ __all__ = [
     "MixturePriorVAE",
     "PixelCNN",
     "PixelRNN",
+    "PixelTransformer",
     "RealNVP",
     "bits_per_dim",
 ]

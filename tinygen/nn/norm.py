@@ -46,6 +46,28 @@ class LayerNorm(Norm):
         return normalized(x, -1) * weight + bias
 
 
+class ChannelNorm(Norm):
+    """``LayerNorm`` over the channels of images: (N, channels, ...) -> the same, each pixel by itself.
+
+    No pixel sees another one, so it may stand between masked convolutions.
+    """
+
+    def forward(self, x):
+        x = check.tensor("ChannelNorm: x", x, "N", self.weight.size, ...)
+        weight, bias = self.along_axis(x, self.weight, self.bias)
+        return normalized(x, 1) * weight + bias
+
+    def one_pixel(self, at):
+        """The function (channels, N) -> (channels, N) at a pixel."""
+        weight, bias, n = self.weight.data[:, None], self.bias.data[:, None], self.weight.size
+
+        def normalize(x):
+            x = x - x.sum(0) / n
+            return x * (weight / ((x * x).sum(0) / n + EPS) ** 0.5) + bias
+
+        return normalize
+
+
 class GroupNorm(Norm):
     """Normalizes each image over the channels of a group and all positions: (N, channels, ...) -> the same.
 

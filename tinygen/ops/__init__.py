@@ -2,6 +2,7 @@
 
 import functools
 
+from tinygen.ops.attention import scaled_dot_product_attention
 from tinygen.ops.conv import conv2d, conv_filter_grad, conv_transpose2d
 from tinygen.ops.elementwise import (
     abs,
