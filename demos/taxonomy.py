@@ -158,7 +158,7 @@ def draw(found):
             if name in found:
                 images, figure_ = found[name]
                 y = top + IDEA
-                ax.add_patch(Rectangle((x - 4, y - 2), LEAF + 8, LEAF + 4, facecolor=LIGHT, edgecolor="none"))
+                ax.add_patch(Rectangle((x - 4, y - 2), LEAF + 8, LEAF + 4, color=LIGHT, lw=0, zorder=-1))
                 ax.imshow(tile(images, 3), cmap=ON_LIGHT, vmin=0, vmax=1, extent=(x, x + LEAF, y + LEAF, y))
                 text(x, y + LEAF + 11, title, 10.5, color=colour, weight="bold")
                 text(x, y + LEAF + 24, figure_, 10.5)
@@ -183,7 +183,7 @@ def draw(found):
             x = left + (COLUMNS[column + 1] - left) / 2
             ax.plot([left, x], [middle, middle], color=GREY, lw=2, zorder=0)
             ax.plot([x, x], [middles[0], middles[-1]], color=GREY, lw=2, zorder=0)
-            for (child, below), y in zip(node.items(), middles):
+            for below, y in zip(node.values(), middles):
                 right = COLUMNS[3 if isinstance(below, Row) else column + 1]
                 ax.plot([x, right], [y, y], color=GREY, lw=2, zorder=0, solid_capstyle="butt")
         box(column, middle, words, colour)
