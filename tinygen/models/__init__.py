@@ -17,6 +17,7 @@ from tinygen.models.explicit.tractable.made import MADE
 from tinygen.models.explicit.tractable.nade import NADE
 from tinygen.models.explicit.tractable.nice import NICE
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
+from tinygen.models.explicit.tractable.pixelcnnpp import PixelCNNpp
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
 from tinygen.models.explicit.tractable.realnvp import RealNVP
 from tinygen.models.features.autoencoder import Autoencoder
@@ -27,7 +28,7 @@ from tinygen.models.implicit.gan import GAN
 from tinygen.models.implicit.gsn import GSN
 
 _MODELS = (
-    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN),
+    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, PixelCNNpp),
     *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, GAN, GSN, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
@@ -53,6 +54,7 @@ __all__ = [
     "MixturePosteriorVAE",
     "MixturePriorVAE",
     "PixelCNN",
+    "PixelCNNpp",
     "PixelRNN",
     "RealNVP",
     "bits_per_dim",
