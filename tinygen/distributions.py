@@ -289,19 +289,20 @@ class LogisticMixture:
         u chooses the component, and where it falls within the component's share of 0 .. 1 is a uniform number v again.
         The logistic number m + s log(v / (1 - v)), rounded to the next of the values, has exactly the probability P.
         """
+        shape, u = self.logits.shape[1:], as_array(u, "u").ravel()
+        m = xp(u)
+        # float64 even in a float32 model: v has what is left of the digits
         logits, mean, log_scale = (
-            t.data.astype(np.float64) for t in (self.logits, self.means[0], self.log_scales[0])
+            t.data.astype(np.float64).reshape(-1, len(u)) for t in (self.logits, self.means[0], self.log_scales[0])
         )
-        m, u = xp(logits), as_array(u, "u")
-        w = ops.softmax(logits, 0).data
+        w = m.exp(logits - logits.max(0))
         cumulated = w.cumsum(0)
-        u = u * cumulated[-1]  # rounding may leave the total below 1
-        k = (cumulated <= u).sum(0, keepdims=True)  # (1, ...)
-        w, cumulated, mean, log_scale = (m.take_along_axis(a, k, 0)[0] for a in (w, cumulated, mean, log_scale))
-        v = m.clip(1 - (cumulated - u) / w, 1e-300, 1 - 2**-53)
-        x = mean + m.exp(log_scale) * (m.log(v) - m.log1p(-v))
+        u = u * cumulated[-1]
+        chosen = (cumulated <= u).sum(0), m.arange(len(u))
+        v = m.clip(1 - (cumulated[chosen] - u) / w[chosen], 1e-300, 1 - 2**-53)
+        x = mean[chosen] + m.exp(log_scale[chosen]) * m.log(v / (1 - v))
         last = self.levels - 1
-        return m.clip(m.rint((x + 1) * (last / 2)), 0, last).astype(np.int64)
+        return m.clip(m.rint((x + 1) * (last / 2)), 0, last).astype(np.int64).reshape(shape)
 
     def _values(self, x):
         x = as_array(x, "x")

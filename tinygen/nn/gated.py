@@ -50,7 +50,8 @@ class Gate(Module):
 
         def gate(x):
             x = x if class_bias is None else x + class_bias
-            f, g = xp(x).moveaxis(x.reshape(*x.shape[:-2], self.groups, 2, -1, at.n), -3, 0)
+            y = x.reshape(*x.shape[:-2], self.groups, 2, -1, at.n)
+            f, g = y[..., 0, :, :], y[..., 1, :, :]  # (.., groups, channels / groups, N) each
             return (xp(x).tanh(f) * Sigmoid().forward(g)).reshape(*x.shape[:-2], -1, at.n)
 
         return gate

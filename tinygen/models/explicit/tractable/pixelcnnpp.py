@@ -18,7 +18,10 @@ from tinygen.models.recipe import Recipe
 from tinygen.nn import Dropout, Gate, MaskedConv2d, Module, UpConv2d, init
 from tinygen.nn.gated import linear_in_position
 from tinygen.nn.pixel_cache import PixelCache
+from tinygen.ops.elementwise import Relu
 from tinygen.tensor import Tensor
+
+relu = Relu().forward  # of arrays
 
 
 class PixelCNNpp(Autoregressive):
@@ -63,47 +66,35 @@ class PixelCNNpp(Autoregressive):
         self.left = MaskedConv2d("A", colours, channels[0], (1, first_kernel), rng=rng)
         self.down = UNet("rows", channels, blocks, kernel, dropout, self.classes, rng=rng)
         self.right = UNet("B", channels, blocks, kernel, dropout, self.classes, rng=rng)
-        # For each component: its weight's logit, C means, C log-scales, C (C - 1) / 2 coefficients
+        # For each component: its weight's logit; mean and log-scale of each colour; C (C - 1) / 2 coefficients
         kinds = 1 + 2 * colours + colours * (colours - 1) // 2
         self.last = MaskedConv2d("B", channels[0], kinds * self.components, 1, rng=rng, gain=0.0)
         # All components of zeros would stay equal; these cover the levels evenly
-        means = (2 * np.arange(self.components) + 1) / self.components - 1
         start = np.zeros((kinds, self.components), np.float32)
-        start[1 : 1 + colours], start[1 + colours : 1 + 2 * colours] = means, -math.log(1.5 * self.components)
+        start[1 : 2 * colours : 2] = (2 * np.arange(self.components) + 1) / self.components - 1
+        start[2 : 2 * colours + 1 : 2] = -math.log(1.5 * self.components)
         self.last.bias.data = start.ravel()
 
     # -- the network
 
-    def rows_above(self, x, rng=None, labels=None, at=None) -> list[Tensor]:
-        """``down``: scaled images (N, C, H, W) -> the outputs of the first layer and of each block.
-
-        ``at``: the ``PixelCache`` for one row; x is then (W, C, N).
-        """
-        h = self.above(x, at)
-        return [h, *self.down(h, None, rng, labels, at)]
-
-    def network(self, x, above, rng=None, labels=None, at=None) -> Tensor:
-        """``right``: scaled images (N, C, H, W) and what ``rows_above`` returned -> parameters (N, kinds K, H, W).
-
-        ``at``: the ``PixelCache`` for one pixel; x is then (C, N) and the parameters are (kinds K, N).
-        """
-        first, *above = above
-        h = self.left(x, at) + (first if at is None else first[at.column])
-        h = self.right(h, above, rng, labels, at)[-1]
-        return self.last(ops.relu(h), at)
+    def network(self, x, rng=None, labels=None) -> Tensor:
+        """Scaled images (N, C, H, W) -> parameters of the mixtures (N, kinds K, H, W)."""
+        above = self.above(x)
+        seen = self.down(above, None, rng, labels)  # the outputs of all blocks
+        h = self.right(self.left(x) + above, seen, rng, labels)[-1]
+        return self.last(ops.relu(h))
 
     def mixture(self, parameters) -> LogisticMixture:
         """(kinds K, ...) -> p(x_i | x_<i), a distribution over pixels (C, ...)."""
         c = self.image_shape[0]
         y = parameters.reshape(-1, self.components, *parameters.shape[1:])
-        return LogisticMixture(
-            y[0], y[1 : 1 + c], y[1 + c : 1 + 2 * c], ops.tanh(y[1 + 2 * c :]) if c > 1 else None, self.levels
-        )
+        coefficients = ops.tanh(y[1 + 2 * c :]) if c > 1 else None
+        return LogisticMixture(y[0], y[1 : 2 * c : 2], y[2 : 2 * c + 1 : 2], coefficients, self.levels)
 
     def _mixture(self, x, rng, labels):
         """The mixtures of all pixels of a Tensor x (N, C, H, W)."""
         x, labels = self._scaled(x, self.dtype), self._labels(labels, x.shape[0])
-        return self.mixture(self.network(x, self.rows_above(x, rng, labels), rng, labels).transpose(1, 0, 2, 3))
+        return self.mixture(self.network(x, rng, labels).transpose(1, 0, 2, 3))
 
     def _log_prob(self, x, rng, labels):
         x = check_images(x, self.image_shape, self.levels)
@@ -127,32 +118,34 @@ class PixelCNNpp(Autoregressive):
         p = mixture.given(x, colour)
         return ops.concatenate([p.logits, p.means[0], p.log_scales[0]])
 
-    def _distribution(self, logits, axis):
-        w, mean, log_scale = ops.split(logits, 3, axis)
-        return LogisticMixture(w, ops.expand_dims(mean, 0), ops.expand_dims(log_scale, 0), None, self.levels)
-
-    def _tempered(self, logits, temperature):
-        w, mean, log_scale = ops.split(logits, 3)
-        return ops.concatenate([w / temperature, mean, log_scale + math.log(temperature)])
+    def _draw(self, logits, u, temperature):
+        w, mean, log_scale = logits.data.reshape(3, 1, self.components, -1)
+        log_scale = log_scale + math.log(temperature)
+        return LogisticMixture(w[0] / temperature, mean, log_scale, None, self.levels).at(u)
 
     def conditionals(self, n, labels):
-        _, height, width = self.image_shape
+        (c, height, width), dtype = self.image_shape, self.dtype
         at, rows = (PixelCache(n, height, width, self.parameters()[0].data) for _ in range(2))
-        rows.column = mixture = above = None
+        rows.column = parameters = above = seen = None
+        left, last = (at.function(layer) for layer in (self.left, self.last))
 
         def conditional(x, row, column, colour):
-            nonlocal mixture, above
+            nonlocal parameters, above, seen
             if not colour:
                 if (row, column) != (0, 0):  # the previous pixel is complete
-                    at.store(self._scaled(x[:, :, at.row, at.column], self.dtype).T)
+                    at.store(self._scaled(x[:, :, at.row, at.column], dtype).T)
                 if not column:
                     if row:
-                        rows.store(self._scaled(x[:, :, rows.row], self.dtype).T)
+                        rows.store(self._scaled(x[:, :, rows.row], dtype).T)
                     rows.row = row
-                    above = self.rows_above(Tensor(rows.zeros(width, len(x[0]))), labels=labels, at=rows)
+                    above = rows.function(self.above)(rows.zeros(width, c))  # its own row, which it does not see
+                    seen = self.down(above, labels=labels, at=rows)
                 at.row, at.column = row, column
-                mixture = self.mixture(self.network(Tensor(at.zeros(len(x[0]))), above, labels=labels, at=at))
-            return self._of_colour(mixture, x[:, :, row, column].T, colour)
+                h = left(at.zeros(c)) + above[column]
+                h = self.right(h, seen, labels=labels, at=at)[-1]
+                parameters = Tensor(last(relu(h)))
+                return parameters[: 3 * self.components]  # they say all of the first colour
+            return self._of_colour(self.mixture(parameters), x[:, :, row, column].T, colour)
 
         return conditional
 
@@ -177,47 +170,50 @@ class UNet(Module):
         self.after = [Block(*settings, True, rng=rng) for _ in range(blocks)]
 
     def forward(self, h, above=None, rng=None, labels=None, at=None):
-        """``above``: for each block, the output of the same block in the stack that sees the rows above."""
-        n, outputs = len(self.before), []
-        above = above or [None] * 2 * n
+        """``above``: for each block, the output of the same block in the stack that sees the rows above.
+
+        ``at``: the ``PixelCache`` for one pixel, with arrays h (channels, N) and rows ``above`` (W, channels, N); or for
+        one row, with h (W, channels, N).
+        """
+        n, outputs, above = len(self.before), [], above or [None] * self.blocks()
         for block, seen in zip(self.before, above):
             outputs.append(h := block(h, seen, None, rng, labels, at))
         skips = outputs[::-1]
         if self.inner is not None:
-            inside = self.whole if at is None else at.function(self, labels)
+            inside = self.inside if at is None else at.function(self, labels)
             inner, grown = inside(h, above[n:-n], rng, labels)
             h, outputs = h + grown, outputs + inner
         for block, seen, skip in zip(self.after, above[-n:], skips):
             outputs.append(h := block(h, seen, skip, rng, labels, at))
         return outputs
 
-    def whole(self, h, above, rng, labels):
+    def blocks(self):
+        return 2 * len(self.before) + (self.inner.blocks() if self.inner is not None else 0)
+
+    def inside(self, h, above, rng, labels):
         """The outputs of the smaller U-Net, and the last of them in the size of h (N, channels, H, W)."""
         inner = self.inner(self.shrink(ops.relu(h)), above, rng, labels)
         grown = self.grow(ops.relu(inner[-1]))
         return inner, grown[:, :, : h.shape[2], : h.shape[3]]  # of odd sizes the last row or column is cut off
 
     def one_pixel(self, at, labels):
-        """``whole`` at one pixel, or in one row. The smaller U-Net runs where the stride does not skip it; its output is
+        """``inside`` at one pixel, or in one row. The smaller U-Net runs where the stride does not skip it; its output is
         kept for the two rows that it serves."""
-        half, inner = at.shrunk(), None
-        weight, bias = self.grow.weight.data, self.grow.bias.data[:, None]
-        weight = weight.transpose(2, 3, 1, 0)  # (2, 2, out, in)
-        kept = at.zeros(2, 2 * half.width, len(bias))  # (row, column, out, N)
+        half, shrink, inner = at.shrunk(), at.function(self.shrink), None
+        weight, bias = self.grow.weight.data.transpose(2, 3, 1, 0), self.grow.bias.data[:, None]  # (2, 2, out, in)
+        kept = at.zeros(2, 2 * half.width, len(bias))  # two rows (row, column, out, N)
 
         def inside(h, above, rng, labels):
             nonlocal inner
-            small = self.shrink(ops.relu(h), at)
+            small = shrink(relu(h))
             if small is not None:
                 half.row = at.row // 2
                 half.column = None if at.column is None else at.column // 2
                 inner = self.inner(small, above, None, labels, half)
-                y = ops.relu(inner[-1]).data
                 for i, j in np.ndindex(2, 2):
                     columns = slice(j, None, 2) if at.column is None else at.column + j
-                    kept[i, columns] = weight[i, j] @ y + bias
-            columns = slice(at.width) if at.column is None else at.column
-            return inner, Tensor(kept[at.row % 2, columns])
+                    kept[i, columns] = weight[i, j] @ relu(inner[-1]) + bias
+            return inner, kept[at.row % 2, slice(at.width) if at.column is None else at.column]
 
         return inside
 
@@ -238,35 +234,39 @@ class Block(Module):
         self.gate = Gate(channels, classes=classes)
 
     def forward(self, h, above=None, skip=None, rng=None, labels=None, at=None):
-        y = self.first(ops.relu(h), at)
-        if above is not None:
-            y = y + (self.link(ops.relu(above)) if at is None else at.function(self)(above))
-        if skip is not None:
-            y = y + self.skip(ops.relu(skip), at)
-        y = self.second(self.dropout(ops.relu(y), rng), at)
+        if at is not None:
+            return at.function(self, labels)(h, above, skip)
+        y = self.first(ops.relu(h))
+        if self.link is not None:
+            y = y + self.link(ops.relu(above))
+        if self.skip is not None:
+            y = y + self.skip(ops.relu(skip))
+        y = self.second(self.dropout(ops.relu(y), rng))
         if self.position is not None:
-            y = y + self.where(y, at)
-        return h + self.gate(y, labels, at)
+            y = y + linear_in_position(self.position, *y.shape[2:])
+        return h + self.gate(y, labels)
 
-    def where(self, y, at):
-        if at is None:
-            return linear_in_position(self.position, *y.shape[2:])
-        return at.function(self)(None)
-
-    def one_pixel(self, at):
-        """The link at a pixel, from a row of the other stack; or the position's share in a row."""
-        if at.column is None:
+    def one_pixel(self, at, labels):
+        """The function (channels, N) -> (channels, N) at a pixel, or (W, channels, N) -> the same in a row."""
+        first, second, gate = at.function(self.first), at.function(self.second), self.gate.one_pixel(at, labels)
+        link, skipped = (None if layer is None else layer.one_pixel(at) for layer in (self.link, self.skip))
+        row = linked = None
+        if self.position is not None:
             bias = linear_in_position(self.position, at.height, at.width).data.transpose(1, 2, 0)[..., None]
-            return lambda _: Tensor(bias[at.row])
-        row, linked = None, None
 
-        def link(above):
+        def block(h, above, skip):
             nonlocal row, linked
-            if row != at.row:  # once for the whole row
-                row, linked = at.row, self.link(ops.relu(above), at).data
-            return Tensor(linked[at.column])
+            y = first(relu(h))
+            if link:
+                if row != at.row:  # once for the whole row
+                    row, linked = at.row, link(relu(above))
+                y = y + linked[at.column]
+            if skipped:
+                y = y + skipped(relu(skip))
+            y = second(relu(y))
+            return h + gate(y if at.column is not None else y + bias[at.row])
 
-        return link
+        return block
 
 
 RECIPES = {
