@@ -25,6 +25,7 @@ from tinygen.models import (
     MixturePosteriorVAE,
     MixturePriorVAE,
     PixelCNN,
+    PixelCNNpp,
     PixelRNN,
     RealNVP,
     bits_per_dim,
@@ -39,6 +40,10 @@ BUILD = {
     "row": (2, lambda shape, rng: PixelRNN("row", shape, channels=3, layers=1, rng=rng)),
     "diagonal": (2, lambda shape, rng: PixelRNN("diagonal", shape, channels=3, layers=1, rng=rng)),
     "gated": (2, lambda shape, rng: GatedPixelCNN(shape, channels=3, layers=1, rng=rng)),
+    "plus plus": (
+        5,
+        lambda shape, rng: PixelCNNpp(shape, 5, (3, 2), 1, components=2, first_kernel=3, rng=rng),
+    ),
     "mixture": (2, lambda shape, rng: BernoulliMixture(shape, 3, rng=rng)),
     "fvsbn": (2, lambda shape, rng: FVSBN(shape, rng=rng)),
     "nade": (2, lambda shape, rng: NADE(shape, hidden=5, rng=rng)),
@@ -89,7 +94,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 @pytest.mark.parametrize(
     "model",
     [
-        *(PixelCNN, GatedPixelCNN, PixelRNN, FVSBN, NADE, MADE, VAE, MixturePriorVAE, MixturePosteriorVAE),
+        *(PixelCNN, GatedPixelCNN, PixelCNNpp, PixelRNN, FVSBN, NADE, MADE, VAE, MixturePriorVAE, MixturePosteriorVAE),
         *(CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow, GAN, GSN),
     ],
 )

@@ -133,8 +133,8 @@ def test_gradients_of_the_mixture(rng):
 
 
 def test_the_coupling_of_colours_by_hand():
-    """Each mean moves with the colours before it, by the coefficients in the order GR, BR, BG; colours are summed before
-    components are mixed."""
+    """Each mean moves with the colours before it, by the coefficients in the order GR, BR, BG; log-probabilities of
+    colours are summed before components are mixed."""
     rng = np.random.default_rng(0)
     levels, x = 9, np.array([2, 7, 4])
     w, m, s, a = rng.standard_normal(2), rng.standard_normal((3, 2)), rng.standard_normal((3, 2)), rng.random((3, 2))
@@ -251,7 +251,9 @@ def test_colours_see_the_earlier_colours_of_their_pixel(rng):
 # --- the likelihood
 
 
-@pytest.mark.parametrize("shape, levels", [((1, 1, 2), 3), ((3, 1, 2), 3), ((1, 2, 3), 2), ((1, 2, 2), 4), ((2, 3, 1), 2)])
+@pytest.mark.parametrize(
+    "shape, levels", [((1, 1, 2), 3), ((3, 1, 2), 3), ((1, 2, 3), 2), ((1, 2, 2), 4), ((2, 3, 1), 2)]
+)
 def test_probabilities_sum_to_one(shape, levels):
     log_p = build(shape, levels).log_prob(all_images(shape, levels)).data
     assert np.ptp(log_p) > 0.02  # not uniform
@@ -383,7 +385,7 @@ def test_temperature_sharpens_weights_and_scales(rng):
     model = build((1, 3, 4), 256, scale=0.5)
     cold = model.sample(5, np.random.default_rng(5), temperature=1e-30)
     np.testing.assert_array_equal(cold, model.sample_by_definition(5, np.random.default_rng(5), temperature=1e-30))
-    w, mean, log_scale = np.split(model.logits(cold).data[:, :, 0], 3, axis=1)
+    w, mean, _ = np.split(model.logits(cold).data[:, :, 0], 3, axis=1)
     likeliest = np.take_along_axis(mean, w.argmax(1)[:, None], 1)[:, 0]
     centre = np.clip(np.rint((likeliest + 1) * 127.5), 0, 255)
     assert np.abs(cold[:, 0] - centre).max() <= 6  # scales end at exp(-7)

@@ -276,8 +276,7 @@ class LogisticMixture:
     def given(self, x, colour: int) -> "LogisticMixture":
         """p(x_c | x_b, b < c), for c = ``colour``: a mixture over one colour, whose weights are those of the
         components after the colours before c have been seen. x (C, ...): its colours from c on are not read."""
-        x = self._values(x)
-        logits = self.logits
+        x, logits, colour = self._values(x), self.logits, check.axis("colour", colour, len(self.means))
         for before in range(colour):
             logits = logits + self._log_mass(x, before)
         mean, log_scale = self._mean(x, colour), self.log_scales[colour]
@@ -288,6 +287,7 @@ class LogisticMixture:
 
         u chooses the component, and where it falls within the component's share of 0 .. 1 is a uniform number v again.
         The logistic number m + s log(v / (1 - v)), rounded to the next of the values, has exactly the probability P.
+        Raises ValueError if, on the host, a parameter is nan.
         """
         shape, u = self.logits.shape[1:], as_array(u, "u").ravel()
         m = xp(u)
@@ -301,11 +301,12 @@ class LogisticMixture:
         chosen = (cumulated <= u).sum(0), m.arange(len(u))
         v = m.clip(1 - (cumulated[chosen] - u) / w[chosen], 1e-300, 1 - 2**-53)
         x = mean[chosen] + m.exp(log_scale[chosen]) * m.log(v / (1 - v))
+        check.no_nan("parameters", x)
         last = self.levels - 1
         return m.clip(m.rint((x + 1) * (last / 2)), 0, last).astype(np.int64).reshape(shape)
 
     def _values(self, x):
-        x = as_array(x, "x")
+        x = check.tensor("x", x, len(self.means), *self.logits.shape[1:]).data
         check.whole("x", x, self.levels)
         return x.astype(self.logits.dtype)
 

@@ -111,15 +111,15 @@ class MaskedConv2d(Module):
         return self.weight if self.channel_mask is None else self.weight * Tensor(self.channel_mask)
 
     def forward(self, x, at=None):
-        """``at``: the ``PixelCache`` for one pixel, with x (in_channels, N), or for one row, with x (W, in_channels, N);
-        None for whole images."""
+        """``at``: None for whole images, or the ``PixelCache`` for one pixel, with x (in_channels, N), or for one row,
+        with x (W, in_channels, N)."""
         if at is not None:
             return at(self, x)
         return ops.conv2d(x, self.masked_weight(), self.bias, self.stride, self.padding, self.mask)
 
     def one_pixel(self, at):
-        """The function (in_channels, N) -> (out_channels, N) at a pixel; None where the stride skips it. For a row it is
-        (W, in_channels, N) -> (W, out_channels, N). A 1x1 kernel stores no other pixels."""
+        """The function (in_channels, N) -> (out_channels, N) at a pixel, or to None where the stride skips it. In a row
+        it is (W, in_channels, N) -> (W, out_channels, N). A 1x1 kernel stores no other pixels."""
         if self.weight.shape[2:] != (1, 1):
             return MaskedConvPixel(self, at)
         weight, bias = self.masked_weight().data[:, :, 0, 0], self.bias.data[:, None]
@@ -130,8 +130,8 @@ class MaskedConv2d(Module):
 
 
 class MaskedConvPixel:
-    """A masked convolution at one pixel: (in, N) -> (out, N), or in one row. It stores its inputs, with zeros around the
-    image.
+    """A masked convolution at one pixel: (in, N) -> (out, N), or in one row. It stores its inputs, with zeros around
+    the image.
 
     ``weights``: weight (out, in, kh, kw) and bias (out,) to use instead of the layer's.
     """

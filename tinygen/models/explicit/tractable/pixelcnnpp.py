@@ -162,7 +162,7 @@ class UNet(Module):
         width, *smaller = channels
         settings = mask, width, kernel, dropout, classes
         self.before = [Block(*settings, False, rng=rng) for _ in range(blocks)]
-        self.inner = None
+        self.shrink = self.inner = self.grow = None
         if smaller:
             self.shrink = MaskedConv2d(mask, width, smaller[0], kernel, stride=2, rng=rng, gain=2.0)
             self.inner = UNet(mask, smaller, blocks, kernel, dropout, classes, rng=rng)
@@ -172,8 +172,8 @@ class UNet(Module):
     def forward(self, h, above=None, rng=None, labels=None, at=None):
         """``above``: for each block, the output of the same block in the stack that sees the rows above.
 
-        ``at``: the ``PixelCache`` for one pixel, with arrays h (channels, N) and rows ``above`` (W, channels, N); or for
-        one row, with h (W, channels, N).
+        ``at``: the ``PixelCache`` for one pixel, with arrays h (channels, N) and rows ``above`` (W, channels, N), or
+        for one row, with h (W, channels, N).
         """
         n, outputs, above = len(self.before), [], above or [None] * self.blocks()
         for block, seen in zip(self.before, above):
@@ -197,8 +197,8 @@ class UNet(Module):
         return inner, grown[:, :, : h.shape[2], : h.shape[3]]  # of odd sizes the last row or column is cut off
 
     def one_pixel(self, at, labels):
-        """``inside`` at one pixel, or in one row. The smaller U-Net runs where the stride does not skip it; its output is
-        kept for the two rows that it serves."""
+        """``inside`` at one pixel, or in one row. The smaller U-Net runs where the stride does not skip it; its output
+        is kept for the two rows that it serves."""
         half, shrink, inner = at.shrunk(), at.function(self.shrink), None
         weight, bias = self.grow.weight.data.transpose(2, 3, 1, 0), self.grow.bias.data[:, None]  # (2, 2, out, in)
         kept = at.zeros(2, 2 * half.width, len(bias))  # two rows (row, column, out, N)
@@ -219,7 +219,7 @@ class UNet(Module):
 
 
 class Block(Module):
-    """h + gate(conv(dropout(f(conv(f(h)) + 1x1 f(above) + 1x1 f(skip))))) with f = ReLU: (N, channels, H, W) -> the same.
+    """h + gate(conv(dropout(f(conv(f(h)) + 1x1 f(above) + 1x1 f(skip))))) with f = ReLU, (N, channels, H, W).
 
     ``above``: the other stack's output, for mask B; ``skip``: an earlier output of the same size, if ``skips``.
     """
@@ -270,5 +270,12 @@ class Block(Module):
 
 
 RECIPES = {
-    "pixelcnnpp": Recipe(PixelCNNpp, {}, protocol="8-bit", steps=(9000,), lr=5e-3, batch_size=32),
+    "pixelcnnpp": Recipe(PixelCNNpp, {}, protocol="8-bit", steps=(24_000,)),
+    "emoji": Recipe(
+        PixelCNNpp,
+        {"image_shape": (3, 32, 32), "dropout": 0.3},
+        protocol="emoji",
+        steps=(5000,),
+        batch_size=16,
+    ),
 }
