@@ -40,7 +40,7 @@ class PixelCache:
         return self.layers[layer]
 
     def store(self, values) -> None:
-        """Give the pixel's final values (C, N), or a row's (W, C, N), to the layers that read the image, for what comes.
+        """Give the pixel's final values (C, N), or a row's (W, C, N), to the layers that read the image.
 
         Nothing else that was kept at this pixel depends on its last colour.
         """
