@@ -322,7 +322,7 @@ def causal_unet(w, kind, h, above, scales, blocks):
     return outputs
 
 
-def pixelcnnpp(w, x, levels=256, scales=3, blocks=2):
+def pixelcnnpp(w, x, levels=256, scales=4, blocks=1):
     """Of grey images, whole numbers below ``levels``."""
     last = levels - 1
     scaled = 2 / last * x - 1

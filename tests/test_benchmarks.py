@@ -46,7 +46,7 @@ OTHERS = {  # models whose loss PyTorch computes as it is: constructor, settings
     "gan": (GAN, {}, {"image_shape": TINY, "channels": (2, 3, 4)}),
     "wgan": (functools.partial(GAN, form="wasserstein"), {}, {"image_shape": TINY, "channels": (2, 3, 4)}),
     "gsn": (GSN, {"walkback": 3, "noise": 0.3}, {"image_shape": TINY, "hidden": (5,)}),
-    "pixelcnnpp": (PixelCNNpp, {"blocks": 1, "levels": 9}, {"image_shape": TINY, "channels": (4, 3, 2)}),
+    "pixelcnnpp": (PixelCNNpp, {"blocks": 1, "levels": 9}, {"image_shape": TINY, "channels": (4, 3, 2, 2)}),
 }
 no_gpu = pytest.mark.skipif("cupy" in DEVICES, reason="there is a GPU")
 
