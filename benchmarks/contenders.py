@@ -26,6 +26,7 @@ from tinygen.models import (
     GatedPixelCNN,
     Glow,
     PixelCNN,
+    PixelCNNpp,
     PixelRNN,
     PixelTransformer,
     RealNVP,
@@ -67,6 +68,7 @@ LOSSES = {  # all models: tinygen's, and PyTorch's loss
     "gan": (GAN, pytorch_models.gan),
     "wgan": (functools.partial(GAN, form="wasserstein"), pytorch_models.wgan),
     "gsn": (GSN, pytorch_models.gsn),
+    "pixelcnnpp": (PixelCNNpp, pytorch_models.pixelcnnpp),
     **{
         name: (constructor, functools.partial(pytorch_models.nats, network))
         for name, (constructor, network) in NETWORKS.items()

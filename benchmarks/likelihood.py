@@ -39,8 +39,10 @@ validation images. The 10,000 test images served the table and the pictures only
   Given the class, the test pixels are drawn with seed 1, since the published ones have no labels.
 - *dynamic*: training pixels are drawn anew whenever an image is seen, validation pixels once, test pixels with seed 1.
 - *grey*: values from 0 to 1.
-- *8-bit*: grey values from 0 to 255, in bits per dimension; an image has 784. Uniform noise makes them real numbers.
-  It is drawn anew whenever an image is seen, and once for the test, so the figures are upper bounds.
+- *8-bit*: grey values from 0 to 255, in bits per dimension; an image has 784. For flows uniform noise makes them real
+  numbers. It is drawn anew whenever an image is seen, and once for the test, so their figures are upper bounds.
+- *emoji*: the colour images of 32 x 32 that ship with tinygen, values from 0 to 255, in bits per dimension; an image
+  has 3,072. In a random order, the first 191 of the 1,911 are the test images, the next 191 those for validation.
 - *sprites*: 50,000 of the 61,440 binary images of 32 x 32 that `tinygen.factors` makes, drawn at random, are learned
   from; one half of the others is for validation, the other for the test.
 
@@ -150,6 +152,7 @@ to zero; validated on 1,000; weight decay 0.1 but for the first:
   the encoder's three residual blocks, and were never positive again, and one run ended in an overflow after two
   minutes; at 0.003 they died in one block; at 0.0015 there too, if later.
 """.strip()
+BYTES = "8-bit", "emoji"  # protocols of values from 0 to 255
 RECIPE = ("settings", "protocol", "steps", "batch_size", "lr", "weight_decay", "averaging")  # saved with the weights
 SEED = 0  # of the weights, the order of the images and all noise
 LEARNED = 50_000  # images of the training set; the others are for validation
@@ -189,6 +192,10 @@ def sets(protocol, classes=0):
     if protocol == "sprites":
         images = np.random.default_rng(SEED).permutation(sprites().images)
         return images[:LEARNED], images[LEARNED::2], images[LEARNED + 1 :: 2]
+    if protocol == "emoji":
+        images = np.random.default_rng(SEED).permutation(data.emoji().images)
+        tenth = len(images) // 10
+        return images[2 * tenth :], images[tenth : 2 * tenth], images[:tenth]
     if protocol == "published":
         return data.binarized_mnist()
     digits = data.mnist()
@@ -316,7 +323,7 @@ def parzen_windows(model, validation, tested):
 def key_of(model, protocol):
     """The name under which a row's result is saved."""
     names = {"nats per image": "nats", "squared error per image": "squared_error"}
-    return "bits_per_dim" if protocol == "8-bit" else names[model.unit]
+    return "bits_per_dim" if protocol in BYTES else names[model.unit]
 
 
 def evaluate(name, path, count=None):
@@ -343,7 +350,7 @@ def evaluate(name, path, count=None):
         # The gain from more samples varies much less between images than the bound, so few images suffice for its mean
         rough = test(model, tested, of_tested, ROUGH)
         means = [rough, figures - rough[chosen]]
-    if about["protocol"] == "8-bit":
+    if about["protocol"] in BYTES:
         means = [models.bits_per_dim(part, model.image_shape) for part in means]
     result = {
         "name": name,
@@ -388,8 +395,8 @@ def draw(name):
     model, about = load(FOLDER / f"{name}.npz")
     images, _, tested = sets(about["protocol"])
     tested = tested[np.arange(72) * len(tested) // 72]  # spread evenly, since the published set is sorted by digit
-    white = 255 if about["protocol"] == "8-bit" else 1
-    what, (_, height, width) = "sprite" if about["protocol"] == "sprites" else "digit", model.image_shape
+    white = 255 if about["protocol"] in BYTES else 1
+    what, height = {"sprites": "sprite", "emoji": "emoji"}.get(about["protocol"], "digit"), model.image_shape[1]
     rng, panels = np.random.default_rng(SEED), {f"64 test {what}s": (tested[:64] / white, 8)}
     if not hasattr(model, "sample"):
         code = about["settings"]["code"]
@@ -407,9 +414,9 @@ def draw(name):
         if hasattr(model, "complete"):
             chosen = tested[64:72, None]
             completed = completions(model, np.repeat(tested[64:72], 6, axis=0), rng)
-            given, completed = np.arange(height)[:, None] < height // 2, completed.reshape(8, 6, 1, height, width)
-            rows = np.concatenate([chosen * given, completed, chosen], axis=1)
-            panels[f"given half, six completions, the {what}"] = rows.reshape(-1, 1, height, width), 8
+            given, completed = np.arange(height)[:, None] < height // 2, completed.reshape(8, 6, *model.image_shape)
+            rows = np.concatenate([chosen * given, completed, chosen], axis=1) / white
+            panels[f"given half, six completions, the {what}"] = rows.reshape(-1, *model.image_shape), 8
     PICTURES.mkdir(exist_ok=True)
     plotting.figure(panels).savefig(PICTURES / f"{name}.png", dpi=110)
 

@@ -89,10 +89,10 @@ def mask_on(device, kind, kh, kw):
     return torch.tensor(mask(kind, kh, kw), device=device)
 
 
-def masked(kind, w, x):
+def masked(kind, w, x, stride=1):
     weight, bias = next(w), next(w)
     kh, kw = weight.shape[2:]
-    return F.conv2d(x, weight * mask_on(x.device, kind, kh, kw), bias, padding=(kh // 2, kw // 2))
+    return F.conv2d(x, weight * mask_on(x.device, kind, kh, kw), bias, stride, (kh // 2, kw // 2))
 
 
 def pointwise(w, x):
@@ -276,12 +276,16 @@ def gated(x):
     return torch.tanh(f) * torch.sigmoid(g)
 
 
+def linear_in_position(weight, x):
+    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
+    down, across = weight[..., None, None]
+    return down * rows[:, None] + across * columns
+
+
 def gated_pixelcnn(w, x, layers=7):
     x, above = 2 * x - 1, []
     convs = [(next(w), next(w)) for _ in range(layers + 1)]
-    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
-    down, across = next(w)[..., None, None]
-    position, v = down * rows[:, None] + across * columns, x
+    position, v = linear_in_position(next(w), x), x
     for i, conv in enumerate(convs):
         y = masked("rows" if i else "above", iter(conv), v) + position[i]
         above.append(pointwise(w, y))
@@ -307,6 +311,48 @@ def transformer(w, x, blocks=6, heads=2):
         h = h + pointwise(w, y.transpose(2, 3).reshape(h.shape))
         h = h + pointwise(w, gated(masked("B", w, over_channels(h, *norms[1]))))
     return logits(w, h)
+
+
+def causal_block(w, kind, h, above, skip=None):
+    y = masked(kind, w, F.relu(h))
+    for other in above, skip:
+        if other is not None:
+            y = y + pointwise(w, F.relu(other))
+    y = masked(kind, w, F.relu(y))
+    if kind == "rows":
+        y = y + linear_in_position(next(w), y)
+    return h + gated(y)
+
+
+def causal_unet(w, kind, h, above, scales, blocks):
+    """The outputs of all blocks; ``above``: those of the other stack, or Nones."""
+    outputs = []
+    for seen in above[:blocks]:
+        outputs.append(h := causal_block(w, kind, h, seen))
+    skips = outputs[::-1]
+    if scales > 1:
+        small = masked(kind, w, F.relu(h), 2)
+        inner = causal_unet(w, kind, small, above[blocks:-blocks], scales - 1, blocks)
+        grown = F.conv_transpose2d(F.relu(inner[-1]), next(w), next(w), 2)
+        h, outputs = h + grown[:, :, : h.shape[2], : h.shape[3]], outputs + inner
+    for seen, skip in zip(above[-blocks:], skips):
+        outputs.append(h := causal_block(w, kind, h, seen, skip))
+    return outputs
+
+
+def pixelcnnpp(w, x, levels=256, scales=4, blocks=1):
+    """Of grey images, whole numbers below ``levels``."""
+    last = levels - 1
+    scaled = 2 / last * x - 1
+    above, left = masked("above", w, scaled), masked("A", w, scaled)
+    seen = causal_unet(w, "rows", above, [None] * (2 * scales * blocks), scales, blocks)
+    h = causal_unet(w, "B", left + above, seen, scales, blocks)[-1]
+    logits, mean, log_scale = pointwise(w, F.relu(h)).chunk(3, 1)
+    inverse = torch.exp(-log_scale.clamp(-7, 20))
+    a, b = (((2 * x + side) / last - 1 - mean) * inverse for side in (1, -1))
+    log_p = torch.where((x > 0) & (x < last), torch.log(-torch.expm1(-2 / last * inverse)), 0)
+    log_p = log_p - (x < last) * F.softplus(-a) - (x > 0) * F.softplus(b)
+    return -torch.logsumexp(torch.log_softmax(logits, 1) + log_p, 1).sum() / len(x)
 
 
 def logits(w, h):

@@ -13,7 +13,7 @@ import pytest
 
 from tinygen import Tensor, data, grad, gradcheck, nn, ops
 from tinygen.densities import DENSITIES
-from tinygen.distributions import Bernoulli, Categorical, Gaussian, GaussianMixture, OneHot
+from tinygen.distributions import Bernoulli, Categorical, Gaussian, GaussianMixture, LogisticMixture, OneHot
 from tinygen.factors import mutual_information
 from tinygen.models import (
     FFJORD,
@@ -35,6 +35,7 @@ from tinygen.models import (
     MixturePosteriorVAE,
     MixturePriorVAE,
     PixelCNN,
+    PixelCNNpp,
     PixelRNN,
     PixelTransformer,
     RealNVP,
@@ -69,6 +70,7 @@ ONES = np.ones((3, 1, 1), np.float32)
 SQUARE = np.array([[2.0, 1.0], [1.0, 3.0]], np.float32)
 IMAGES = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)
 FILTERS = np.random.default_rng(1).standard_normal((2, 2, 3, 3)).astype(np.float32)
+COLOURS = np.array([[0, 1, 3], [2, 2, 0]])  # pixels of two colours
 BINARY = (IMAGES[:, :1] > 0).astype(np.uint8)
 RNG = "a new generator"
 STRANGE = [{}, object(), 1j, "3", b"3", Torchlike(), np.array(["3"]), np.array([None]), np.array([1j])]
@@ -126,6 +128,7 @@ WRONG = {
     "temperature": [*NO_NUMBER, 0, -1, np.inf, 1e-40],
 }
 IMAGE = WRONG["images"]
+WRONG["values"] = [*NO_ARRAY, 5, -COLOURS, COLOURS + 0.5, COLOURS * 2, COLOURS[:1], COLOURS.T, COLOURS * np.nan]
 WRONG |= {
     "binary images": [*IMAGE, *(np.full((2, 1, 4, 4), v) for v in (2, 0.5, -1)), BINARY * 255],
     "grey images": [*IMAGE, BINARY * 255, (BINARY * 255).astype(int)],
@@ -313,6 +316,17 @@ CALLS = {
     "GaussianMixture.log_prob": (lambda z: GaussianMixture(X[:, 0], Gaussian(X, X)).log_prob(z),
                                  {"z": ("array", X[0])}),
     "GaussianMixture.sample": (lambda rng: GaussianMixture(X[:, 0], Gaussian(X, X)).sample(rng), rng),
+    "LogisticMixture": (LogisticMixture, {"logits": ("array", X), "means": ("array", X[None]),
+                                          "log_scales": ("array", X[None]), "coefficients": (None, None),
+                                          "levels": ("levels", 4)}),
+    "LogisticMixture, coefficients": (lambda coefficients: LogisticMixture(X, FILTERS[:, 0, :2], FILTERS[:, 1, :2],
+                                                                           coefficients, 4).log_prob(COLOURS),
+                                      {"coefficients": ("array", X[None])}),
+    "LogisticMixture.log_prob": (lambda x: logistics().log_prob(x), {"x": ("values", COLOURS)}),
+    "LogisticMixture.given": (lambda x, colour: logistics().given(x, colour),
+                              {"x": ("values", COLOURS), "colour": ("position", 1)}),
+    "LogisticMixture.at": (lambda u: LogisticMixture(X, X[None], X[None], None, 4).at(u),
+                           {"u": ("array", X[0] / 3)}),
 
     "binarize_static": (data.binarize_static, {"images": ("grey", BINARY), "seed": ("count", 3)}),
     "binarize_dynamic": (data.binarize_dynamic, {"images": ("grey", BINARY)} | rng),
@@ -338,6 +352,9 @@ CALLS |= {
                       | rng),
     "PixelTransformer": (PixelTransformer, common | {"blocks": ("count", 1), "heads": ("size", 3), "kernel": ("odd", 3),
                                                      "dropout": ("chance", 0.5), "classes": ("count", 2)} | rng),
+    "PixelCNNpp": (PixelCNNpp, {k: v for k, v in common.items() if k != "channels"}
+                   | {"channels": ("channels", (2, 3)), "blocks": ("size", 1), "components": ("size", 3),
+                      "kernel": ("odd", 3), "dropout": ("chance", 0.5), "classes": ("count", 2)} | rng),
     "NICE": (NICE, flow | {"couplings": ("size", 2), "layers": ("count", 1)} | rng),
     "RealNVP": (RealNVP, flow | {"scales": ("size", 2), "couplings": ("size", 2), "blocks": ("count", 1)} | rng),
     "Glow": (Glow, flow | {"scales": ("size", 2), "steps": ("size", 2), "blocks": ("count", 1)} | rng),
@@ -383,6 +400,7 @@ MODELS = {
     "PixelRNN": lambda: PixelRNN("row", SHAPE, channels=2, layers=1, first_kernel=3, rng=new()),
     "GatedPixelCNN": lambda: GatedPixelCNN(SHAPE, channels=2, layers=1, first_kernel=3, classes=3, rng=new()),
     "PixelTransformer": lambda: PixelTransformer(SHAPE, channels=2, blocks=1, first_kernel=3, rng=new()),
+    "PixelCNNpp": lambda: PixelCNNpp(SHAPE, 2, (2, 2), 1, 2, first_kernel=3, dropout=0.5, rng=new()),
     "FVSBN": lambda: FVSBN(SHAPE, rng=new()),
     "NADE": lambda: NADE(SHAPE, hidden=3, rng=new()),
     "MADE": lambda: MADE(SHAPE, hidden=(3,), rng=new()),
@@ -407,6 +425,10 @@ CODES = np.array([[0.5, -0.5], [1.0, 2.0]], np.float32)
 
 def new():
     return np.random.default_rng(0)
+
+
+def logistics():
+    return LogisticMixture(X, FILTERS[:, 0, :2], FILTERS[:, 1, :2], X[None], 4)
 
 
 def gate(classes):
@@ -565,6 +587,7 @@ SILENT = {  # what would give a wrong result without a word
     "nan, Bernoulli": (lambda: Bernoulli(X * np.nan).sample(new()), "logits: some are nan"),
     "nan, Categorical": (lambda: Categorical(X * np.nan).sample(new()), "probabilities: some are nan"),
     "nan, PixelCNN": (lambda: poisoned(MODELS["PixelCNN"]).sample(2, new()), "logits: some are nan"),
+    "nan, PixelCNNpp": (lambda: poisoned(MODELS["PixelCNNpp"]).sample(2, new()), "parameters: some are nan"),
     "nan, PixelRNN": (lambda: poisoned(MODELS["PixelRNN"]).sample(2, new()), "logits: some are nan"),
     "limits": (lambda: ops.clip(X, 2, 1), r"clip: high: got 1"),
     "numbers of a list": (lambda: Tensor(X) + ["1", "2", "3"], "Add: an input is list of dtype <U1, needs real"),

@@ -24,6 +24,7 @@ from tinygen.models import (
     GatedPixelCNN,
     Glow,
     PixelCNN,
+    PixelCNNpp,
     PixelRNN,
     PixelTransformer,
     RealNVP,
@@ -46,6 +47,7 @@ OTHERS = {  # models whose loss PyTorch computes as it is: constructor, settings
     "gan": (GAN, {}, {"image_shape": TINY, "channels": (2, 3, 4)}),
     "wgan": (functools.partial(GAN, form="wasserstein"), {}, {"image_shape": TINY, "channels": (2, 3, 4)}),
     "gsn": (GSN, {"walkback": 3, "noise": 0.3}, {"image_shape": TINY, "hidden": (5,)}),
+    "pixelcnnpp": (PixelCNNpp, {"blocks": 1, "levels": 9}, {"image_shape": TINY, "channels": (4, 3, 2, 2)}),
 }
 no_gpu = pytest.mark.skipif("cupy" in DEVICES, reason="there is a GPU")
 
@@ -130,9 +132,8 @@ def test_what_is_missing(strict, monkeypatch):
 @pytest.mark.parametrize("name", ["autoencoder", "vae", "tiny", "gated", "rnn", "transformer", *OTHERS])
 def test_models_agree_with_pytorch(name, works):
     contenders = works.training(name, 2, theirs="cpu")
-    convolutional = [
-        *("autoencoder", "vae", "tiny", "gated", "transformer", "realnvp", "glow", "diffusion", "gan", "wgan")
-    ]
+    convolutional = ["autoencoder", "vae", "tiny", "gated", "realnvp", "glow", "diffusion", "gan", "wgan"]
+    convolutional += ["pixelcnnpp", "transformer"]
     assert ("pytorch channels_last" in contenders) == (name in convolutional)
 
 

@@ -22,7 +22,8 @@ SMALL = {  # instead of the rows' own
     "MixturePriorVAE": {"latent": 2, "channels": (2, 2), "components": 2},
     "CategoricalVAE": {"variables": 2, "values": 2, "channels": (2, 2)},
     "TCVAE": {"latent": 2, "channels": (2, 2)},
-    "PixelCNN": {"channels": 2, "blocks": 1},
+    "PixelCNN": {"channels": 3, "blocks": 1},
+    "PixelCNNpp": {"channels": (2, 2), "blocks": 1, "components": 2},
     "PixelRNN": {"channels": 2, "layers": 1},
     "GatedPixelCNN": {"channels": 2, "layers": 1},
     "PixelTransformer": {"channels": 2, "blocks": 1},
@@ -50,8 +51,12 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(likelihood, "LEARNED", 4400)
     made = np.random.default_rng(6).integers(0, 2, (5400, 1, 32, 32), np.uint8)
     monkeypatch.setattr(likelihood, "sprites", lambda: Sprites(made, made[:, 0, 0, :5]))
+    emoji = data.emoji()
+    monkeypatch.setattr(data, "emoji", lambda: emoji._replace(images=emoji.images[:, :, 8:16, 12:20]))
     for name, row in list(models.RECIPES.items()):
         settings = {**row.settings, **SMALL[row.model.__name__]}
+        if row.protocol == "emoji":
+            settings["image_shape"] = (3, 8, 8)
         if row.start:
             base = {key: value for key, value in settings.items() if key != "classes"}
             base_model = row.model(**base, rng=np.random.default_rng(7))
@@ -84,7 +89,8 @@ def call(monkeypatch, capsys, *arguments):
 def test_a_row(name, small, monkeypatch, capsys):
     trained = json.loads(call(monkeypatch, capsys, name, "--json"))
     assert set(trained) >= {"name", "stderr", "images", "protocol", "parameters"}
-    assert trained["name"] == name and trained["images"] == 500
+    tested = 191 if trained["protocol"] == "emoji" else 500
+    assert trained["name"] == name and trained["images"] == tested
     assert trained.get("images_with_all_samples") == (80 if "vae" in name else None)
     assert json.loads(call(monkeypatch, capsys, name, "--evaluate", "--json")) == trained
     model, about = weights.load(small / f"{name}.npz")
@@ -145,7 +151,8 @@ def test_the_weights_that_ship_are_of_the_row(name):
         right = json.loads(json.dumps(getattr(row, key)))
         assert about[key] == right, f"{name}: {key} is {right}, the weights have {about[key]}"
     assert about.get("options", {}) == json.loads(json.dumps(row.options))
-    epochs = sum(row.steps) * (row.batch_size / likelihood.LEARNED if row.optimizer else 1)
+    learned = 1529 if row.protocol == "emoji" else likelihood.LEARNED
+    epochs = sum(row.steps) * (row.batch_size / learned if row.optimizer else 1)
     assert about["epochs"] == round(epochs, 1) and about["seed"] == likelihood.SEED
     assert (likelihood.LEARNED, likelihood.VALIDATION) == (50_000, 2000)  # as the texts say
 
@@ -335,6 +342,9 @@ def test_sets(small):
     np.testing.assert_array_equal(likelihood.sets("static", classes=10)[2], with_labels)
     parts = likelihood.sets("sprites")
     assert [len(part) for part in parts] == [4400, 500, 500]
+    emoji = likelihood.sets("emoji")
+    assert [len(part) for part in emoji] == [1529, 191, 191]
+    assert (np.sort(np.concatenate(emoji), axis=0) == np.sort(data.emoji().images, axis=0)).all()
     together, made = (
         np.sort(images.reshape(5400, -1).view("V1024")[:, 0].tolist())
         for images in (np.concatenate(parts), likelihood.sprites().images)

@@ -25,6 +25,7 @@ from tinygen.models import (
     MixturePosteriorVAE,
     MixturePriorVAE,
     PixelCNN,
+    PixelCNNpp,
     PixelRNN,
     PixelTransformer,
     RealNVP,
@@ -43,6 +44,10 @@ BUILD = {
     "transformer": (
         2,
         lambda shape, rng: PixelTransformer(shape, channels=4, blocks=1, first_kernel=3, rng=rng),
+    ),
+    "plus plus": (
+        5,
+        lambda shape, rng: PixelCNNpp(shape, 5, (3, 2), 1, components=2, first_kernel=3, rng=rng),
     ),
     "mixture": (2, lambda shape, rng: BernoulliMixture(shape, 3, rng=rng)),
     "fvsbn": (2, lambda shape, rng: FVSBN(shape, rng=rng)),
@@ -94,7 +99,7 @@ def build(name, shape, rng, n=3, dtype=np.float64):
 @pytest.mark.parametrize(
     "model",
     [
-        *(PixelCNN, GatedPixelCNN, PixelRNN, PixelTransformer, FVSBN, NADE, MADE, VAE, MixturePriorVAE),
+        *(PixelCNN, GatedPixelCNN, PixelCNNpp, PixelRNN, PixelTransformer, FVSBN, NADE, MADE, VAE, MixturePriorVAE),
         *(MixturePosteriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, Autoencoder, NICE, RealNVP, Glow, GAN, GSN),
     ],
 )

@@ -1,5 +1,5 @@
-"""Gaussian, Bernoulli, Categorical; mixtures of Gaussians, one-hot vectors. Log-probabilities are in nats per element
-(per vector for the last two); the caller sums them."""
+"""Gaussian, Bernoulli, Categorical; mixtures of Gaussians and of logistics, one-hot vectors. Log-probabilities are in
+nats per element (per vector, or pixel, for the last three); the caller sums them."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from tinygen.backend import to_device, xp
 from tinygen.tensor import Tensor, as_array, as_flag, as_tensor
 
 LOG_VAR_LIMIT = 40.0  # log-variances are clipped to +-40: standard deviations from 2e-9 to 5e8
+LOG_SCALE_LIMITS = -7.0, 20.0  # of logistics on -1 .. 1; the lower one is Salimans et al.'s
 
 
 @dataclass
@@ -229,3 +230,105 @@ class OneHot:
     def _largest(y):
         """1 at the largest number along the last axis, else 0, in the dtype of y"""
         return (xp(y).arange(y.shape[-1]) == y.argmax(-1)[..., None]).astype(y.dtype)
+
+
+@dataclass
+class LogisticMixture:
+    """p(x) = sum_k w_k prod_c P(x_c | m_ck, s_ck) over pixels x of C colours, whole numbers 0 .. ``levels`` - 1.
+
+    Values are scaled to -1 .. 1. P(x_c | m, s) is what the logistic distribution with the mean m and the scale s has
+    between the midpoints to the neighbours of x_c; the first interval begins at -infinity, the last ends at infinity:
+
+        P(x_c | m, s) = sigmoid((upper - m) / s) - sigmoid((lower - m) / s)
+
+    In a component the mean of a colour depends linearly on the colours before it: m_c + sum_b a_cb x_b over b < c.
+
+    ``logits`` (K, ...): w is their softmax over the K components; ``means`` and ``log_scales`` (C, K, ...), the latter
+    clipped to -7 .. 20; ``coefficients`` a (C (C - 1) / 2, K, ...), in the order of the rows of a lower triangle.
+    Source: Salimans et al. 2017 (arXiv 1701.05517), sections 2.1 and 2.2.
+    """
+
+    logits: Tensor
+    means: Tensor
+    log_scales: Tensor
+    coefficients: Tensor | None
+    levels: int
+
+    def __post_init__(self):
+        self.levels = check.count("levels", self.levels, 2)
+        self.logits = as_tensor(self.logits, "logits")
+        self.means = check.tensor("means", self.means, "C", *self.logits.shape)
+        colours, *shape = self.means.shape
+        self.log_scales = ops.clip(check.tensor("log_scales", self.log_scales, colours, *shape), *LOG_SCALE_LIMITS)
+        if colours > 1:
+            self.coefficients = check.tensor(
+                "coefficients", self.coefficients, colours * (colours - 1) // 2, *self.logits.shape
+            )
+
+    def log_prob(self, x) -> Tensor:
+        """log p(x) of each pixel, (C, ...) -> (...), in nats. Finite wherever the parameters are."""
+        x = self._values(x)
+        log_p = ops.log_softmax(self.logits, 0)
+        for colour in range(len(self.means)):
+            log_p = log_p + self._log_mass(x, colour)
+        return ops.logsumexp(log_p, 0)
+
+    def given(self, x, colour: int) -> "LogisticMixture":
+        """p(x_c | x_b, b < c), for c = ``colour``: a mixture over one colour, whose weights are those of the
+        components after the colours before c have been seen. x (C, ...): its colours from c on are not read."""
+        x, logits, colour = self._values(x), self.logits, check.axis("colour", colour, len(self.means))
+        for before in range(colour):
+            logits = logits + self._log_mass(x, before)
+        mean, log_scale = self._mean(x, colour), self.log_scales[colour]
+        return LogisticMixture(logits, ops.expand_dims(mean, 0), ops.expand_dims(log_scale, 0), None, self.levels)
+
+    def at(self, u):
+        """(...): values of a mixture over one colour from uniform numbers ``u`` (...) < 1, as an int64 array.
+
+        u chooses the component, and where it falls within the component's share of 0 .. 1 is a uniform number v again.
+        The logistic number m + s log(v / (1 - v)), rounded to the next of the values, has exactly the probability P.
+        Raises ValueError if, on the host, a parameter is nan.
+        """
+        shape, u = self.logits.shape[1:], as_array(u, "u").ravel()
+        m = xp(u)
+        # float64 even in a float32 model: v has what is left of the digits
+        logits, mean, log_scale = (
+            t.data.astype(np.float64).reshape(-1, len(u)) for t in (self.logits, self.means[0], self.log_scales[0])
+        )
+        w = m.exp(logits - logits.max(0))
+        cumulated = w.cumsum(0)
+        u = u * cumulated[-1]
+        chosen = (cumulated <= u).sum(0), m.arange(len(u))
+        v = m.clip(1 - (cumulated[chosen] - u) / w[chosen], 1e-300, 1 - 2**-53)
+        x = mean[chosen] + m.exp(log_scale[chosen]) * m.log(v / (1 - v))
+        check.no_nan("parameters", x)
+        last = self.levels - 1
+        return m.clip(m.rint((x + 1) * (last / 2)), 0, last).astype(np.int64).reshape(shape)
+
+    def _values(self, x):
+        x = check.tensor("x", x, len(self.means), *self.logits.shape[1:]).data
+        check.whole("x", x, self.levels)
+        return x.astype(self.logits.dtype)
+
+    def _mean(self, x, colour):
+        mean, first = self.means[colour], colour * (colour - 1) // 2
+        for before in range(colour):
+            mean = mean + self.coefficients[first + before] * (x[before] * (2 / (self.levels - 1)) - 1)
+        return mean
+
+    def _log_mass(self, x, colour):
+        """log P(x_c | m_c, s_c) of each component, (K, ...).
+
+        With a = (upper - m) / s and b = (lower - m) / s,
+
+            sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))
+
+        has no difference of nearly equal numbers. Where the interval is open, a factor is missing.
+        """
+        mean, log_scale, x, last = self._mean(x, colour), self.log_scales[colour], x[colour], self.levels - 1
+        inverse, one = (-log_scale).exp(), x.dtype.type(1)  # 1 / s
+        a, b = ((Tensor((2 * x + side) * (one / last) - one) - mean) * inverse for side in (one, -one))
+        closed_above, closed_below = (Tensor(side.astype(x.dtype)) for side in (x < last, x > 0))
+        width = ops.log(-ops.expm1(inverse * (-2 / last)))  # log(1 - exp(b - a)), as a - b = 2 / (levels - 1) / s
+        inside = closed_above * closed_below * width
+        return inside - closed_above * ops.softplus(-a) - closed_below * ops.softplus(b)

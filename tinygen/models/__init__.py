@@ -17,6 +17,7 @@ from tinygen.models.explicit.tractable.made import MADE
 from tinygen.models.explicit.tractable.nade import NADE
 from tinygen.models.explicit.tractable.nice import NICE
 from tinygen.models.explicit.tractable.pixelcnn import PixelCNN
+from tinygen.models.explicit.tractable.pixelcnnpp import PixelCNNpp
 from tinygen.models.explicit.tractable.pixelrnn import PixelRNN
 from tinygen.models.explicit.tractable.realnvp import RealNVP
 from tinygen.models.explicit.tractable.transformer import PixelTransformer
@@ -28,7 +29,7 @@ from tinygen.models.implicit.gan import GAN
 from tinygen.models.implicit.gsn import GSN
 
 _MODELS = (
-    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, PixelTransformer),
+    *(BernoulliMixture, FVSBN, NADE, MADE, PixelCNN, PixelRNN, GatedPixelCNN, PixelCNNpp, PixelTransformer),
     *(NICE, RealNVP, Glow, VAE, MixturePriorVAE, CategoricalVAE, TCVAE, Diffusion, RBM, GAN, GSN, Autoencoder),
 )
 RECIPES = {name: recipe for model in _MODELS for name, recipe in sys.modules[model.__module__].RECIPES.items()}
@@ -54,6 +55,7 @@ __all__ = [
     "MixturePosteriorVAE",
     "MixturePriorVAE",
     "PixelCNN",
+    "PixelCNNpp",
     "PixelRNN",
     "PixelTransformer",
     "RealNVP",

@@ -11,7 +11,7 @@ class Recipe:
 
     model: type
     settings: dict  # the constructor's arguments
-    protocol: str  # the data: "published", "static", "dynamic", "grey", "8-bit" or "sprites", see benchmarks/RESULTS.md
+    protocol: str  # the data, one of those that benchmarks/RESULTS.md describes, such as "static" or "8-bit"
     steps: tuple[int, ...]  # of each part of the schedule; in each the learning rate falls to zero
     optimizer: type | None = Muon  # None: the model's ``maximize`` is called with the steps
     lr: float = 5e-3

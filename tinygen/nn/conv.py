@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygen import check, ops
-from tinygen.backend import to_device
+from tinygen.backend import to_device, xp
 from tinygen.nn import init
 from tinygen.nn.module import Module
 from tinygen.tensor import Tensor
@@ -59,7 +59,8 @@ class UpConv2d(Conv2d):
 
 
 class MaskedConv2d(Module):
-    """Convolution that keeps height and width, in which a pixel sees only what comes before it in raster order.
+    """Convolution in which a pixel sees only what comes before it in raster order. It keeps height and width; with a
+    ``stride`` s it has a result at every s-th pixel of every s-th row, H and W divided by s and rounded up.
 
     An output pixel sees the rows above and, in its own row, the pixels to the left. At its own position, mask ``"A"``
     shows only earlier colour groups, ``"B"`` its own group too. ``groups`` cuts input and output channels into that
@@ -70,7 +71,7 @@ class MaskedConv2d(Module):
     Source: van den Oord et al. 2016, section 3.4, figure 2; 2016b, figure 1.
     """
 
-    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, *, rng, gain: float = 1.0):
+    def __init__(self, mask, in_channels, out_channels, kernel_size, groups=1, stride=1, *, rng, gain: float = 1.0):
         check.choice("MaskedConv2d: mask", mask, "A", "B", "above", "rows")
         kh, kw = check.pair("MaskedConv2d: kernel_size", kernel_size, odd=True)
         in_channels, out_channels = check.count("in_channels", in_channels), check.count("out_channels", out_channels)
@@ -79,7 +80,7 @@ class MaskedConv2d(Module):
             raise ValueError(
                 f"MaskedConv2d: {in_channels} and {out_channels} channels, {groups} groups must divide both"
             )
-        self.mask_type, self.padding = mask, (kh // 2, kw // 2)
+        self.mask_type, self.padding, self.stride = mask, (kh // 2, kw // 2), check.count("stride", stride)
         # The fan-in counts the weights that are unmasked for the last group. Weights are drawn before the mask is
         # allocated, since the generator may limit their number (weights.load).
         above, left, own = in_channels * (kh // 2) * kw, in_channels * (kw // 2), in_channels // groups
@@ -110,13 +111,15 @@ class MaskedConv2d(Module):
         return self.weight if self.channel_mask is None else self.weight * Tensor(self.channel_mask)
 
     def forward(self, x, at=None):
-        """``at``: the ``PixelCache`` for one pixel, with x (in_channels, N); None for whole images."""
+        """``at``: None for whole images, or the ``PixelCache`` for one pixel, with x (in_channels, N), or for one row,
+        with x (W, in_channels, N)."""
         if at is not None:
             return at(self, x)
-        return ops.conv2d(x, self.masked_weight(), self.bias, padding=self.padding, mask=self.mask)
+        return ops.conv2d(x, self.masked_weight(), self.bias, self.stride, self.padding, self.mask)
 
     def one_pixel(self, at):
-        """The function (in_channels, N) -> (out_channels, N) at a pixel. A 1x1 kernel stores no other pixels."""
+        """The function (in_channels, N) -> (out_channels, N) at a pixel, or to None where the stride skips it. In a row
+        it is (W, in_channels, N) -> (W, out_channels, N). A 1x1 kernel stores no other pixels."""
         if self.weight.shape[2:] != (1, 1):
             return MaskedConvPixel(self, at)
         weight, bias = self.masked_weight().data[:, :, 0, 0], self.bias.data[:, None]
@@ -127,14 +130,15 @@ class MaskedConv2d(Module):
 
 
 class MaskedConvPixel:
-    """A masked convolution at one pixel: (in, N) -> (out, N). It stores its inputs, with zeros around the image.
+    """A masked convolution at one pixel: (in, N) -> (out, N), or in one row. It stores its inputs, with zeros around
+    the image.
 
     ``weights``: weight (out, in, kh, kw) and bias (out,) to use instead of the layer's.
     """
 
     def __init__(self, layer, at, weights=None):
         weight, bias = weights or (layer.masked_weight(), layer.bias)
-        self.bias, self.at = bias.data[:, None], at
+        self.bias, self.at, self.stride = bias.data[:, None], at, layer.stride
         self.above, self.left = layer.padding
         # For each row of the kernel with unmasked taps: its index, their number, and their weights (out, taps * in)
         self.rows = []
@@ -145,11 +149,14 @@ class MaskedConvPixel:
                 self.rows.append((i, taps, matrix))
         # (row, column, in, N)
         self.inputs = at.zeros(at.height + self.above, at.width + 2 * self.left, weight.shape[1])
+        self.row, self.from_above = None, None  # of the row with this index, what the rows above contribute
         if layer.mask_type in ("A", "above"):  # its input is the image
             at.readers.append(self)
 
     def store(self, h, row, column):
-        self.inputs[row + self.above, column + self.left] = h
+        """Keep the input h (in, N) of a pixel, or (W, in, N) of a row: then ``column`` is None."""
+        columns = slice(self.left, self.left + self.at.width) if column is None else column + self.left
+        self.inputs[row + self.above, columns] = h
 
     def read(self, row, column):
         """The output (out, N) at a pixel, from the stored inputs."""
@@ -159,6 +166,28 @@ class MaskedConvPixel:
             y = y + matrix @ seen.reshape(matrix.shape[1], -1)
         return y
 
+    def read_row(self, row, rows):
+        """(W, out, N): the outputs in a row, from those ``rows`` of the kernel."""
+        y, columns = self.bias, -(-self.at.width // self.stride)
+        for i, _, matrix in rows:
+            line = self.inputs[row + i]  # (W, in, N), in which the taps of a pixel, (taps * in, N), are contiguous
+            strides = (self.stride * line.strides[0], *line.strides[1:])
+            y = y + matrix @ xp(line).lib.stride_tricks.as_strided(line, (columns, matrix.shape[1], self.at.n), strides)
+        return y
+
     def __call__(self, h):
-        self.store(h, self.at.row, self.at.column)
-        return self.read(self.at.row, self.at.column)
+        row, column = self.at.row, self.at.column
+        self.store(h, row, column)
+        if row % self.stride or (column or 0) % self.stride:
+            return None
+        if column is None:
+            return self.read_row(row, self.rows)
+        *above, (i, taps, matrix) = self.rows
+        if i < self.above:  # no tap in the pixel's own row
+            return self.read(row, column)
+        y = self.bias
+        if above:  # once for the whole row
+            if row != self.row:
+                self.row, self.from_above = row, self.read_row(row, above)
+            y = self.from_above[column // self.stride]
+        return y + matrix @ self.inputs[row + i, column : column + taps].reshape(matrix.shape[1], -1)

@@ -44,13 +44,15 @@ class Gate(Module):
         return (ops.tanh(f) * ops.sigmoid(g)).reshape(n, -1, height, width)
 
     def one_pixel(self, at, labels):
-        """The function (2 channels, N) -> (channels, N) at a pixel. The classes' weights are looked up once."""
+        """The function (2 channels, N) -> (channels, N) at a pixel, or (W, 2 channels, N) -> (W, channels, N) in a row.
+        The classes' weights are looked up once."""
         class_bias = None if labels is None else self.weight.data[labels].T  # (2 channels, N)
 
         def gate(x):
             x = x if class_bias is None else x + class_bias
-            f, g = x.reshape(self.groups, 2, -1, at.n).swapaxes(0, 1)  # (groups, channels / groups, N) each
-            return (xp(x).tanh(f) * Sigmoid().forward(g)).reshape(-1, at.n)
+            y = x.reshape(*x.shape[:-2], self.groups, 2, -1, at.n)
+            f, g = y[..., 0, :, :], y[..., 1, :, :]  # (.., groups, channels / groups, N) each
+            return (xp(x).tanh(f) * Sigmoid().forward(g)).reshape(*x.shape[:-2], -1, at.n)
 
         return gate
 
@@ -121,6 +123,11 @@ class VerticalStack(Module):
 
     def position_bias(self, height: int, width: int):
         """(layers, 2 channels, H, W), a linear function of the row and the column, both scaled to -1 .. 1."""
-        w = self.position.reshape(*self.position.shape, 1, 1)  # (2, layers, 2 channels, 1, 1)
-        rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
-        return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (.., H, 1) + (.., 1, W)
+        return linear_in_position(self.position, height, width)
+
+
+def linear_in_position(w, height: int, width: int) -> Tensor:
+    """(2, ...) -> (..., H, W): w_0 times the row plus w_1 times the column, both scaled to -1 .. 1."""
+    w = w.reshape(*w.shape, 1, 1)
+    rows, columns = (xp(w.data).linspace(-1, 1, n, dtype=w.dtype) for n in (height, width))
+    return w[0] * Tensor(rows[:, None]) + w[1] * Tensor(columns)  # (.., H, 1) + (.., 1, W)

@@ -17,7 +17,8 @@ from tinygen.tensor import Tensor
 class PixelCache:
     """The pixel (``row``, ``column``) that is being drawn in n images, and what each layer keeps.
 
-    Pixels come in raster order. A pixel may be evaluated several times, for R, G and B.
+    Pixels come in raster order. A pixel may be evaluated several times, for R, G and B. Where a network sees only rows
+    above, all pixels of a row are evaluated together: ``column`` is then None, and a layer's input is (W, channels, N).
     """
 
     def __init__(self, n: int, height: int, width: int, like):
@@ -28,18 +29,29 @@ class PixelCache:
         self.readers = []  # the convolutions whose input is the image itself
 
     def __call__(self, layer, x: Tensor, *labels) -> Tensor:
-        """The layer's output at this pixel. ``labels``: for layers that take them, the same in every call."""
+        """The layer's output at this pixel, or None. ``labels``: for layers that take them, the same in every call."""
+        y = self.function(layer, *labels)(x.data)
+        return None if y is None else Tensor(y)
+
+    def function(self, layer, *labels):
+        """What the layer's ``one_pixel`` returned when it was first called."""
         if layer not in self.layers:
             self.layers[layer] = layer.one_pixel(self, *labels)
-        return Tensor(self.layers[layer](x.data))
+        return self.layers[layer]
 
     def store(self, values) -> None:
-        """Give the pixel's final values (C, N) to the layers that read the image, for the pixels to come.
+        """Give the pixel's final values (C, N), or a row's (W, C, N), to the layers that read the image.
 
         Nothing else that was kept at this pixel depends on its last colour.
         """
         for reader in self.readers:
             reader.store(values, self.row, self.column)
+
+    def shrunk(self) -> "PixelCache":
+        """A cache for images of half the height and width, rounded up, at the first pixel or row."""
+        cache = PixelCache(self.n, -(-self.height // 2), -(-self.width // 2), self.like)
+        cache.column = self.column
+        return cache
 
     def zeros(self, *shape):
         """Zeros of shape (..., N)."""

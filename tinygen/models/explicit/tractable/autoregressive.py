@@ -82,6 +82,10 @@ class Autoregressive(Model):
             return Categorical(logits, axis)
         return Bernoulli(logits.reshape(logits.shape[:axis] + logits.shape[axis + 1 :]))
 
+    def _draw(self, logits, u, temperature):
+        """Values (n,) drawn from p(x_i | x_1 .. x_{i-1}), given its logits (K, n), with uniform numbers u (n,)."""
+        return self._distribution(logits / temperature, axis=0).at(u)
+
     def sample(self, n: int, rng: np.random.Generator, labels=None, given=None, mask=None, temperature=1.0):
         """n images (n, C, H, W), uint8 (int64 above 256 levels), drawn exactly, on the model's device.
 
@@ -125,9 +129,8 @@ class Autoregressive(Model):
             with no_grad():  # it ends before the yield, so the caller's computations are recorded
                 for position in positions[row * in_a_row : (row + 1) * in_a_row]:
                     logits = conditional(x, *position)  # (K, n)
-                    p = self._distribution(logits / temperature, axis=0)  # p(x_i | x_1 .. x_{i-1})
                     i = np.s_[:, position[2], position[0], position[1]]  # x[i] is (n,)
-                    x[i] = xp(x).where(keep[i], x[i], p.at(u[i]))
+                    x[i] = xp(x).where(keep[i], x[i], self._draw(logits, u[i], temperature))
                 check.no_nan("logits", logits.data)
             yield x
 

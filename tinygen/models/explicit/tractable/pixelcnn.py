@@ -83,5 +83,12 @@ RECIPES = {
         protocol="static",
         steps=(25_000,),
         published="81.30",  # van den Oord et al. 2016, table 4
-    )
+    ),
+    "emoji-softmax": Recipe(
+        PixelCNN,
+        {"image_shape": (3, 32, 32), "levels": 256, "channels": 30, "blocks": 6, "kernel": 5, "dropout": 0.15},
+        protocol="emoji",
+        steps=(4000,),
+        batch_size=16,
+    ),
 }
