@@ -255,6 +255,13 @@ def test_nearest_class_share(demo):
     assert demo("15_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
 
 
+def test_the_plane_of_faces(demo, monkeypatch, rng):
+    module, faces = demo("15_manifold"), rng.integers(0, 256, (1965, 1, 28, 20)).astype(np.uint8)
+    monkeypatch.setattr(module.data, "frey_faces", lambda: faces)
+    model = module.of_faces(argparse.Namespace(faces=2, seed=0, device="cpu"))
+    assert module.draw_faces(1 - module.manifold(model, 3), 3).axes
+
+
 def test_the_spread_of_images(demo):
     images = np.array([0.0, 3.0, 4.0]).reshape(3, 1, 1, 1)
     np.testing.assert_allclose(demo("18_gan").spread(images), (3 + 4 + 1) / 3)
