@@ -12,7 +12,7 @@ import pytest
 from PIL import Image  # matplotlib needs it
 
 from tinygen import ops
-from tinygen.models import GSN, VAE, GatedPixelCNN, PixelCNN, RealNVP
+from tinygen.models import GSN, RBM, VAE, GatedPixelCNN, PixelCNN, RealNVP
 from tinygen.weights import FOLDER, load
 
 ROOT = Path(__file__).parent.parent
@@ -40,10 +40,11 @@ SMALL = {  # the tiny budget of each demo, and a figure with its unit that it pr
     "15_manifold": ("--size 4", r"same class for \d+ % of 500 digits"),
     "16_beta": ("--steps 2 --latent 2", r"nats per image, .*\n +0.1 +\d+\.\d"),
     "17_vae_questions": ("--steps 2", r"nats per image(.*\n)+ +32-d z, with warm-up +-\d+\.\d, \d+ active dimensions"),
-    "20_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
+    "21_inside": ("--order 2", r"by hand (-?\d+\.\d+), by the engine \1"),
+    "18_boltzmann": ("--steps 10 --runs 2 --rounds 3 --train 1", r"an estimate of \d+\.\d+ nats per test image"),
     "taxonomy": ("", r"PixelCNN +80\.9 nats(.*\n)+Real NVP +≤ 1\.14 bits/dim"),
-    "18_gan": ("--steps 3 --alone 2", r"2 steps alone +mean distance between two images +\d+\.\d"),
-    "19_gsn": ("--steps 2 --hidden 9 --chain 3", r"nats per image.*\n.*(\n.*walkback.* +\d+\.\d +\d+\.\d){2}"),
+    "19_gan": ("--steps 3 --alone 2", r"2 steps alone +mean distance between two images +\d+\.\d"),
+    "20_gsn": ("--steps 2 --hidden 9 --chain 3", r"nats per image.*\n.*(\n.*walkback.* +\d+\.\d +\d+\.\d){2}"),
 }
 
 
@@ -250,6 +251,21 @@ def test_gradient_estimators_are_right_in_the_mean(demo, rng):
     np.testing.assert_allclose((1 - baseline[0] / score[0]) * (1 - baseline[1] / score[1]), 1)
 
 
+def test_exact_samples_and_chains_of_a_boltzmann_machine(demo, rng):
+    module, model = demo("18_boltzmann"), RBM((1, 1, 3), 4, rng=rng)
+    for p in model.parameters():
+        p.data = rng.standard_normal(p.shape)
+    states = (np.arange(8)[:, None] >> np.arange(3) & 1).reshape(8, 1, 1, 3)
+    drawn = module.exact_samples(model, 20_000, rng).reshape(-1, 3).astype(int) @ (1, 2, 4)
+    p = np.exp(model.log_prob(states).data)
+    assert (np.abs(np.bincount(drawn, minlength=8) / 20_000 - p) < 5 * np.sqrt(p / 20_000)).all()
+    seen = module.chains(model, states.astype(float), [0, 2], np.random.default_rng(5))
+    v, again = states.reshape(8, 3).astype(float), np.random.default_rng(5)
+    for _ in range(2):
+        v = model.gibbs(v, again)
+    np.testing.assert_array_equal(seen, np.stack([states, v.reshape(states.shape)]))
+
+
 def test_nearest_class_share(demo):
     z = np.array([[0.0], [1.0], [10.0], [12.0], [13.0]])
     assert demo("15_manifold").nearest_class_share(z, np.array([0, 0, 1, 1, 2])) == 60  # 12 is nearest to 13
@@ -264,12 +280,12 @@ def test_the_plane_of_faces(demo, monkeypatch, rng):
 
 def test_the_spread_of_images(demo):
     images = np.array([0.0, 3.0, 4.0]).reshape(3, 1, 1, 1)
-    np.testing.assert_allclose(demo("18_gan").spread(images), (3 + 4 + 1) / 3)
+    np.testing.assert_allclose(demo("19_gan").spread(images), (3 + 4 + 1) / 3)
 
 
 def test_errors_at_two_steps_of_the_chain(demo, rng):
     """Those at the last step are the sum over all steps less that over all but the last."""
-    module, x = demo("19_gsn"), rng.random((3, 1, 4, 4))
+    module, x = demo("20_gsn"), rng.random((3, 1, 4, 4))
     model = GSN((1, 4, 4), (5,), rng=rng)
     for p in model.parameters():
         p.data = rng.standard_normal(p.shape)
@@ -284,5 +300,5 @@ def test_errors_at_two_steps_of_the_chain(demo, rng):
 
 def test_derivatives(demo):
     x = np.linspace(-1, 1, 5)
-    for n, y in enumerate(demo("20_inside").derivatives(lambda x: ops.exp(2 * x), x, 4)):
+    for n, y in enumerate(demo("21_inside").derivatives(lambda x: ops.exp(2 * x), x, 4)):
         np.testing.assert_allclose(y, 2**n * np.exp(2 * x))

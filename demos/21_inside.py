@@ -120,7 +120,7 @@ def main():
     for n in range(1, len(curves)):  # compare with differences of the curve before
         difference = np.abs(np.gradient(curves[n - 1], line, edge_order=2) - curves[n])[1:-1].max()
         print(f"derivative of order {n}: at most {difference:.1e} from the differences of the curve before")
-    save(draw(nodes, slopes, line, curves), config.out, "20_inside")
+    save(draw(nodes, slopes, line, curves), config.out, "21_inside")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main():
     train(model, images, config.steps, every, lambda step: look(f"after {step:,} steps"), config)
     model.discriminator.requires_grad = False
     train(model, images, config.alone, config.alone, lambda step: look(f"{step:,} steps alone"), config)
-    save(draw(panels), config.out, "18_gan")
+    save(draw(panels), config.out, "19_gan")
 
 
 if __name__ == "__main__":

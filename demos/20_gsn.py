@@ -82,7 +82,7 @@ def main():
         rng = np.random.default_rng(config.seed)
         noise[f"{name}: {config.chain} steps from noise"] = to_host(model.sample_means(64, rng, steps=config.chain))
     ways = way(model, on_device[::260], np.random.default_rng(config.seed))
-    save(draw(ways, noise), config.out, "19_gsn")
+    save(draw(ways, noise), config.out, "20_gsn")
 
 
 if __name__ == "__main__":
