@@ -134,7 +134,7 @@ RECIPES = {
         GSN,
         {},
         protocol="grey",
-        steps=(60_000,),
+        steps=(20_000,),
         optimizer=Adam,
         lr=1e-3,
         weight_decay=0.0,
