@@ -382,7 +382,7 @@ CALLS |= {
                       "order": ("choice", "random")} | rng),
     "NADE": (NADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("size", 3)} | rng),
     "MADE": (MADE, {"image_shape": common["image_shape"], "levels": ("levels", 4), "hidden": ("channels", (3, 4)),
-                    "orders": ("size", 2)} | rng),
+                    "orders": ("size", 2), "order": ("choice", "random")} | rng),
     "PCA": (PCA, {"images": ("images", IMAGES), "code": ("size", 2)}),
     "mutual_information": (mutual_information,
                            {"codes": ("input", X), "factors": ("input", [[0], [1]]), "bins": ("levels", 2)}),

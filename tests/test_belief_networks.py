@@ -20,7 +20,10 @@ BUILD = {
     "made, deep": lambda shape, levels=2, *, rng: MADE(shape, levels, hidden=(20, 9, 14), rng=rng),
     "made, few units": lambda shape, levels=2, *, rng: MADE(shape, levels, hidden=(2, 3), rng=rng),
 }
-RANDOM = {"fvsbn, random": lambda shape, levels=2, *, rng: FVSBN(shape, levels, order="random", rng=rng)}
+RANDOM = {
+    "fvsbn, random": lambda shape, levels=2, *, rng: FVSBN(shape, levels, order="random", rng=rng),
+    "made, random": lambda shape, levels=2, *, rng: MADE(shape, levels, (20,), order="random", rng=rng),
+}
 ORDERS = {"made, orders": lambda shape, levels=2, *, rng: MADE(shape, levels, hidden=(9, 8), orders=3, rng=rng)}
 SHAPES = [(1, 1, 1), (1, 1, 2), (1, 1, 7), (1, 3, 2), (3, 1, 2), (2, 2, 2)]
 every_order = pytest.mark.parametrize("name", BUILD)
@@ -51,15 +54,18 @@ def test_a_value_sees_all_values_before_it_and_no_other(name, shape, levels, rng
     np.testing.assert_array_equal(j == 0, np.triu(np.ones((d, d), bool)))
 
 
+@pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("shape,levels", [((1, 2, 4), 2), ((2, 2, 2), 3)])
-def test_fvsbns_random_order_is_seen_as_it_is_ranked(shape, levels, tmp_path, rng):
-    model = build("fvsbn, random", shape, levels)
-    assert sorted(model.ranks.data) == list(range(8)) and (np.diff(model.ranks.data) < 0).any()
+def test_a_random_order_is_seen_as_it_is_ranked(name, shape, levels, tmp_path, rng):
+    model = build(name, shape, levels)
+    ranks = model.ranks.data.reshape(-1)
+    assert sorted(ranks) == list(range(8)) and (np.diff(ranks) < 0).any()
     x = Tensor(rng.random((4, 8)) + 0.1, requires_grad=True)
     y = model.vector_logits(x)
     j = np.array([abs(grad(y[:, i].sum(), x)[0].data).sum(0) for i in range(8)])
-    np.testing.assert_array_equal(j != 0, model.ranks.data[:, None] > model.ranks.data)
-    weights.save(tmp_path / "a.npz", model, {"settings": {"image_shape": shape, "levels": levels}}, half=False)
+    np.testing.assert_array_equal(j != 0, ranks[:, None] > ranks)
+    settings = {"image_shape": shape, "levels": levels} | ({"hidden": [20]} if name.startswith("made") else {})
+    weights.save(tmp_path / "a.npz", model, {"settings": settings}, half=False)
     x, loaded = all_images(shape, levels)[::37], weights.load(tmp_path / "a.npz")[0]  # built in raster order
     np.testing.assert_allclose(loaded.log_prob(x).data, model.log_prob(x).data, rtol=1e-5)
 

@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+
+from tinygen import check
 from tinygen.models.explicit.tractable.autoregressive import Autoregressive
 from tinygen.models.images import check_images
 from tinygen.tensor import Tensor
@@ -17,6 +20,11 @@ class BeliefNetwork(Autoregressive):
     def __init__(self, image_shape, levels):
         super().__init__(image_shape, levels)
         self.values = math.prod(self.image_shape)  # D
+
+    def _ranks(self, order, rng):
+        """(D,): the rank of each value, 0 to D - 1, in raster order or in a random one."""
+        check.choice("order", order, "raster", "random")
+        return np.arange(self.values) if order == "raster" else check.generator(rng).permutation(self.values)
 
     def vector_logits(self, x) -> Tensor:
         """(N, D) from 0 to 1 -> (N, D, K): the logits of p(x_i | x_<i)"""

@@ -23,10 +23,8 @@ class FVSBN(BeliefNetwork):
 
     def __init__(self, image_shape=(1, 28, 28), levels=2, order="raster", *, rng: np.random.Generator):
         super().__init__(image_shape, levels)
-        check.choice("order", order, "raster", "random")
         check.room(rng, self.values**2 * self.outputs)
-        d = self.values
-        self.ranks = Buffer(np.arange(d) if order == "raster" else check.generator(rng).permutation(d))  # (D,)
+        self.ranks = Buffer(self._ranks(order, rng))  # (D,)
         self.linear = MaskedLinear(self._mask(), rng=rng, gain=0.0)  # (D K, D)
 
     def _mask(self):
