@@ -131,7 +131,7 @@ to zero; validated on 1,000; weight decay 0.1 but for the first:
   L1 of 0.03 98.1, of 0.05 at twice the rate 98.1; after 8,000, with weight decay of 0.03, 98.6.
 - NADE: overfits from step 4,500 on, where validation was at 87.06; it ended at 87.47. Muon at 0.03 got further in a
   minute (94.0 against 96.0), but had a gap to training of 3.4 at once; with weight decay of 0.5 95.4 after two minutes.
-- MADE in raster order, 800 units, weight decay 0.1: training ended at 83.9, validation at 90.2, the test at 89.67. After
+- MADE in raster order, 800 units, weight decay 0.1: training ended at 83.9, validation at 90.2, test at 89.67. After
   1,500 steps, 91.7; in a random order 91.3, from the centre outwards 92.8; with dropout of 0.3 or 0.5 in the hidden
   units 92.9 or 94.1; with weight decay of 0.5 or 1.5 92.9 or 99.3; with 2,000 units at a lower rate 96.4, with two
   layers of 600 92.8. With an L1 penalty of 0.05, 0.2 or 0.5 in place of weight decay, in a random order, 91.4, 97.0 or
